@@ -1,0 +1,298 @@
+"""What the engine is to the layers above it: VLMs that encode, prefill, decode and show their attention.
+
+Two implementations: :class:`localvlm.engine.client.Engine`, which runs llama.cpp in a worker process, and
+:class:`localvlm.engine.fake.FakeEngine`, which needs no model. Nothing here knows of guides, pruning or pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Attention",
+    "Completion",
+    "Encoded",
+    "Engine",
+    "ImageLayout",
+    "ImagePart",
+    "LoadOptions",
+    "Part",
+    "Prefilled",
+    "SamplingOptions",
+    "TextPart",
+    "Vlm",
+    "VlmInfo",
+]
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+RGB = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load one VLM."""
+
+    n_ctx: int = 0
+    """KV cells; 0 = the model's training context, at most 4096."""
+    threads: int = 0
+    """CPU threads; 0 = physical cores."""
+    gpu_layers: int = 0
+    """Layers offloaded to the GPU; -1 = all."""
+    stock_tower: bool = False
+    """Run the vision tower as llama.cpp computes it, defects included."""
+
+
+@dataclass(frozen=True)
+class VlmInfo:
+    """What a loaded VLM is."""
+
+    name: str
+    architecture: str
+    family: str
+    """Row of the table in ``engine/families.py``; "unknown" has no token map."""
+    n_layer: int
+    n_head: int
+    n_embd: int
+    n_vocab: int
+    n_ctx: int
+    n_params: int
+    mrope: bool
+    """Positions are (t, y, x); otherwise one number a token."""
+    chat_template: str | None
+    bos: str
+    """Text of the begin-of-sequence token, "" if the model has none."""
+    eos: str
+    tower_layers: int
+    """Blocks the vision tower runs."""
+    tower_cls: bool
+    repairs: tuple[str, ...] = ()
+    """Names of the repairs applied to llama.cpp's graphs for this model."""
+    vocab_hash: str = ""
+    """Equal for two VLMs that share a tokenizer."""
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """Where the image tokens of one picture lie.
+
+    Attributes:
+        n_tokens: rows the projector gives.
+        boxes: (n_tokens, 4) float32 x0, y0, x1, y1 in pixels of the picture as given, clipped to it; a token wholly
+            on padding has an empty box. None if the family is unknown.
+        grid: (rows, columns) if the tokens form one raster, else None.
+        n_pos: positions the picture takes in the prompt.
+    """
+
+    n_tokens: int
+    boxes: Float32 | None
+    grid: tuple[int, int] | None
+    n_pos: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An encoded picture; its embeddings stay in the engine under ``id``.
+
+    Attributes:
+        tower: (n_tower_layer, n_tokens) float32 head means of CLS attention, or of attention received where there is
+            no CLS, summed over the patches of each token; NaN rows for layers that were not seen. None unless asked.
+    """
+
+    id: int
+    layout: ImageLayout
+    ms: float
+    tower: Float32 | None = None
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """Text of a prompt. Control tokens are recognised only where ``special`` is set (templates, never users)."""
+
+    text: str
+    special: bool = False
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """A picture's place in a prompt.
+
+    Attributes:
+        keep: sorted indices of the tokens to keep, or None for all.
+    """
+
+    image: Encoded
+    keep: Int32 | None = None
+
+
+Part = TextPart | ImagePart
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """Result of a prefill.
+
+    Attributes:
+        token_ids: (n_prompt,) int32, the whole prompt as if nothing was pruned, -1 at image tokens.
+        n_image: image tokens of the prompt before pruning.
+        n_kept: image tokens prefilled.
+        n_past: KV cells in use.
+    """
+
+    token_ids: Int32
+    n_image: int
+    n_kept: int
+    n_past: int
+    ms: float
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to pick the next token. ``temp`` 0 is greedy."""
+
+    temp: float = 0.0
+    seed: int = 0
+    top_p: float = 0.95
+    top_k: int = 40
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A generated answer.
+
+    Attributes:
+        ids: (n,) int32 generated tokens, end-of-generation token not included.
+        logprobs: (n,) float32 natural-log probability of each under the model (temperature 1); with the end token's
+            own appended when ``finish`` is "stop".
+        finish: "stop" (end token), "length" or "cancelled".
+        first_ms: from the call to the first token.
+        fed: how many of ``ids`` were fed back (the last one never is).
+    """
+
+    text: str
+    ids: Int32
+    logprobs: Float32
+    finish: str
+    ms: float
+    first_ms: float
+    fed: int
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention to the prompt's image tokens, summed over rows as recorded since the last tapped prefill.
+
+    ``prompt``: text rows after the last image token. ``generated``: tokens fed back. ``last``: the last prompt row
+    alone. Each (n_layer, n_head, n_image) float32, the probability over all cells. ``weighted`` and ``maximum`` hold
+    the same three in the order prompt, generated, last, put together by selectivity-weighted sum and by maximum
+    (``native/localvlm_tap.h``, enum lv_reduction); None unless asked for.
+    """
+
+    prompt: Float32
+    generated: Float32
+    last: Float32
+    weighted: tuple[Float32, Float32, Float32] | None = None
+    maximum: tuple[Float32, Float32, Float32] | None = None
+    rows: tuple[int, int] = (0, 0)
+    """Prompt and generated rows that were summed."""
+
+
+@runtime_checkable
+class Vlm(Protocol):
+    """One loaded VLM with one KV cache. Not thread-safe; :meth:`Engine.cancel` alone may come from other threads."""
+
+    @property
+    def info(self) -> VlmInfo: ...
+
+    def layout(self, width: int, height: int) -> ImageLayout:
+        """Token layout of a picture of that size, without encoding it."""
+        ...
+
+    def encode(self, image: RGB, *, tower: bool = False) -> Encoded:
+        """Runs the vision tower. image: (height, width, 3) uint8 RGB, upright."""
+        ...
+
+    def release(self, image: Encoded) -> None:
+        """Forgets the embeddings of a picture."""
+        ...
+
+    def tokenize(self, parts: Sequence[TextPart | int]) -> Int32:
+        """Token ids of a prompt; an int stands for that many image tokens (-1 each). BOS included if the model
+        wants one."""
+        ...
+
+    def prefill(self, parts: Sequence[Part], *, tap: bool = False) -> Prefilled:
+        """Clears the KV cache and runs the prompt. Kept image tokens, and all text, get the positions they would have
+        unpruned. With ``tap``, attention is recorded from here on.
+
+        Raises:
+            ContextOverflow: prompt longer than the context.
+            Interrupted: :meth:`Engine.cancel` was called; the cache is empty then.
+            AttentionCheckFailed: first tapped prefill of this model, and the self-check fails.
+        """
+        ...
+
+    def generate(
+        self,
+        max_tokens: int,
+        sampling: SamplingOptions = SamplingOptions(),
+        on_text: Callable[[str], None] | None = None,
+    ) -> Completion:
+        """Decodes after the last prefill. ``on_text`` gets whole characters as they come."""
+        ...
+
+    def score(self, ids: Int32) -> Float32:
+        """Feeds ``ids`` after the last prefill in one batch; returns (n, n_vocab) logits that predict each of them.
+        The cache is trimmed back afterwards."""
+        ...
+
+    def feed(self, ids: Int32) -> None:
+        """Feeds ``ids`` one by one after the last prefill, as generated tokens are (the tap counts them so)."""
+        ...
+
+    def logits(self) -> Float32:
+        """(n_vocab,) float32 logits after the last evaluated row."""
+        ...
+
+    def attention(self) -> Attention:
+        """What the tap recorded since the last prefill with ``tap=True``."""
+        ...
+
+    def embeddings(self, image: Encoded) -> Float32:
+        """(n_tokens, width) float32 projected rows of a picture."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Loads VLMs. A context manager: leaving it ends the worker."""
+
+    def load(self, model: Path, mmproj: Path, options: LoadOptions = LoadOptions()) -> Vlm: ...
+
+    def cancel(self) -> None:
+        """Stops the call in progress within a second; callable from any thread or signal handler."""
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What llama.cpp really loaded."""
+
+    llama_cpp_python: str
+    ggml: str
+    system_info: str
+    devices: tuple[str, ...] = field(default=())

@@ -1,0 +1,1 @@
+"""Models that ship with localvlm, and the scripts that made them."""

@@ -1,0 +1,1 @@
+"""The terminal interface; installs as ``localvlm.tui``."""
