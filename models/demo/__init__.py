@@ -1,0 +1,1 @@
+"""The demo pair: a tiny guide and model, the scenes they answer questions about, and their training."""
