@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,30 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localvlm.engine.api import Engine, LoadOptions
+from localvlm.engine.api import (
+    Attention,
+    Completion,
+    Encoded,
+    Engine,
+    ImageLayout,
+    ImagePart,
+    LoadOptions,
+    Message,
+    Part,
+    Prefilled,
+    SamplingOptions,
+    TextPart,
+    Vlm,
+)
+from localvlm.errors import ContextOverflow, Interrupted, UnsupportedModel, UsageError
+from localvlm.guidance import AGGREGATIONS, resample
 from localvlm.images import Image
+from localvlm.pruning import Inputs, Method, budget, method_named
 
-__all__ = ["Answer", "AskOptions", "AttentionMap", "Pair", "Pipeline", "TokenCounts", "VlmFiles"]
+__all__ = ["Answer", "AskOptions", "AttentionMap", "Look", "Pair", "Pipeline", "TokenCounts", "VlmFiles"]
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
 
 STAGES = (
     "load",
@@ -25,6 +46,8 @@ STAGES = (
     "first_token",
     "total",
 )
+GUIDE_MAX_TOKENS = 64
+"""Longest answer of the guide; later tokens say little about where to look."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +91,15 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer and how it came about. ``ms`` has one entry per name in STAGES, in milliseconds."""
+    """An answer and how it came about.
+
+    Attributes:
+        answer_ids: generated tokens, the end token not included.
+        kept_indices: image tokens the model saw, counted jointly over all pictures.
+        answered_by: "guide" or "model".
+        ms: milliseconds per name of STAGES; "first_token" and "total" are counted from the call, loading included.
+        keep: the share asked for (1.0 = all).
+    """
 
     text: str
     answer_ids: tuple[int, ...]
@@ -84,8 +115,27 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What the guide saw and said.
+
+    Attributes:
+        attention: over its own image tokens, joint over all pictures.
+        layouts: where these lie, picture by picture.
+    """
+
+    attention: Attention
+    encoded: tuple[Encoded, ...]
+    prompt: Prefilled
+    answer: Completion
+
+    @property
+    def layouts(self) -> tuple[ImageLayout, ...]:
+        return tuple(e.layout for e in self.encoded)
+
+
+@dataclass(frozen=True)
 class AttentionMap:
-    """The guide's attention on one picture: the arrays of ``localvlm attention --save``."""
+    """A VLM's attention on one picture: the arrays of ``localvlm attention --save``, by name."""
 
     arrays: dict[str, NDArray[np.generic]] = field(default_factory=dict)
 
@@ -96,11 +146,42 @@ class Pipeline:
     def __init__(
         self, pair: Pair, engine: Engine, *, guide: LoadOptions = LoadOptions(), model: LoadOptions = LoadOptions()
     ) -> None:
-        raise NotImplementedError
+        self.pair, self.engine = pair, engine
+        self._options = {"guide": guide, "model": model}
+        self._loaded: dict[str, Vlm] = {}
 
     @classmethod
     def open(cls, pair: Pair, options: LoadOptions = LoadOptions(), engine: Engine | None = None) -> Pipeline:
-        raise NotImplementedError
+        """A pipeline with its own engine unless one is given; nothing is loaded yet."""
+        if engine is None:
+            from localvlm.engine.client import Engine as WorkerEngine
+
+            engine = WorkerEngine()
+        return cls(pair, engine, guide=options, model=options)
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the engine."""
+        self._loaded.clear()
+        self.engine.close()
+
+    def vlm(self, role: str) -> Vlm:
+        """The loaded "guide" or "model".
+
+        Raises:
+            UsageError: the pair has none.
+        """
+        if role not in self._loaded:
+            files = self.pair.guide if role == "guide" else self.pair.model
+            if files is None:
+                raise UsageError(f"no {role} was given", f"pass --{role} and its mmproj file, or --pair")
+            self._loaded[role] = self.engine.load(files.model, files.mmproj, self._options[role])
+        return self._loaded[role]
 
     def ask(
         self,
@@ -110,10 +191,271 @@ class Pipeline:
         on_text: Callable[[str], None] | None = None,
         on_stage: Callable[[str], None] | None = None,
     ) -> Answer:
-        raise NotImplementedError
+        """Answers a question about pictures.
 
-    def attention(self, images: Sequence[Image], question: str, max_tokens: int = 64) -> AttentionMap:
-        raise NotImplementedError
+        ``on_text`` gets the answer as it comes, ``on_stage`` the name of each stage as it begins.
 
-    def close(self) -> None:
-        raise NotImplementedError
+        Raises:
+            UsageError: the method needs a guide and there is none.
+            ContextOverflow, ImageError, ModelError, EngineCrashed: see :mod:`localvlm.errors`.
+            Interrupted: the engine was cancelled; ``partial`` holds the text so far.
+        """
+        clock = _Clock(on_stage)
+        method = method_named(options.method)
+        if options.keep is None or options.keep >= 1.0:
+            method = method_named("none")
+        if method.aggregation is not None and self.pair.guide is None:
+            raise UsageError(
+                f"method '{method.name}' needs a guide and none was given",
+                "pass --guide and --guide-mmproj, or a method without one such as --method grid",
+            )
+        self._load(method, clock)
+        messages = _messages(images, question, options.system)
+        layouts = self._check_fit(images, messages, method, options)
+        look = None
+        if method.aggregation is not None:
+            look = self._look(images, messages, min(options.max_tokens, GUIDE_MAX_TOKENS), clock)
+        kept = self._choose(method, options, layouts, look)
+        return self._answer(images, messages, options, kept, look, clock, on_text)
+
+    def look(self, images: Sequence[Image], question: str, max_tokens: int = GUIDE_MAX_TOKENS) -> Look:
+        """The guide's unpruned answer and its attention."""
+        return self._look(images, _messages(images, question, None), max_tokens, _Clock(None))
+
+    def attention(self, images: Sequence[Image], question: str, max_tokens: int = GUIDE_MAX_TOKENS) -> AttentionMap:
+        """The guide's attention (the model's, if there is no guide) as named arrays.
+
+        ``prompt``, ``generated`` (n_layer, n_head, n_image_tokens) float32, summed over rows; ``boxes``
+        (n_image_tokens, 4) float32 in pixels of the upright picture; ``tower`` (n_tower_layer, n_image_tokens) float32
+        head means; ``token_ids`` (n_prompt,) int32, -1 at image tokens; ``generated_ids`` int32, those fed back;
+        ``answer``.
+        """
+        role = "guide" if self.pair.guide is not None else "model"
+        clock = _Clock(None)
+        look = self._look(images, _messages(images, question, None), max_tokens, clock, role, tower=True)
+        boxes = [e.layout.boxes for e in look.encoded]
+        towers = [e.tower for e in look.encoded]
+        if any(b is None for b in boxes) or any(t is None for t in towers):
+            raise UnsupportedModel(f"where the image tokens of '{self.vlm(role).info.name}' lie is not known")
+        return AttentionMap(
+            {
+                "prompt": look.attention.prompt,
+                "generated": look.attention.generated,
+                "boxes": np.concatenate([b for b in boxes if b is not None]),
+                "tower": np.concatenate([t for t in towers if t is not None], axis=1),
+                "token_ids": look.prompt.token_ids,
+                "generated_ids": look.answer.ids[: look.answer.fed],
+                "answer": np.array(look.answer.text.strip()),
+            }
+        )
+
+    # stages
+
+    def _load(self, method: Method, clock: _Clock) -> None:
+        with clock("load"):
+            if method.aggregation is not None:
+                self.vlm("guide")
+            self.vlm("model")
+
+    def _check_fit(
+        self, images: Sequence[Image], messages: Sequence[Message], method: Method, options: AskOptions
+    ) -> list[ImageLayout]:
+        """Token layouts of the pictures in the model; refuses a prompt that cannot fit before anything is encoded."""
+        layouts: list[ImageLayout] = []
+        for role in ("guide", "model") if method.aggregation is not None else ("model",):
+            vlm = self.vlm(role)
+            layouts = [vlm.layout(*image.size) for image in images]
+            counts = [layout.n_tokens for layout in layouts]
+            parts = [counts[p] if isinstance(p, int) else p for p in vlm.chat(messages)]
+            needed = len(vlm.tokenize(parts)) + 1
+            if role == "model" and method.name != "none":
+                needed -= sum(counts) - max(1, round((options.keep or 1.0) * sum(counts)))
+            if needed > vlm.info.n_ctx:
+                raise ContextOverflow(
+                    f"pictures ({sum(counts)} tokens) and question need {needed} cells and the {role}'s context has "
+                    f"{vlm.info.n_ctx}",
+                    "shorten the question, use fewer pictures or raise --ctx-size",
+                )
+        return layouts
+
+    def _look(
+        self,
+        images: Sequence[Image],
+        messages: Sequence[Message],
+        max_tokens: int,
+        clock: _Clock,
+        role: str = "guide",
+        tower: bool = False,
+    ) -> Look:
+        guide = self.vlm(role)
+        with clock("guide_encode"):
+            encoded = tuple(guide.encode(image.rgb, tower=tower) for image in images)
+        try:
+            with clock("guide_prefill"):
+                prompt = guide.prefill(_parts(guide, messages, encoded, None), tap=True)
+            with clock("guide_decode"):
+                answer = guide.generate(max_tokens)
+            if answer.finish == "cancelled":
+                raise Interrupted()
+            return Look(guide.attention(), encoded, prompt, answer)
+        finally:
+            _release(guide, encoded)
+
+    def _choose(
+        self, method: Method, options: AskOptions, layouts: Sequence[ImageLayout], look: Look | None
+    ) -> list[Int32 | None]:
+        """Kept token indices per picture, None where all are kept."""
+        counts = [layout.n_tokens for layout in layouts]
+        if method.name == "none":
+            return [None] * len(counts)
+        candidates = np.concatenate([_on_picture(layout) for layout in layouts])
+        inputs = Inputs(
+            n=sum(counts),
+            candidates=np.flatnonzero(candidates).astype(np.int32),
+            grids=tuple(layout.grid for layout in layouts),
+            counts=tuple(counts),
+            saliency=None if look is None else self.saliency(look, method.aggregation or "sum", layouts),
+            seed=options.seed,
+        )
+        kept = method.select(inputs, budget(options.keep, inputs))
+        starts = np.cumsum([0, *counts])
+        return [kept[(kept >= a) & (kept < b)] - np.int32(a) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+
+    def saliency(self, look: Look, aggregation: str, layouts: Sequence[ImageLayout]) -> Float32:
+        """(N,) scores of the model's image tokens, resampled in image space where the two grids differ."""
+        scores = AGGREGATIONS[aggregation](look.attention)
+        out, at = [], 0
+        for source, target in zip(look.layouts, layouts, strict=True):
+            mass = scores[at : at + source.n_tokens]
+            at += source.n_tokens
+            if source.boxes is None or target.boxes is None:
+                role = "guide" if source.boxes is None else "model"
+                raise UnsupportedModel(
+                    f"where the image tokens of the {role} '{self.vlm(role).info.name}' lie is not known, so they "
+                    "cannot be pruned by attention",
+                    "use --method none, or a pair of a known family",
+                )
+            out.append(resample(mass, source.boxes, target.boxes))
+        return np.concatenate(out)
+
+    def _answer(
+        self,
+        images: Sequence[Image],
+        messages: Sequence[Message],
+        options: AskOptions,
+        kept: list[Int32 | None],
+        look: Look | None,
+        clock: _Clock,
+        on_text: Callable[[str], None] | None,
+    ) -> Answer:
+        model = self.vlm("model")
+        with clock("encode"):
+            encoded = [model.encode(image.rgb) for image in images]
+        try:
+            with clock("prefill"):
+                prompt = model.prefill(_parts(model, messages, encoded, kept))
+            before = clock.elapsed()
+            with clock("decode"):
+                sampling = SamplingOptions(options.temp, options.seed)
+                done = model.generate(options.max_tokens, sampling, _without_lead(on_text))
+        finally:
+            _release(model, encoded)
+        if done.finish == "cancelled":
+            raise Interrupted(partial=done.text.lstrip())
+        chosen = _joint(encoded, kept)
+        return Answer(
+            text=done.text.strip(),
+            answer_ids=tuple(int(t) for t in done.ids),
+            kept_indices=chosen,
+            answered_by="model",
+            tokens=TokenCounts(prompt.n_image, len(chosen), prompt.n_past, len(done.ids)),
+            ms={**clock.ms, "first_token": before + done.first_ms, "total": clock.elapsed()},
+            method=options.method,
+            keep=1.0 if options.keep is None else options.keep,
+            pair=self.pair.name,
+            finish=done.finish,
+            guide_text=None if look is None else look.answer.text.strip(),
+        )
+
+
+class _Clock:
+    """Milliseconds per stage."""
+
+    def __init__(self, on_stage: Callable[[str], None] | None) -> None:
+        self.ms = dict.fromkeys(STAGES, 0.0)
+        self._on_stage = on_stage
+        self._started = time.perf_counter()
+        self._stage, self._entered = "", 0.0
+
+    def elapsed(self) -> float:
+        return (time.perf_counter() - self._started) * 1e3
+
+    def __call__(self, stage: str) -> _Clock:
+        self._stage = stage
+        return self
+
+    def __enter__(self) -> None:
+        self._entered = time.perf_counter()
+        if self._on_stage is not None:
+            self._on_stage(self._stage)
+
+    def __exit__(self, *exc: object) -> None:
+        self.ms[self._stage] += (time.perf_counter() - self._entered) * 1e3
+
+
+def _messages(images: Sequence[Image], question: str, system: str | None) -> list[Message]:
+    return [*([Message("system", system)] if system else []), Message("user", question, len(images))]
+
+
+def _parts(
+    vlm: Vlm, messages: Sequence[Message], encoded: Sequence[Encoded], kept: Sequence[Int32 | None] | None
+) -> list[Part]:
+    parts: list[Part] = []
+    for part in vlm.chat(messages):
+        if isinstance(part, TextPart):
+            parts.append(part)
+        else:
+            parts.append(ImagePart(encoded[part], None if kept is None else kept[part]))
+    return parts
+
+
+def _on_picture(layout: ImageLayout) -> NDArray[np.bool_]:
+    """(n_tokens,) whether a token shows any of the picture."""
+    if layout.boxes is None:
+        return np.ones(layout.n_tokens, bool)
+    b = layout.boxes
+    return np.asarray((b[:, 2] > b[:, 0]) & (b[:, 3] > b[:, 1]))
+
+
+def _joint(encoded: Sequence[Encoded], kept: Sequence[Int32 | None]) -> tuple[int, ...]:
+    out, at = [], 0
+    for image, keep in zip(encoded, kept, strict=True):
+        n = image.layout.n_tokens
+        out += range(at, at + n) if keep is None else (int(i) + at for i in keep)
+        at += n
+    return tuple(out)
+
+
+def _release(vlm: Vlm, encoded: Sequence[Encoded]) -> None:
+    for image in encoded:
+        try:
+            vlm.release(image)
+        except Exception:  # the engine is gone, and the picture with it
+            return
+
+
+def _without_lead(on_text: Callable[[str], None] | None) -> Callable[[str], None] | None:
+    """Drops white space before the first word of a stream."""
+    if on_text is None:
+        return None
+    begun = False
+
+    def emit(text: str) -> None:
+        nonlocal begun
+        if not begun:
+            text = text.lstrip()
+            begun = bool(text)
+        if text:
+            on_text(text)
+
+    return emit

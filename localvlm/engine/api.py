@@ -22,6 +22,7 @@ __all__ = [
     "ImageLayout",
     "ImagePart",
     "LoadOptions",
+    "Message",
     "Part",
     "Prefilled",
     "SamplingOptions",
@@ -117,6 +118,16 @@ class TextPart:
 
     text: str
     special: bool = False
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; its pictures stand before its text."""
+
+    role: str
+    """"system", "user" or "assistant"."""
+    text: str
+    n_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -220,6 +231,15 @@ class Vlm(Protocol):
 
     def release(self, image: Encoded) -> None:
         """Forgets the embeddings of a picture."""
+        ...
+
+    def chat(self, messages: Sequence[Message]) -> list[TextPart | int]:
+        """A conversation through the model's chat template, up to where the assistant answers. An int stands for the
+        picture of that number, counted over all messages.
+
+        Raises:
+            ModelError: the template fails, takes too long or loses a text or a picture.
+        """
         ...
 
     def tokenize(self, parts: Sequence[TextPart | int]) -> Int32:

@@ -1,0 +1,87 @@
+"""Conversations through chat templates. A template is a program out of a model file: it runs sandboxed, in the worker.
+
+Texts of the conversation go through the template as placeholders, so that what the template wrote (control tokens and
+all) and what people wrote (never a control token) can be told apart afterwards.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+
+from localvlm.engine.api import Message, TextPart
+from localvlm.errors import ModelError
+
+__all__ = ["render"]
+
+VICUNA = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ m.content + ' ' }}{% elif m.role == 'user' %}"
+    "{{ 'USER: ' + m.content + '\\n' }}{% else %}{{ 'ASSISTANT: ' + m.content + eos_token + '\\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\\n{% endif %}"
+)
+MAX_OUTPUT = 1 << 20
+"""Characters; texts are not counted, they are placeholders."""
+
+
+def _expand(template: str, messages: Sequence[dict[str, str]], bos: str, eos: str) -> str:
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(reason: str) -> None:
+        raise jinja2.TemplateError(reason)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = refuse
+    pieces: list[str] = []
+    size = 0
+    stream = environment.from_string(template).generate(
+        messages=list(messages), add_generation_prompt=True, bos_token=bos, eos_token=eos, tools=None
+    )
+    for piece in stream:
+        size += len(piece)
+        if size > MAX_OUTPUT:
+            raise ModelError(f"the model's chat template writes more than {MAX_OUTPUT} characters")
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def render(
+    messages: Sequence[Message], template: str | None, family: str, bos: str, eos: str
+) -> list[TextPart | int]:
+    """See :meth:`localvlm.engine.api.Vlm.chat`. Without a template, Vicuna's form for LLaVA and ChatML for others."""
+    nonce = secrets.token_hex(8)
+    texts = [m.text for m in messages]
+    turns: list[dict[str, str]] = []
+    n_images = 0
+    for i, message in enumerate(messages):
+        pictures = "".join(f"[{nonce}i{n_images + k}]" for k in range(message.n_images))
+        n_images += message.n_images
+        turns.append({"role": message.role, "content": pictures + f"[{nonce}t{i}]"})
+    try:
+        text = _expand(template or (VICUNA if family == "llava" else CHATML), turns, bos, eos)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"the model's chat template fails: {type(error).__name__}: {error}") from None
+    parts: list[TextPart | int] = []
+    seen: list[tuple[str, int]] = []
+    for piece in re.split(rf"(\[{nonce}[it]\d+\])", text):
+        mark = re.fullmatch(rf"\[{nonce}([it])(\d+)\]", piece)
+        if mark is None:
+            if piece:
+                parts.append(TextPart(piece, special=True))
+            continue
+        number = int(mark[2])
+        seen.append((mark[1], number))
+        parts.append(number if mark[1] == "i" else TextPart(texts[number]))
+    wanted = [("i", k) for k in range(n_images)] + [("t", i) for i in range(len(texts))]
+    if sorted(seen) != sorted(wanted):
+        raise ModelError("the model's chat template drops or repeats a text or a picture")
+    return [p for p in parts if not (isinstance(p, TextPart) and not p.text)]

@@ -1,0 +1,361 @@
+"""The engine as its callers see it: a worker process that may die at any time, and the client that outlives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localvlm.engine.api import (
+    Attention,
+    Backend,
+    Completion,
+    Encoded,
+    ImageLayout,
+    LoadOptions,
+    Message,
+    Part,
+    Prefilled,
+    SamplingOptions,
+    TextPart,
+    VlmInfo,
+)
+from localvlm.engine.wire import pack, unpack
+from localvlm.errors import EngineCrashed, Interrupted, ModelError, by_name
+
+__all__ = ["Engine", "RemoteVlm"]
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+_CONTROL = struct.Struct("<Q")
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from localvlm.engine.worker import main; main(int(sys.argv[2]))"
+)
+"""The worker finds packages where its client does, and never in the directory the user happens to stand in."""
+_QUICK_S = 25.0
+"""Seconds after which a call that only looks at text or sizes counts as hung."""
+_TEMPLATE_S = 5.0
+"""Seconds a chat template, which is a program out of the model file, may take."""
+_SLOWEST_READ = 10e6
+"""Bytes a second of the slowest disk that a load is waited for."""
+
+
+class Engine:
+    """Implements :class:`localvlm.engine.api.Engine` with one worker process, started at the first load.
+
+    If the worker dies, the call in progress raises EngineCrashed and the next :meth:`load` starts another; VLMs of the
+    dead one stay dead.
+    """
+
+    def __init__(self, *, verbose: bool = False) -> None:
+        self._verbose = verbose
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control = -1
+        self._generation = 0
+        self._call_number = 0
+        self._in_call = False
+        self._cancelled = False
+        self._stderr: deque[str] = deque(maxlen=40)
+        self._stderr_reader: threading.Thread | None = None
+
+    # life
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker, None while there is none."""
+        return self._process.pid if self._process else None
+
+    def _start(self) -> None:
+        control_read, self._control = os.pipe()
+        env = {**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUNBUFFERED": "1"}
+        if self._verbose:
+            env["LOCALVLM_ENGINE_LOG"] = "1"
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), str(control_read)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(control_read,),
+            start_new_session=True,  # a Ctrl-C in the terminal is ours to handle
+            env=env,
+            bufsize=0,
+        )
+        os.close(control_read)
+        self._generation += 1
+        self._stderr.clear()
+        self._stderr_reader = threading.Thread(target=self._drain_stderr, args=(self._process,), daemon=True)
+        self._stderr_reader.start()
+
+    def _drain_stderr(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stderr is not None
+        for raw in iter(process.stderr.readline, b""):
+            line = raw.decode("utf-8", "replace").rstrip()
+            if line:
+                self._stderr.append(line)
+                if self._verbose:
+                    print(f"engine: {line}", file=sys.stderr)
+
+    def kill(self) -> None:
+        """Ends the worker at once, whatever it is doing."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        self._close_pipes(process)
+
+    def close(self) -> None:
+        """Ends the worker; open VLMs are gone."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        self._close_pipes(process, stdin_only=True)  # the worker leaves when its stdin closes
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._close_pipes(process)
+
+    def _close_pipes(self, process: subprocess.Popen[bytes], stdin_only: bool = False) -> None:
+        for stream in (process.stdin,) if stdin_only else (process.stdin, process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:
+                    pass
+        if stdin_only:
+            return
+        if self._stderr_reader is not None:
+            self._stderr_reader.join(timeout=2)
+        if process.stderr is not None and not (self._stderr_reader and self._stderr_reader.is_alive()):
+            process.stderr.close()
+        if self._control >= 0:
+            os.close(self._control)
+            self._control = -1
+
+    # calls
+
+    def cancel(self) -> None:
+        """Stops the call in progress, or the next one; from any thread or a signal handler."""
+        self._cancelled = True
+        if self._in_call and self._control >= 0:
+            try:
+                os.write(self._control, _CONTROL.pack(self._call_number))
+            except OSError:
+                pass
+
+    def call(
+        self,
+        method: str,
+        *args: Any,
+        vlm: int | None = None,
+        on_text: Callable[[str], None] | None = None,
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """One request and its answer.
+
+        Raises:
+            EngineCrashed: the worker died or did not answer within ``timeout`` seconds.
+            Interrupted: cancelled.
+            LocalvlmError: whatever the worker raised.
+        """
+        if self._cancelled:
+            self._cancelled = False
+            raise Interrupted()
+        if self._process is None:
+            self._start()
+        self._call_number += 1
+        request = {"call": self._call_number, "method": method, "args": list(args), "kwargs": kwargs}
+        if vlm is not None:
+            request["vlm"] = vlm
+        if on_text is not None:
+            request["stream"] = True
+        self._in_call = True
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            self._write(request)
+            if self._cancelled:
+                self.cancel()
+            return self._await(self._call_number, on_text, deadline)
+        except (EOFError, BrokenPipeError, ValueError) as error:
+            raise self._crashed(method) from (None if isinstance(error, EOFError) else error)
+        except TimeoutError:
+            self.kill()
+            raise EngineCrashed(
+                f"the engine did not finish '{method}' in {timeout:.0f} s and was stopped", "check the model files"
+            ) from None
+        finally:
+            self._in_call = False
+
+    def _write(self, request: dict[str, Any]) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        fd = self._process.stdin.fileno()
+        for buffer in pack(request):
+            view = memoryview(buffer)
+            while view:
+                view = view[os.write(fd, view) :]
+
+    def _await(self, number: int, on_text: Callable[[str], None] | None, deadline: float | None) -> Any:
+        while True:
+            reply = unpack(lambda n: self._read(n, deadline))
+            if reply.get("call") != number:
+                continue
+            if "text" in reply:
+                if on_text is not None:
+                    on_text(reply["text"])
+                continue
+            if "error" in reply:
+                error = by_name(reply["error"])(reply["message"], reply["hint"])
+                if isinstance(error, Interrupted):
+                    self._cancelled = False
+                raise error
+            result = reply["result"]
+            if isinstance(result, Completion) and result.finish == "cancelled":
+                self._cancelled = False
+            return result
+
+    def _read(self, n: int, deadline: float | None) -> bytes:
+        assert self._process is not None and self._process.stdout is not None
+        fd = self._process.stdout.fileno()
+        out = bytearray()
+        while len(out) < n:
+            if deadline is not None and not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise TimeoutError
+            chunk = os.read(fd, min(n - len(out), 1 << 20))
+            if not chunk:
+                raise EOFError
+            out += chunk
+        return bytes(out)
+
+    def _crashed(self, method: str) -> EngineCrashed:
+        process, self._process = self._process, None
+        how = "vanished"
+        if process is not None:
+            try:
+                code = process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = process.wait()
+            self._close_pipes(process)
+            how = f"was ended by {_signal_name(-code)}" if code < 0 else f"left with code {code}"
+        last = f"; its last words: {self._stderr[-1]}" if self._stderr else ""
+        return EngineCrashed(
+            f"the engine {how} during '{method}'{last}", "check the model files, or run with -v to see its log"
+        )
+
+    # engine API
+
+    def load(self, model: Path, mmproj: Path, options: LoadOptions = LoadOptions()) -> RemoteVlm:
+        size = sum(p.stat().st_size for p in (model, mmproj) if p.is_file())
+        result = self.call(
+            "load", str(model), str(mmproj), options, timeout=_QUICK_S + size / _SLOWEST_READ
+        )
+        return RemoteVlm(self, self._generation, int(result["vlm"]), result["info"])
+
+    def backend(self) -> Backend:
+        """What llama.cpp really loaded."""
+        return Backend(**self.call("backend", timeout=_QUICK_S))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+class RemoteVlm:
+    """Implements :class:`localvlm.engine.api.Vlm` for a VLM in the worker."""
+
+    def __init__(self, engine: Engine, generation: int, number: int, info: VlmInfo) -> None:
+        self._engine, self._generation, self._number, self._info = engine, generation, number, info
+
+    @property
+    def info(self) -> VlmInfo:
+        return self._info
+
+    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        if self._generation != self._engine._generation or self._engine.pid is None:
+            raise EngineCrashed(f"'{self._info.name}' was in an engine that has ended", "load it again")
+        return self._engine.call(method, *args, vlm=self._number, **kwargs)
+
+    def layout(self, width: int, height: int) -> ImageLayout:
+        result: ImageLayout = self._call("layout", width, height, timeout=_QUICK_S)
+        return result
+
+    def encode(self, image: NDArray[np.uint8], *, tower: bool = False) -> Encoded:
+        result: Encoded = self._call("encode", image, tower=tower)
+        return result
+
+    def release(self, image: Encoded) -> None:
+        self._call("release", image)
+
+    def embeddings(self, image: Encoded) -> Float32:
+        result: Float32 = self._call("embeddings", image)
+        return result
+
+    def chat(self, messages: Sequence[Message]) -> list[TextPart | int]:
+        try:
+            result: list[TextPart | int] = self._call("chat", list(messages), timeout=_TEMPLATE_S)
+        except EngineCrashed as error:
+            raise ModelError(f"the chat template of '{self._info.name}' cannot be used: {error.message}") from None
+        return result
+
+    def tokenize(self, parts: Sequence[TextPart | int]) -> Int32:
+        result: Int32 = self._call("tokenize", list(parts), timeout=_QUICK_S)
+        return result
+
+    def prefill(self, parts: Sequence[Part], *, tap: bool = False) -> Prefilled:
+        result: Prefilled = self._call("prefill", list(parts), tap=tap)
+        return result
+
+    def generate(
+        self,
+        max_tokens: int,
+        sampling: SamplingOptions = SamplingOptions(),
+        on_text: Callable[[str], None] | None = None,
+    ) -> Completion:
+        result: Completion = self._call("generate", max_tokens, sampling, on_text=on_text)
+        return result
+
+    def feed(self, ids: Int32) -> None:
+        self._call("feed", ids)
+
+    def score(self, ids: Int32) -> Float32:
+        result: Float32 = self._call("score", ids)
+        return result
+
+    def logits(self) -> Float32:
+        result: Float32 = self._call("logits")
+        return result
+
+    def attention(self) -> Attention:
+        result: Attention = self._call("attention")
+        return result
+
+    def close(self) -> None:
+        if self._engine.pid is not None and self._generation == self._engine._generation:
+            self._call("close")

@@ -1,0 +1,259 @@
+"""A bounded reader of GGUF headers: nothing in the file can make it allocate or loop beyond fixed limits.
+
+It tells a model from a projector, checks that the two fit and that no tensor lies beyond the end of the file, before
+llama.cpp, which aborts the process on many damaged files, sees either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from localvlm.errors import ModelNotFound, NotGguf, ProjectorMismatch, RoleMismatch
+
+__all__ = ["Header", "TensorInfo", "check_pair", "read_header"]
+
+MAX_KEYS = 4096
+MAX_TENSORS = 65_536
+MAX_KEY_BYTES = 1024
+MAX_STRING = 1 << 20
+MAX_ARRAY = 1 << 21
+MAX_HEADER = 1 << 28
+"""Bytes; the largest published header (a 262k-token vocabulary) takes about 16 MB."""
+
+_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_STRING, _ARRAY = 8, 9
+
+Value = int | float | bool | str | tuple[int | float | bool, ...]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor: shape fastest dimension first, ggml type number, absolute offset in the file, bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+    n_bytes: int
+
+
+@dataclass
+class Header:
+    """What a GGUF header says. Arrays of strings are kept as a hash alone (``array_hashes``)."""
+
+    path: Path
+    values: dict[str, Value] = field(default_factory=dict)
+    array_hashes: dict[str, str] = field(default_factory=dict)
+    array_lengths: dict[str, int] = field(default_factory=dict)
+    tensors: dict[str, TensorInfo] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str:
+        return self.text("general.architecture")
+
+    @property
+    def is_projector(self) -> bool:
+        return self.architecture == "clip"
+
+    def text(self, key: str, default: str = "") -> str:
+        value = self.values.get(key)
+        return value if isinstance(value, str) else default
+
+    def integer(self, key: str, default: int = 0) -> int:
+        """The value of ``key``; the first element where it is an array."""
+        value = self.values.get(key)
+        if isinstance(value, tuple) and value:
+            value = value[0]
+        return int(value) if isinstance(value, (int, bool)) else default
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        value = self.values.get(key)
+        return tuple(int(v) for v in value) if isinstance(value, tuple) else ()
+
+
+class _Cursor:
+    """Reads a mapped file and never past its end or ``MAX_HEADER``."""
+
+    def __init__(self, data: mmap.mmap, path: Path) -> None:
+        self.data, self.path, self.at = data, path, 0
+        self.end = min(len(data), MAX_HEADER)
+
+    def take(self, n: int) -> bytes:
+        if n < 0 or self.at + n > self.end:
+            raise NotGguf(
+                f"model file '{self.path.name}' is cut short or damaged: its header wants {n} bytes at offset "
+                f"{self.at} of {len(self.data)}",
+                "download it again",
+            )
+        chunk = self.data[self.at : self.at + n]
+        self.at += n
+        return chunk
+
+    def scalar(self, fmt: str) -> int | float | bool:
+        value: int | float | bool = struct.unpack(fmt, self.take(struct.calcsize(fmt)))[0]
+        return value
+
+    def count(self, what: str, limit: int) -> int:
+        n = int(self.scalar("<Q"))
+        if n > limit:
+            raise NotGguf(
+                f"model file '{self.path.name}' is damaged: {what} is {n}, more than {limit}", "download it again"
+            )
+        return n
+
+    def string(self, what: str, limit: int = MAX_STRING) -> bytes:
+        return self.take(self.count(f"the length of {what}", limit))
+
+
+def _read_array(c: _Cursor, header: Header, key: str) -> None:
+    kind = int(c.scalar("<I"))
+    n = c.count(f"the length of '{key}'", MAX_ARRAY)
+    header.array_lengths[key] = n
+    if kind == _STRING:
+        digest = hashlib.sha256()
+        for _ in range(n):
+            item = c.string(f"an element of '{key}'")
+            digest.update(struct.pack("<I", len(item)) + item)
+        header.array_hashes[key] = digest.hexdigest()
+        return
+    fmt = _SCALARS.get(kind)
+    if fmt is None:
+        raise NotGguf(f"model file '{c.path.name}' is damaged: '{key}' has elements of unknown type {kind}")
+    raw = c.take(n * struct.calcsize(fmt))
+    header.array_hashes[key] = hashlib.sha256(raw).hexdigest()
+    if n <= 4096:
+        header.values[key] = struct.unpack(f"<{n}{fmt[1]}", raw)
+
+
+def _read_values(c: _Cursor, header: Header, n: int) -> None:
+    for _ in range(n):
+        key = c.string("a key", MAX_KEY_BYTES).decode("utf-8", "replace")
+        kind = int(c.scalar("<I"))
+        if kind == _STRING:
+            header.values[key] = c.string(f"'{key}'").decode("utf-8", "replace")
+        elif kind == _ARRAY:
+            _read_array(c, header, key)
+        elif kind in _SCALARS:
+            header.values[key] = c.scalar(_SCALARS[kind])
+        else:
+            raise NotGguf(f"model file '{c.path.name}' is damaged: '{key}' has unknown type {kind}")
+
+
+def _read_tensors(c: _Cursor, header: Header, n: int, size_of: Callable[[int], tuple[int, int] | None]) -> None:
+    pending: list[tuple[str, tuple[int, ...], int, int]] = []
+    for _ in range(n):
+        name = c.string("a tensor name", MAX_KEY_BYTES).decode("utf-8", "replace")
+        n_dims = int(c.scalar("<I"))
+        if n_dims > 4:
+            raise NotGguf(f"model file '{c.path.name}' is damaged: tensor '{name}' has {n_dims} dimensions")
+        shape = tuple(int(c.scalar("<Q")) for _ in range(n_dims))
+        pending.append((name, shape, int(c.scalar("<I")), int(c.scalar("<Q"))))
+    alignment = header.integer("general.alignment", 32)
+    if alignment <= 0 or alignment > 1 << 20:
+        raise NotGguf(f"model file '{c.path.name}' is damaged: its alignment is {alignment}")
+    base = -(-c.at // alignment) * alignment
+    for name, shape, kind, offset in pending:
+        known = size_of(kind)
+        if known is None:
+            raise NotGguf(f"model file '{c.path.name}' is damaged: tensor '{name}' has unknown type {kind}")
+        block, block_bytes = known
+        elements = 1
+        for dim in shape:
+            elements *= dim
+        n_bytes = elements // block * block_bytes
+        if base + offset + n_bytes > len(c.data):
+            raise NotGguf(
+                f"model file '{c.path.name}' is cut short: tensor '{name}' ends at byte {base + offset + n_bytes} "
+                f"of {len(c.data)}",
+                "download it again",
+            )
+        header.tensors[name] = TensorInfo(name, shape, kind, base + offset, n_bytes)
+
+
+def _block_sizes() -> Callable[[int], tuple[int, int] | None]:
+    from gguf.constants import GGML_QUANT_SIZES
+
+    sizes = {int(kind): value for kind, value in GGML_QUANT_SIZES.items()}
+    return sizes.get
+
+
+def read_header(path: Path) -> Header:
+    """Reads and checks the header of one GGUF file.
+
+    Raises:
+        ModelNotFound: no such file, or not readable.
+        NotGguf: another format, an unknown version, damaged or cut short.
+    """
+    try:
+        with open(path, "rb") as f:
+            if not path.is_file():
+                raise ModelNotFound(f"model '{path}' is not a regular file")
+            if path.stat().st_size < 24:
+                raise NotGguf(f"model file '{path.name}' is not a GGUF file: it has {path.stat().st_size} bytes")
+            with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _parse(_Cursor(data, path))
+    except IsADirectoryError:
+        raise ModelNotFound(f"model '{path}' is a directory", "name the .gguf file inside it") from None
+    except OSError as e:
+        raise ModelNotFound(f"model file '{path}' cannot be opened: {e.strerror or e}", "check the path") from None
+
+
+def _parse(c: _Cursor) -> Header:
+    magic = c.take(4)
+    if magic != b"GGUF":
+        raise NotGguf(f"'{c.path.name}' is not a GGUF file: it begins with {magic!r}", "pass a .gguf model file")
+    version = int(c.scalar("<I"))
+    if version not in (2, 3):
+        raise NotGguf(f"'{c.path.name}' has GGUF version {version}; 2 and 3 are supported")
+    header = Header(c.path)
+    n_tensors = c.count("the number of tensors", MAX_TENSORS)
+    n_values = c.count("the number of keys", MAX_KEYS)
+    _read_values(c, header, n_values)
+    _read_tensors(c, header, n_tensors, _block_sizes())
+    if not header.architecture:
+        raise NotGguf(f"'{c.path.name}' names no architecture; it is damaged or not a model")
+    return header
+
+
+def check_pair(model: Header, mmproj: Header) -> None:
+    """Refuses files in the wrong role and a projector of another width.
+
+    Raises:
+        RoleMismatch: swapped, or two of a kind.
+        ProjectorMismatch: the widths differ.
+    """
+    if model.is_projector and not mmproj.is_projector:
+        raise RoleMismatch(
+            f"'{model.path.name}' is a projector and '{mmproj.path.name}' a language model: they are swapped",
+            "exchange --model and --mmproj",
+        )
+    if model.is_projector:
+        raise RoleMismatch(f"'{model.path.name}' is a projector, not a language model", "pass it as --mmproj")
+    if not mmproj.is_projector:
+        raise RoleMismatch(
+            f"'{mmproj.path.name}' is a language model ('{mmproj.architecture}'), not a projector",
+            "pass the file whose name holds 'mmproj'",
+        )
+    if not mmproj.values.get("clip.has_vision_encoder", False):
+        raise RoleMismatch(f"'{mmproj.path.name}' is a projector without a vision tower (audio only?)")
+    width, want = _projector_width(mmproj), model.integer(f"{model.architecture}.embedding_length")
+    if width and want and width % want != 0:
+        raise ProjectorMismatch(
+            f"mismatch between text model '{model.path.name}' (n_embd = {want}) and projector "
+            f"'{mmproj.path.name}' (n_embd = {width})",
+            "use the mmproj file published with the model",
+        )
+
+
+def _projector_width(mmproj: Header) -> int:
+    """Output width of the last projector matrix where it has a known name, else ``projection_dim``; 0 if unknown."""
+    for name in ("mm.2.weight", "mm.3.weight", "mm.1.weight", "mm.0.weight", "mm.model.fc.weight"):
+        tensor = mmproj.tensors.get(name)
+        if tensor is not None and len(tensor.shape) == 2:
+            return tensor.shape[1]
+    return 0

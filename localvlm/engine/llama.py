@@ -1,0 +1,268 @@
+"""llama.cpp's model, context and vocabulary behind small Python objects; nothing of images here."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections import deque
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localvlm.engine.api import LoadOptions
+from localvlm.engine.gguf_header import Header
+from localvlm.engine.native import Tap
+from localvlm.errors import Interrupted, NotEnoughMemory, NotGguf, UnsupportedModel
+
+__all__ = ["Context", "Model", "Vocabulary", "backend", "last_log_lines", "physical_cores"]
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+MICRO_BATCH = 512
+"""Rows of one graph. Batches never exceed it, so that one llama_decode is one graph, which the tap relies on."""
+MAX_OUTPUTS = 64
+"""Rows of one batch that may ask for logits; bounds llama.cpp's output buffer."""
+DEFAULT_CTX = 4096
+_log: deque[str] = deque(maxlen=40)
+
+
+def last_log_lines() -> list[str]:
+    """llama.cpp's last lines, newest last."""
+    return list(_log)
+
+
+@cache
+def backend() -> Any:
+    """The llama_cpp module, initialised once. Warnings and errors of its log are kept, and go to the worker's stderr,
+    where the client finds the last words of one that died; LOCALVLM_ENGINE_LOG=1 lets everything through."""
+    import llama_cpp
+    from llama_cpp import mtmd_cpp
+
+    echo = os.environ.get("LOCALVLM_ENGINE_LOG") == "1"
+
+    def keep(level: int, text: bytes, _: ctypes.c_void_p) -> None:
+        line = text.decode("utf-8", "replace").rstrip("\n")
+        if level >= 3 and line:
+            _log.append(line)
+        if echo or level >= 3:
+            os.write(2, text)
+
+    callback = llama_cpp.llama_log_callback(keep)
+    _keep_alive.append(callback)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    mtmd_cpp.mtmd_log_set(callback, ctypes.c_void_p(0))
+    mtmd_cpp.mtmd_helper_log_set(callback, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+_keep_alive: list[object] = []
+
+
+def physical_cores() -> int:
+    """CPU cores this process may use, hyper-threads counted once."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+
+
+def _why(fallback: str) -> str:
+    for line in reversed(_log):
+        if "error" in line.lower() or "failed" in line.lower() or "unknown" in line.lower():
+            return line.strip()
+    return _log[-1].strip() if _log else fallback
+
+
+class Model:
+    """A loaded language model."""
+
+    def __init__(self, path: Path, options: LoadOptions, header: Header) -> None:
+        lib = backend()
+        self.path = path
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = options.gpu_layers if options.gpu_layers >= 0 else 10_000
+        _log.clear()
+        self.handle = lib.llama_model_load_from_file(os.fsencode(path), params)
+        if not self.handle:
+            reason = _why("llama.cpp gave no reason")
+            if "alloc" in reason.lower() or "memory" in reason.lower():
+                raise NotEnoughMemory(f"model '{path.name}' does not fit into memory: {reason}")
+            if "unknown model architecture" in reason.lower():
+                raise UnsupportedModel(
+                    f"model '{path.name}' has architecture '{header.architecture}', which this llama.cpp lacks"
+                )
+            raise NotGguf(f"model '{path.name}' cannot be loaded: {reason}", "check or download the file again")
+        self.vocabulary = Vocabulary(lib.llama_model_get_vocab(self.handle))
+        self.n_layer = int(lib.llama_model_n_layer(self.handle))
+        self.n_head = int(lib.llama_model_n_head(self.handle))
+        self.n_embd = int(lib.llama_model_n_embd(self.handle))
+        self.n_embd_input = int(lib.llama_model_n_embd_inp(self.handle))
+        self.n_ctx_train = int(lib.llama_model_n_ctx_train(self.handle))
+        self.n_params = int(lib.llama_model_n_params(self.handle))
+        self.mrope = int(lib.llama_model_rope_type(self.handle)) in (lib.LLAMA_ROPE_TYPE_MROPE, 40)
+
+    def close(self) -> None:
+        if self.handle:
+            backend().llama_model_free(self.handle)
+            self.handle = None
+
+
+class Vocabulary:
+    """Tokenizer of one model."""
+
+    def __init__(self, handle: Any) -> None:
+        self._lib, self.handle = backend(), handle
+        self.size = int(self._lib.llama_vocab_n_tokens(handle))
+        self.bos = int(self._lib.llama_vocab_bos(handle))
+        self.eos = int(self._lib.llama_vocab_eos(handle))
+        self.add_bos = bool(self._lib.llama_vocab_get_add_bos(handle))
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Token ids; control tokens are recognised in ``text`` only with ``special``."""
+        data = text.encode("utf-8", "replace")
+        if not data:
+            return []
+        room = len(data) + 8
+        for _ in range(2):
+            out = (ctypes.c_int32 * room)()
+            n = self._lib.llama_tokenize(self.handle, data, len(data), out, room, False, special)
+            if n >= 0:
+                return list(out[:n])
+            room = -n
+        raise UnsupportedModel("the tokenizer gave no tokens")
+
+    def tokenize_run(self, parts: Iterable[tuple[str, bool]]) -> list[int]:
+        """Tokenizes adjacent (text, special) parts as one text, so that tokens may span their borders, unless that
+        would let a control token arise outside the parts marked special."""
+        parts = [(text, special) for text, special in parts if text]
+        apart = [self.tokenize(text, special) for text, special in parts]
+        if len(parts) == 1:
+            return apart[0]
+        if any(self.tokenize(text, True) != ids for (text, special), ids in zip(parts, apart, strict=True)):
+            return [t for ids in apart for t in ids]
+        joint = self.tokenize("".join(text for text, _ in parts), True)
+        if self.controls(joint) != self.controls([t for ids in apart for t in ids]):
+            return [t for ids in apart for t in ids]
+        return joint
+
+    def controls(self, ids: Iterable[int]) -> list[int]:
+        """Those of ``ids`` that plain text cannot spell: control and user-defined tokens."""
+        special = self._lib.LLAMA_TOKEN_ATTR_CONTROL | self._lib.LLAMA_TOKEN_ATTR_USER_DEFINED
+        return [t for t in ids if self._lib.llama_vocab_get_attr(self.handle, t) & special]
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """The bytes a token stands for; control tokens are empty unless ``special``."""
+        room = 64
+        for _ in range(2):
+            out = ctypes.create_string_buffer(room)
+            n = self._lib.llama_token_to_piece(self.handle, token, out, room, 0, special)
+            if n >= 0:
+                return out.raw[:n]
+            room = -n
+        return b""
+
+    def text(self, token: int) -> str:
+        return "" if token < 0 else self.piece(token, special=True).decode("utf-8", "replace")
+
+    def ends(self, token: int) -> bool:
+        """Whether the model ends its turn with this token."""
+        return bool(self._lib.llama_vocab_is_eog(self.handle, token))
+
+
+class Context:
+    """One llama_context with one sequence, its tap and its abort flag."""
+
+    def __init__(self, model: Model, options: LoadOptions, tap: Tap) -> None:
+        lib = self._lib = backend()
+        self.model, self.tap = model, tap
+        threads = options.threads or physical_cores()
+        params = lib.llama_context_default_params()
+        params.n_ctx = options.n_ctx or min(model.n_ctx_train or DEFAULT_CTX, DEFAULT_CTX)
+        params.n_batch = params.n_ubatch = min(MICRO_BATCH, params.n_ctx)
+        params.n_seq_max = 1
+        params.n_outputs_max = min(MAX_OUTPUTS, params.n_batch)
+        params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = 1 if options.gpu_layers == 0 else -1  # enabled on the CPU, automatic elsewhere
+        params.cb_eval = lib.ggml_backend_sched_eval_callback(tap.function("lv_tap_eval"))
+        params.cb_eval_user_data = tap.user_data
+        params.no_perf = True
+        self.handle = lib.llama_init_from_model(model.handle, params)
+        if not self.handle:
+            raise NotEnoughMemory(
+                f"no context of {params.n_ctx} cells could be made for '{model.path.name}': {_why('out of memory')}",
+                "lower --ctx-size",
+            )
+        abort = ctypes.cast(ctypes.c_void_p(tap.function("lv_tap_abort")), lib.ggml_abort_callback)
+        lib.llama_set_abort_callback(self.handle, abort, tap.user_data)
+        self.n_ctx = int(lib.llama_n_ctx(self.handle))
+        self.n_batch = int(params.n_batch)
+        self._memory = lib.llama_get_memory(self.handle)
+        self._seq = (ctypes.c_int32 * 1)(0)
+        seq_pointers = [ctypes.cast(self._seq, ctypes.POINTER(ctypes.c_int32))] * self.n_batch
+        self._seq_ids = (ctypes.POINTER(ctypes.c_int32) * self.n_batch)(*seq_pointers)
+        self._n_seq_id = np.ones(self.n_batch, np.int32)
+
+    def clear(self) -> None:
+        """Empties the KV cache."""
+        self._lib.llama_memory_clear(self._memory, False)
+
+    def trim(self, first: int) -> bool:
+        """Removes all cells at batch position ``first`` and later; False if this model cannot."""
+        return bool(self._lib.llama_memory_seq_rm(self._memory, 0, first, -1))
+
+    def decode(self, tokens: Int32 | None, rows: Float32 | None, positions: Int32, outputs: NDArray[np.int8]) -> None:
+        """Runs one batch of token ids (n,) or embedding rows (n, width).
+
+        positions: (n,), or (4 n,) section-major t, y, x, 0 for embedding rows of an M-RoPE model.
+
+        Raises:
+            Interrupted: the tap was cancelled; the caller must trim the cache.
+        """
+        n = len(outputs)
+        as_i32 = ctypes.POINTER(ctypes.c_int32)
+        batch = self._lib.llama_batch(
+            n_tokens=n,
+            token=None if tokens is None else tokens.ctypes.data_as(as_i32),
+            embd=None if rows is None else rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+            pos=positions.ctypes.data_as(as_i32),
+            n_seq_id=self._n_seq_id.ctypes.data_as(as_i32),
+            seq_id=ctypes.cast(self._seq_ids, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+            logits=outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+        status = self._lib.llama_decode(self.handle, batch)
+        if status == 2:
+            raise Interrupted()
+        if status != 0:
+            raise UnsupportedModel(f"llama.cpp refused a batch of {n} rows (code {status}): {_why('no reason given')}")
+
+    def logits(self, row: int = -1) -> Float32:
+        """(n_vocab,) float32 copy of one output row's logits."""
+        pointer = self._lib.llama_get_logits_ith(self.handle, row)
+        return np.ctypeslib.as_array(pointer, (self.model.vocabulary.size,)).copy()
+
+    def close(self) -> None:
+        if self.handle:
+            self._lib.llama_free(self.handle)
+            self.handle = None
+
+
+def describe_backend() -> dict[str, Any]:
+    """Versions and devices, as the fields of :class:`localvlm.engine.api.Backend`."""
+    from importlib.metadata import version
+
+    lib = backend()
+    ggml = ctypes.CDLL(None).ggml_version if hasattr(ctypes.CDLL(None), "ggml_version") else None
+    if ggml is not None:
+        ggml.restype = ctypes.c_char_p
+    return {
+        "llama_cpp_python": version("llama-cpp-python"),
+        "ggml": ggml().decode() if ggml is not None else "",
+        "system_info": lib.llama_print_system_info().decode(),
+        "devices": (),
+    }

@@ -1,0 +1,142 @@
+"""A prompt as rows: what each KV cell will hold, and the position it would have had with nothing pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localvlm.engine.native import ROW_LAST, ROW_PROMPT
+from localvlm.engine.tower import Picture
+
+__all__ = ["PromptRows", "Run", "lay_rows"]
+
+Int32 = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive rows of one kind: ``picture`` None is text. [start, stop) in the prompt's rows."""
+
+    start: int
+    stop: int
+    picture: Picture | None
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """All rows of a prompt.
+
+    Attributes:
+        ids: (n_rows,) token ids, -1 at image rows.
+        positions: (n_rows, 3) t, y, x as if nothing was pruned.
+        image: (n_rows,) index of the image token in the unpruned prompt, joint over all pictures; -1 for text.
+        local: (n_rows,) index of the row in its own picture's embeddings; -1 for text.
+        classes: (n_rows,) uint8 bits of enum lv_row_class.
+        runs: the rows cut where text and pictures meet.
+        n_image: image tokens before pruning.
+        next_position: of the first row after the prompt.
+        all_ids: the unpruned prompt, -1 at image tokens.
+    """
+
+    ids: Int32
+    positions: Int32
+    image: Int32
+    local: Int32
+    classes: NDArray[np.uint8]
+    runs: tuple[Run, ...]
+    n_image: int
+    next_position: int
+    all_ids: Int32
+
+    @property
+    def n(self) -> int:
+        return len(self.ids)
+
+    @property
+    def n_kept(self) -> int:
+        return int(np.count_nonzero(self.image >= 0))
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.ids: list[Int32] = []
+        self.positions: list[Int32] = []
+        self.image: list[Int32] = []
+        self.local: list[Int32] = []
+        self.all_ids: list[Int32] = []
+        self.runs: list[Run] = []
+        self.rows = self.position = self.n_image = 0
+
+    def text(self, ids: Sequence[int] | Int32) -> None:
+        if not len(ids):
+            return
+        values = np.asarray(ids, np.int32)
+        n = len(values)
+        steps = np.arange(self.position, self.position + n, dtype=np.int32)
+        none = np.full(n, -1, np.int32)
+        self._rows(values, np.repeat(steps[:, None], 3, axis=1), none, none, None)
+        self.all_ids.append(values)
+        self.position += n
+
+    def picture(self, picture: Picture, keep: Int32 | None) -> None:
+        chosen = np.arange(picture.layout.n_tokens, dtype=np.int32) if keep is None else np.asarray(keep, np.int32)
+        for piece in picture.pieces:
+            if not piece.n:
+                self.text(piece.ids)
+                continue
+            assert piece.relative is not None
+            local = chosen[(chosen >= piece.first) & (chosen < piece.first + piece.n)]
+            places = piece.relative[local - piece.first] + np.int32(self.position)
+            none = np.full(len(local), -1, np.int32)
+            if len(local):
+                self._rows(none, places, local + np.int32(self.n_image), local, picture)
+            self.all_ids.append(np.full(piece.n, -1, np.int32))
+            self.position += piece.n_pos
+        self.n_image += picture.layout.n_tokens
+
+    def _rows(self, ids: Int32, places: Int32, image: Int32, local: Int32, picture: Picture | None) -> None:
+        start, n = self.rows, len(ids)
+        if self.runs and picture is None and self.runs[-1].picture is None:
+            self.runs[-1] = Run(self.runs[-1].start, start + n, None)
+        else:
+            self.runs.append(Run(start, start + n, picture))
+        self.ids.append(ids)
+        self.positions.append(places)
+        self.image.append(image)
+        self.local.append(local)
+        self.rows += n
+
+
+def lay_rows(parts: Sequence[Sequence[int] | tuple[Picture, Int32 | None]]) -> PromptRows:
+    """Lays out token ids and (picture, kept indices or None) parts, in order.
+
+    Wrapper texts of a picture stay whatever is dropped. Text rows after the last image token are of class "prompt",
+    the very last also of class "last".
+    """
+    b = _Builder()
+    for part in parts:
+        if isinstance(part, tuple) and part and isinstance(part[0], Picture):
+            b.picture(part[0], part[1])  # type: ignore[arg-type]
+        else:
+            b.text(part)  # type: ignore[arg-type]
+    ids, image = np.concatenate(b.ids), np.concatenate(b.image)
+    seen = np.flatnonzero(np.concatenate(b.all_ids) < 0)
+    tail = len(np.concatenate(b.all_ids)) - (int(seen[-1]) + 1) if len(seen) else 0
+    classes = np.zeros(len(ids), np.uint8)
+    if tail:
+        classes[len(ids) - tail :] |= ROW_PROMPT
+        classes[-1] |= ROW_LAST
+    return PromptRows(
+        ids=ids,
+        positions=np.concatenate(b.positions),
+        image=image,
+        local=np.concatenate(b.local),
+        classes=classes,
+        runs=tuple(b.runs),
+        n_image=b.n_image,
+        next_position=b.position,
+        all_ids=np.concatenate(b.all_ids),
+    )

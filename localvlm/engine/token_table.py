@@ -1,0 +1,45 @@
+"""The token embedding rows of a model file, so that text and image rows can share one batch."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localvlm.engine.gguf_header import Header
+
+__all__ = ["TokenTable"]
+
+UNSCALED = frozenset({"llama", "qwen2", "qwen2vl", "qwen3"})
+"""Architectures whose graph feeds token embeddings to the first layer as they are."""
+
+
+class TokenTable:
+    """Rows of ``token_embd.weight``, dequantised on demand."""
+
+    def __init__(self, header: Header) -> None:
+        tensor = header.tensors["token_embd.weight"]
+        self._kind = tensor.type
+        self._data = np.memmap(header.path, np.uint8, "r", tensor.offset, (tensor.n_bytes,)).reshape(
+            tensor.shape[1], -1
+        )
+
+    @classmethod
+    def open(cls, header: Header, width: int) -> TokenTable | None:
+        """The table, or None where text rows cannot be given as embeddings exactly."""
+        tensor = header.tensors.get("token_embd.weight")
+        if header.architecture not in UNSCALED or tensor is None or tensor.shape[:1] != (width,):
+            return None
+        table = cls(header)
+        try:
+            table.rows(np.zeros(1, np.int32))
+        except (NotImplementedError, ValueError):
+            return None
+        return table
+
+    def rows(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """(n, width) float32 embeddings of (n,) token ids."""
+        from gguf.constants import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        raw = np.ascontiguousarray(self._data[ids])
+        return np.asarray(dequantize(raw, GGMLQuantizationType(self._kind)), np.float32)

@@ -1,0 +1,392 @@
+"""One VLM on llama.cpp, in the worker's own process: encode, prefill, decode, attention."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localvlm.engine.api import (
+    Attention,
+    Completion,
+    Encoded,
+    ImageLayout,
+    ImagePart,
+    LoadOptions,
+    Message,
+    Part,
+    Prefilled,
+    SamplingOptions,
+    TextPart,
+    VlmInfo,
+)
+from localvlm.engine.chat import render
+from localvlm.engine.gguf_header import check_pair, read_header
+from localvlm.engine.llama import MAX_OUTPUTS, Context, Model
+from localvlm.engine.native import ROW_GENERATED, Tap
+from localvlm.engine.rows import PromptRows, Run, lay_rows
+from localvlm.engine.sampling import Sampler
+from localvlm.engine.token_table import TokenTable
+from localvlm.engine.tower import Picture, VisionTower
+from localvlm.errors import ContextOverflow, Interrupted, UsageError
+
+__all__ = ["LlamaVlm"]
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+
+class LlamaVlm:
+    """Implements :class:`localvlm.engine.api.Vlm`."""
+
+    def __init__(self, model: Path, mmproj: Path, options: LoadOptions) -> None:
+        text, vision = read_header(model), read_header(mmproj)
+        check_pair(text, vision)
+        self._model = Model(model, options, text)
+        self.tower = VisionTower(mmproj, self._model, options, vision)
+        self.tap = Tap(model.name)
+        self.tap.configure(self._model.n_layer, self._model.n_head)
+        self._context = Context(self._model, options, self.tap)
+        self._table = TokenTable.open(text, self._model.n_embd_input)
+        self._vocab = self._model.vocabulary
+        tokens = text.array_hashes.get("tokenizer.ggml.tokens", "") + text.array_hashes.get("tokenizer.ggml.merges", "")
+        self._info = VlmInfo(
+            name=text.text("general.name") or model.stem,
+            architecture=text.architecture,
+            family=self.tower.family.name,
+            n_layer=self._model.n_layer,
+            n_head=self._model.n_head,
+            n_embd=self._model.n_embd,
+            n_vocab=self._vocab.size,
+            n_ctx=self._context.n_ctx,
+            n_params=self._model.n_params,
+            mrope=self._model.mrope,
+            chat_template=text.text("tokenizer.chat_template") or None,
+            bos=self._vocab.text(self._vocab.bos) if not self._vocab.add_bos else "",
+            eos=self._vocab.text(self._vocab.eos),
+            tower_layers=self.tower.tower.n_layer,
+            tower_cls=self.tower.tower.cls,
+            repairs=self.tower.repair_names,
+            vocab_hash=hashlib.sha256(tokens.encode()).hexdigest()[:16],
+        )
+        self._pictures: dict[int, Picture] = {}
+        self._next_picture = 1
+        self._checked = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._cells = 0
+        """KV cells in use."""
+        self._at = 0
+        """Batch position of the next row: compact, or the true t of an M-RoPE model."""
+        self._shift = 0
+        """True position minus batch position, for models with one number a token."""
+        self._tapping = False
+        self._last: Float32 | None = None
+
+    @property
+    def info(self) -> VlmInfo:
+        return self._info
+
+    def close(self) -> None:
+        self._context.close()
+        self.tower.close()
+        self.tap.close()
+        self._model.close()
+
+    def cancel(self) -> None:
+        """Stops the graph in progress, from any thread."""
+        self.tap.cancel()
+        self.tower.tap.cancel()
+
+    def cancel_reset(self) -> None:
+        self.tap.cancel_reset()
+        self.tower.tap.cancel_reset()
+
+    # pictures
+
+    def layout(self, width: int, height: int) -> ImageLayout:
+        return self.tower.lay_out(width, height).layout
+
+    def encode(self, image: NDArray[np.uint8], *, tower: bool = False) -> Encoded:
+        picture = self.tower.encode(image, tower)
+        number, self._next_picture = self._next_picture, self._next_picture + 1
+        self._pictures[number] = picture
+        return Encoded(number, picture.layout, picture.ms, picture.tower)
+
+    def release(self, image: Encoded) -> None:
+        self._pictures.pop(image.id, None)
+
+    def embeddings(self, image: Encoded) -> Float32:
+        rows = self._picture(image).rows
+        assert rows is not None
+        return rows
+
+    def _picture(self, image: Encoded) -> Picture:
+        found = self._pictures.get(image.id)
+        if found is None:
+            raise UsageError(f"picture {image.id} is not in the engine any more", "encode it again")
+        return found
+
+    # prompts
+
+    def chat(self, messages: Sequence[Message]) -> list[TextPart | int]:
+        return render(messages, self._info.chat_template, self._info.family, self._info.bos, self._info.eos)
+
+    def tokenize(self, parts: Sequence[TextPart | int]) -> Int32:
+        out: list[int] = [self._vocab.bos] if self._vocab.add_bos else []
+        run: list[tuple[str, bool]] = []
+        for part in (*parts, 0):
+            if isinstance(part, TextPart):
+                run.append((part.text, part.special))
+                continue
+            if run:
+                out += self._vocab.tokenize_run(run)
+                run = []
+            out += [-1] * part
+        return np.array(out, np.int32)
+
+    def _lay(self, parts: Sequence[Part]) -> PromptRows:
+        laid: list[Sequence[int] | tuple[Picture, Int32 | None]] = []
+        if self._vocab.add_bos:
+            laid.append([self._vocab.bos])
+        run: list[tuple[str, bool]] = []
+        for part in parts:
+            if isinstance(part, TextPart):
+                run.append((part.text, part.special))
+                continue
+            if run:
+                laid.append(self._vocab.tokenize_run(run))
+                run = []
+            laid.append((self._picture(part.image), self._checked_keep(part)))
+        if run:
+            laid.append(self._vocab.tokenize_run(run))
+        return lay_rows(laid)
+
+    @staticmethod
+    def _checked_keep(part: ImagePart) -> Int32 | None:
+        if part.keep is None:
+            return None
+        keep = np.asarray(part.keep, np.int32)
+        n = part.image.layout.n_tokens
+        if len(keep) and (keep.min() < 0 or keep.max() >= n or np.any(np.diff(keep) <= 0)):
+            raise UsageError(f"kept indices must be sorted, without repeats and within 0..{n - 1}")
+        return None if len(keep) == n else keep
+
+    def prefill(self, parts: Sequence[Part], *, tap: bool = False) -> Prefilled:
+        started = time.perf_counter()
+        rows = self._lay(parts)
+        if rows.n + 1 > self._context.n_ctx:
+            raise ContextOverflow(
+                f"the prompt takes {rows.n} cells ({rows.n_kept} of them image tokens) and the context has "
+                f"{self._context.n_ctx}",
+                "shorten the question, lower --keep or raise --ctx-size",
+            )
+        self._reset()
+        self._context.clear()
+        self._tapping = tap
+        if tap:
+            self.tap.reset(rows.n_image)
+            self.tap.check(not self._checked)
+        try:
+            for run in self._batches(rows):
+                self._run_rows(rows, run)
+        except Interrupted:
+            self._context.clear()
+            self._reset()
+            raise
+        finally:
+            self.tap.check(False)
+        self._checked = self._checked or tap
+        self._cells, self._last = rows.n, self._context.logits()
+        self._at = rows.next_position if self._model.mrope else rows.n
+        self._shift = 0 if self._model.mrope else rows.next_position - rows.n
+        ms = (time.perf_counter() - started) * 1e3
+        return Prefilled(rows.all_ids, rows.n_image, rows.n_kept, self._cells, ms)
+
+    def _batches(self, rows: PromptRows) -> list[Run]:
+        """Cuts the rows into batches: unpruned prompts as llama.cpp's own helper does (so that answers agree bit for
+        bit), pruned ones into as few as possible, text rows given as embeddings."""
+        merge = rows.n_kept < rows.n_image and self._table is not None and self.tower.causal
+        runs = [Run(0, rows.n, None)] if merge else list(rows.runs)
+        step = self._context.n_batch
+        return [Run(i, min(i + step, r.stop), r.picture) for r in runs for i in range(r.start, r.stop, step)]
+
+    def _embedded(self, rows: PromptRows, run: Run) -> Float32 | None:
+        """(n, width) rows of a batch that holds image tokens, None for one of text alone."""
+        span = slice(run.start, run.stop)
+        image = rows.local[span] >= 0
+        if not image.any():
+            return None
+        out = np.empty((run.stop - run.start, self._model.n_embd_input), np.float32)
+        for part in rows.runs:
+            lo, hi = max(part.start, run.start), min(part.stop, run.stop)
+            if part.picture is not None and lo < hi:
+                assert part.picture.rows is not None
+                out[lo - run.start : hi - run.start] = part.picture.rows[rows.local[lo:hi]]
+        if not image.all():
+            assert self._table is not None
+            out[~image] = self._table.rows(rows.ids[span][~image])
+        return out
+
+    def _run_rows(self, rows: PromptRows, run: Run) -> None:
+        span = slice(run.start, run.stop)
+        n = run.stop - run.start
+        embedded = self._embedded(rows, run)
+        outputs = np.zeros(n, np.int8)
+        outputs[-1] = run.stop == rows.n
+        places = rows.positions[span]
+        if not self._model.mrope:
+            positions = np.arange(run.start, run.stop, dtype=np.int32)
+        elif embedded is None:
+            positions = np.ascontiguousarray(places[:, 0])
+        else:
+            positions = np.concatenate([places.T.reshape(-1), np.zeros(n, np.int32)]).astype(np.int32)
+        true = None if self._model.mrope else np.ascontiguousarray(places[:, 0])
+        if not self.tower.causal and embedded is not None:
+            self._causal(False)
+        try:
+            self._decode(
+                rows.ids[span], embedded, positions, outputs, rows.image[span], rows.classes[span] * self._tapping, true
+            )
+        finally:
+            if not self.tower.causal and embedded is not None:
+                self._causal(True)
+
+    def _causal(self, on: bool) -> None:
+        import llama_cpp
+
+        llama_cpp.llama_set_causal_attn(self._context.handle, on)
+
+    def _decode(
+        self,
+        ids: Int32,
+        embedded: Float32 | None,
+        positions: Int32,
+        outputs: NDArray[np.int8],
+        image: Int32,
+        classes: NDArray[np.uint8],
+        true: Int32 | None,
+    ) -> None:
+        """One batch. The tap stands aside unless attention is recorded or positions differ from the batch's own."""
+        moved = true is not None and not np.array_equal(true, positions)
+        tokens = np.ascontiguousarray(ids) if embedded is None else None
+        if not (self._tapping or moved):
+            self._context.decode(tokens, embedded, positions, outputs)
+            return
+        self.tap.begin(np.ascontiguousarray(image), np.ascontiguousarray(classes), true if moved else None)
+        try:
+            self._context.decode(tokens, embedded, positions, outputs)
+        finally:
+            self.tap.end()
+
+    # decoding
+
+    def _feed(self, ids: Sequence[int] | Int32, generated: bool, outputs: NDArray[np.int8]) -> None:
+        n = len(ids)
+        positions = np.arange(self._at, self._at + n, dtype=np.int32)
+        classes = np.full(n, ROW_GENERATED if generated and self._tapping else 0, np.uint8)
+        none = np.full(n, -1, np.int32)
+        true = None if self._model.mrope else positions + np.int32(self._shift)
+        try:
+            self._decode(np.asarray(ids, np.int32), None, positions, outputs, none, classes, true)
+        except Interrupted:
+            self._context.trim(self._at)
+            raise
+        self._at += n
+        self._cells += n
+
+    def feed(self, ids: Int32) -> None:
+        self._need_prefill()
+        for token in ids:
+            self._feed([int(token)], True, np.ones(1, np.int8))
+            self._last = self._context.logits()
+
+    def _need_prefill(self) -> None:
+        if self._last is None:
+            raise UsageError("nothing has been prefilled yet")
+
+    def generate(
+        self,
+        max_tokens: int,
+        sampling: SamplingOptions = SamplingOptions(),
+        on_text: Callable[[str], None] | None = None,
+    ) -> Completion:
+        self._need_prefill()
+        started = time.perf_counter()
+        sampler = Sampler(sampling)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        ids: list[int] = []
+        logprobs: list[float] = []
+        pieces: list[str] = []
+        finish, first_ms, fed = "length", 0.0, 0
+        try:
+            while len(ids) < max_tokens:
+                assert self._last is not None
+                token, logprob = sampler.pick(self._last)
+                logprobs.append(logprob)
+                if self._vocab.ends(token):
+                    finish = "stop"
+                    break
+                ids.append(token)
+                first_ms = first_ms or (time.perf_counter() - started) * 1e3
+                self._emit(decoder.decode(self._vocab.piece(token)), pieces, on_text)
+                if len(ids) == max_tokens or self._cells >= self._context.n_ctx:
+                    break
+                self._feed([token], True, np.ones(1, np.int8))
+                fed += 1
+                self._last = self._context.logits()
+        except Interrupted:
+            finish = "cancelled"
+        self._emit(decoder.decode(b"", True), pieces, on_text)
+        ms = (time.perf_counter() - started) * 1e3
+        text = "".join(pieces)
+        return Completion(
+            text, np.array(ids, np.int32), np.array(logprobs, np.float32), finish, ms, first_ms or ms, fed
+        )
+
+    @staticmethod
+    def _emit(piece: str, pieces: list[str], on_text: Callable[[str], None] | None) -> None:
+        if piece:
+            pieces.append(piece)
+            if on_text:
+                on_text(piece)
+
+    def score(self, ids: Int32) -> Float32:
+        self._need_prefill()
+        assert self._last is not None
+        at, cells, tapping = self._at, self._cells, self._tapping
+        out = [self._last[None]]
+        self._tapping = False
+        try:
+            for start in range(0, len(ids) - 1, MAX_OUTPUTS):
+                chunk = np.asarray(ids[start : min(start + MAX_OUTPUTS, len(ids) - 1)], np.int32)
+                self._feed(chunk, False, np.ones(len(chunk), np.int8))
+                out.append(np.stack([self._context.logits(i) for i in range(len(chunk))]))
+        finally:
+            self._context.trim(at)
+            self._at, self._cells, self._tapping = at, cells, tapping
+        return np.concatenate(out)
+
+    def logits(self) -> Float32:
+        self._need_prefill()
+        assert self._last is not None
+        return self._last
+
+    def attention(self) -> Attention:
+        if not self._tapping:
+            raise UsageError("no attention was recorded: prefill with tap=True first")
+        read = self.tap.read
+        return Attention(
+            prompt=read(0, 0),
+            generated=read(1, 0),
+            last=read(2, 0),
+            weighted=(read(0, 1), read(1, 1), read(2, 1)),
+            maximum=(read(0, 2), read(1, 2), read(2, 2)),
+            rows=(self.tap.rows(0), self.tap.rows(1)),
+        )

@@ -1,0 +1,23 @@
+"""Pruning methods by name. A method knows arrays alone: no llama.cpp, no files."""
+
+from __future__ import annotations
+
+from localvlm.errors import UsageError
+from localvlm.pruning.base import Inputs, Method, budget
+from localvlm.pruning.controls import GRID, NONE, RANDOM
+from localvlm.pruning.sgl import SGL, SGL_PLUS
+
+__all__ = ["METHODS", "Inputs", "Method", "budget", "method_named"]
+
+METHODS: dict[str, Method] = {m.name: m for m in (SGL_PLUS, SGL, NONE, RANDOM, GRID)}
+
+
+def method_named(name: str) -> Method:
+    """The method called ``name``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in METHODS:
+        raise UsageError(f"there is no method '{name}'", f"choose one of {', '.join(METHODS)}")
+    return METHODS[name]
