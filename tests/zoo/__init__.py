@@ -1,0 +1,51 @@
+"""A zoo of tiny random models, one row per family: the same weights run in transformers and in llama.cpp.
+
+Each row is a module with a ``ROW``: a configuration, seeded weights, a GGUF writer, cases, and the family's model in
+transformers. ``FAMILIES`` is the table that one adds a row to. Writing the GGUF files needs numpy and gguf alone; the
+values that transformers gives for the cases are committed under ``expected/`` (``make_expected.py`` makes them).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.zoo import llava15, qwen25vl
+from tests.zoo.row import Case, Row, ZooModel
+from tests.zoo.text import write_text
+
+__all__ = ["EXPECTED", "FAMILIES", "LARGE", "Case", "Row", "ZooModel", "build", "committed", "pair", "write"]
+
+FAMILIES: dict[str, Row] = {row.name: row for row in (llava15.ROW, qwen25vl.ROW)}
+LARGE: dict[str, Row] = {"llava15": llava15.LARGE, "qwen25vl": qwen25vl.LARGE}
+"""For each family a deeper and wider model with the same tokenizer: the large half of a pair."""
+EXPECTED = Path(__file__).parent / "expected"
+
+
+def write(row: Row, directory: Path) -> ZooModel:
+    """Writes a row's two GGUF files into ``directory``, unless they are there."""
+    model, mmproj = directory / f"{row.name}.gguf", directory / f"mmproj-{row.name}.gguf"
+    if not (model.exists() and mmproj.exists()):
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = row.weights()
+        write_text(model, row.text, weights, row.tokenizer, row.name)
+        row.write_mmproj(mmproj, weights)
+    return ZooModel(row, model, mmproj)
+
+
+def build(name: str, directory: Path) -> ZooModel:
+    """The zoo's model of one family."""
+    return write(FAMILIES[name], directory)
+
+
+def pair(directory: Path, family: str = "llava15") -> tuple[ZooModel, ZooModel]:
+    """A guide and a model of one family: other depth, width and (LLaVA) token grid, one tokenizer."""
+    return build(family, directory), write(LARGE[family], directory)
+
+
+def committed(name: str) -> dict[str, NDArray[np.generic]]:
+    """What transformers gives for a family's cases (``tests.zoo.reference.expected`` lists the arrays)."""
+    with np.load(EXPECTED / f"{name}.npz", allow_pickle=False) as arrays:
+        return {key: arrays[key] for key in arrays.files}

@@ -1,0 +1,261 @@
+"""LLaVA-1.5 (2310.03744): CLIP with CLS, its last block unused, a two-layer projector, a Llama decoder.
+
+Names and layouts of the projector file are those of llama.cpp's only converter for CLIP LLaVA
+(``tools/mtmd/legacy-models``), which calls fc1 ``ffn_down`` and fc2 ``ffn_up``; the loader swaps them back. Every
+tensor is F32, the patch convolution too (published files have it in F16).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from tests.zoo.row import RGB, Case, Drawing, Int32, Row
+from tests.zoo.text import TextConfig, text_weights
+from tests.zoo.tokenizer import MERGES, Tokenizer
+from tests.zoo.weights import SHARP, Float32, Weights
+
+__all__ = ["LARGE", "ROW", "write_mmproj"]
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+TOWER = "model.vision_tower"
+PROJECTOR = "model.multi_modal_projector"
+
+TOKENIZER = Tokenizer(
+    pre="gpt-2",
+    controls=("<s>", "</s>", "<pad>", "<image>"),
+    bos="<s>",
+    eos="</s>",
+    template=(
+        "{% for m in messages %}"
+        "{% if m.role == 'user' %}USER: {% elif m.role == 'assistant' %} ASSISTANT: {% endif %}"
+        "{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for c in m.content %}{% if c.type == 'image' %}<image>\n{% else %}{{ c.text }}{% endif %}{% endfor %}"
+        "{% endif %}"
+        "{% if m.role == 'assistant' %}{{ eos_token }}{% elif m.role == 'system' %} {% endif %}"
+        "{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+    ),
+)
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of the tower; ``layers`` counts the block that LLaVA does not use."""
+
+    hidden: int
+    layers: int
+    heads: int
+    ffn: int
+    image: int
+    patch: int = 14
+    eps: float = 1e-5
+
+    @property
+    def side(self) -> int:
+        return self.image // self.patch
+
+
+def weights(text: TextConfig, vision: VisionConfig, seed: int) -> dict[str, Float32]:
+    """The whole model by Hugging Face names (``LlavaForConditionalGeneration``)."""
+    out, v = Weights(seed), vision
+    out.normal(f"{TOWER}.embeddings.class_embedding", v.hidden, std=1.0)
+    out.matrix(f"{TOWER}.embeddings.patch_embedding.weight", v.hidden, 3, v.patch, v.patch, gain=2.0)
+    out.normal(f"{TOWER}.embeddings.position_embedding.weight", v.side**2 + 1, v.hidden, std=1.0)
+    out.norm(f"{TOWER}.pre_layrnorm", v.hidden, bias=True)
+    out.norm(f"{TOWER}.post_layernorm", v.hidden, bias=True)
+    for i in range(v.layers):
+        layer = f"{TOWER}.encoder.layers.{i}"
+        for name, gain in (("q_proj", SHARP), ("k_proj", SHARP), ("v_proj", 1.0), ("out_proj", 1.0)):
+            out.linear(f"{layer}.self_attn.{name}", v.hidden, v.hidden, bias=True, gain=gain)
+        out.norm(f"{layer}.layer_norm1", v.hidden, bias=True)
+        out.norm(f"{layer}.layer_norm2", v.hidden, bias=True)
+        out.linear(f"{layer}.mlp.fc1", v.ffn, v.hidden, bias=True)
+        out.linear(f"{layer}.mlp.fc2", v.hidden, v.ffn, bias=True)
+    out.linear(f"{PROJECTOR}.linear_1", text.hidden, v.hidden, bias=True)
+    out.linear(f"{PROJECTOR}.linear_2", text.hidden, text.hidden, bias=True)
+    text_weights(out, text)
+    return out.tensors
+
+
+BLOCK_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.out_proj": "attn_out",
+    "layer_norm1": "ln1",
+    "layer_norm2": "ln2",
+    "mlp.fc1": "ffn_down",
+    "mlp.fc2": "ffn_up",
+}
+
+
+def write_mmproj(
+    text: TextConfig, vision: VisionConfig, path: Path, tensors: Mapping[str, Float32], *, blocks: str = "all"
+) -> None:
+    """Writes the projector file.
+
+    Args:
+        blocks: "all" blocks, of which llama.cpp skips the last; "explicit": without the unused one, with
+            ``feature_layer`` saying so; "dropped": without it and without saying so, so that llama.cpp skips one too
+            many, as it does with many published files (ggml-org/llama.cpp 25817).
+    """
+    from gguf import GGUFWriter, LlamaFileType
+
+    v = vision
+    n_blocks = v.layers if blocks == "all" else v.layers - 1
+    writer = GGUFWriter(path, "clip")
+    writer.add_file_type(LlamaFileType.ALL_F32)
+    writer.add_clip_has_vision_encoder(True)
+    writer.add_bool("clip.has_text_encoder", False)
+    writer.add_bool("clip.has_llava_projector", True)
+    writer.add_clip_projector_type("mlp")
+    writer.add_bool("clip.use_gelu", False)  # quick GELU, as CLIP was trained
+    writer.add_vision_image_size(v.image)
+    writer.add_vision_patch_size(v.patch)
+    writer.add_vision_embedding_length(v.hidden)
+    writer.add_vision_feed_forward_length(v.ffn)
+    writer.add_vision_projection_dim(text.hidden)
+    writer.add_vision_head_count(v.heads)
+    writer.add_vision_attention_layernorm_eps(v.eps)
+    writer.add_vision_block_count(n_blocks)
+    if blocks == "explicit":
+        writer.add_array("clip.vision.feature_layer", [v.layers - 1])
+    writer.add_vision_image_mean(MEAN)
+    writer.add_vision_image_std(STD)
+    writer.add_tensor("v.class_embd", tensors[f"{TOWER}.embeddings.class_embedding"])
+    writer.add_tensor("v.patch_embd.weight", tensors[f"{TOWER}.embeddings.patch_embedding.weight"])
+    writer.add_tensor("v.position_embd.weight", tensors[f"{TOWER}.embeddings.position_embedding.weight"])
+    for kind in ("weight", "bias"):
+        writer.add_tensor(f"v.pre_ln.{kind}", tensors[f"{TOWER}.pre_layrnorm.{kind}"])
+        writer.add_tensor(f"mm.0.{kind}", tensors[f"{PROJECTOR}.linear_1.{kind}"])
+        writer.add_tensor(f"mm.2.{kind}", tensors[f"{PROJECTOR}.linear_2.{kind}"])
+        for i in range(n_blocks):
+            for hf, ours in BLOCK_NAMES.items():
+                writer.add_tensor(f"v.blk.{i}.{ours}.{kind}", tensors[f"{TOWER}.encoder.layers.{i}.{hf}.{kind}"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class LlavaReference:
+    """The model in transformers; torch is imported here and nowhere else in this file."""
+
+    def __init__(self, text: TextConfig, vision: VisionConfig, tensors: Mapping[str, Float32]) -> None:
+        import torch
+        from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+        from tests.zoo.reference import Decoder
+
+        config = LlavaConfig(
+            vision_config=CLIPVisionConfig(
+                hidden_size=vision.hidden,
+                intermediate_size=vision.ffn,
+                num_hidden_layers=vision.layers,
+                num_attention_heads=vision.heads,
+                image_size=vision.image,
+                patch_size=vision.patch,
+                layer_norm_eps=vision.eps,
+                hidden_act="quick_gelu",
+            ),
+            text_config=LlamaConfig(**text.hf()),
+            vision_feature_layer=-2,
+            image_token_index=TOKENIZER.id("<image>"),
+            attn_implementation="eager",
+        )
+        self._model = LlavaForConditionalGeneration(config).eval()
+        self._model.load_state_dict({k: torch.from_numpy(t) for k, t in tensors.items()}, strict=True)
+        self._layers, self._torch = vision.layers, torch
+        self._decoder = Decoder(self._model)
+
+    def _tower(self, image: RGB) -> tuple[Float32, Float32]:
+        """Projected rows, and attention (layers, heads, 1 + patches, 1 + patches) of the blocks used."""
+        pixels = (image.astype(np.float32) / 255.0 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+        batch = self._torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32))
+        with self._torch.no_grad():
+            out = self._model.model.get_image_features(batch, return_dict=True, output_attentions=True)
+        attention = np.stack([a[0].numpy() for a in out.attentions[: self._layers - 1]])
+        return out.pooler_output[0].numpy(), attention
+
+    def encode(self, image: RGB) -> tuple[Float32, Float32]:
+        rows, attention = self._tower(image)
+        return rows, attention[:, :, 0, 1:].mean(axis=1)
+
+    def encode_stock(self, image: RGB) -> Float32:
+        """llama.cpp appends CLS after the N patches but numbers positions and picks rows as if it came first
+        (ggml-org/llama.cpp 25814): patch i gets position row i, CLS row N, and the rows taken are patches 1 .. N-1
+        and CLS."""
+        config, table = self._model.config, self._model.model.vision_tower.embeddings.position_embedding.weight
+        right = table.detach().clone()
+        try:
+            table.data = right.roll(1, dims=0)
+            config.vision_feature_select_strategy = "full"
+            rows, _ = self._tower(image)
+        finally:
+            table.data = right
+            config.vision_feature_select_strategy = "default"
+        return np.concatenate([rows[2:], rows[:1]])
+
+    def decode(self, ids: Int32, rows: Float32, positions: Int32) -> tuple[Float32, Float32]:
+        return self._decoder.decode(ids, rows, positions)
+
+
+def _cases(image: int) -> tuple[Case, ...]:
+    n = (image // 14) ** 2
+    noise, squares, other = Drawing(image, image, 1, 11), Drawing(image, image, 7, 12), Drawing(image, image, 10, 13)
+    return (
+        Case(
+            "noise",
+            ("USER: ", 0, "\nwhat is the thing in red? ASSISTANT:"),
+            (noise,),
+            fed=(83, 266, 7, 201, 40, 99),
+            keep=(tuple(range(1, n, 3)),),
+        ),
+        Case(
+            "two",
+            ("USER: look: ", 0, "\nand then the other one: ", 1, "\nwhat differs? ASSISTANT:"),
+            (squares, other),
+            fed=(120, 33, 270, 64),
+            keep=((0, 2, 3, 11, n - 1), tuple(range(5, n, 7))),
+        ),
+    )
+
+
+def make_row(name: str, text: TextConfig, vision: VisionConfig, seed: int) -> Row:
+    """A LLaVA-1.5 of the given sizes."""
+    return Row(
+        name=name,
+        text=text,
+        tokenizer=TOKENIZER,
+        wrap=("", ""),
+        grid=lambda width, height: (vision.side, vision.side),
+        tower_layers=vision.layers - 1,
+        repairs=("llava-cls-order",),
+        cases=_cases(vision.image),
+        weights=partial(weights, text, vision, seed),
+        write_mmproj=partial(write_mmproj, text, vision),
+        reference=partial(LlavaReference, text, vision),
+    )
+
+
+VOCAB = math.ceil((256 + len(MERGES) + len(TOKENIZER.controls)) / 4) * 4
+assert len(TOKENIZER.tokens) == VOCAB
+
+ROW = make_row(
+    "llava15",
+    TextConfig("llama", hidden=128, layers=3, heads=4, kv_heads=2, ffn=192, vocab=VOCAB, rope_theta=1e4, eps=1e-5),
+    VisionConfig(hidden=64, layers=5, heads=2, ffn=128, image=84),
+    seed=15,
+)
+LARGE = make_row(
+    "llava15-large",
+    TextConfig("llama", hidden=192, layers=4, heads=6, kv_heads=3, ffn=320, vocab=VOCAB, rope_theta=1e4, eps=1e-5),
+    VisionConfig(hidden=96, layers=4, heads=3, ffn=160, image=112),
+    seed=16,
+)

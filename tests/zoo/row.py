@@ -1,0 +1,135 @@
+"""What a row of the zoo is: one tiny model of one family, and the cases it is compared on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.zoo.text import TextConfig
+from tests.zoo.tokenizer import Tokenizer
+from tests.zoo.weights import Float32
+
+__all__ = ["Case", "Drawing", "Reference", "Row", "ZooModel", "positions"]
+
+Int32 = NDArray[np.int32]
+RGB = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A seeded picture of ``cell`` x ``cell`` pixel squares of random colours (cell 1 is noise). Integers alone, so it
+    is the same everywhere."""
+
+    width: int
+    height: int
+    cell: int
+    seed: int
+
+    def pixels(self) -> RGB:
+        """(height, width, 3) uint8."""
+        rows, columns = -(-self.height // self.cell), -(-self.width // self.cell)
+        colours = np.random.RandomState(self.seed).randint(0, 256, (rows, columns, 3)).astype(np.uint8)
+        large = colours.repeat(self.cell, axis=0).repeat(self.cell, axis=1)
+        return np.ascontiguousarray(large[: self.height, : self.width])
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prompt.
+
+    Attributes:
+        segments: text (control tokens recognised), or the index of a picture.
+        fed: tokens fed back after the prompt, fixed so that no tie can matter.
+        keep: for each picture the tokens kept in the pruned run.
+    """
+
+    name: str
+    segments: tuple[str | int, ...]
+    images: tuple[Drawing, ...]
+    fed: tuple[int, ...]
+    keep: tuple[tuple[int, ...], ...]
+
+
+class Reference(Protocol):
+    """A row's model in transformers (torch tensors go in and out of :meth:`decode` as arrays)."""
+
+    def encode(self, image: RGB) -> tuple[Float32, Float32]:
+        """Projected rows (n_tokens, width), and the tower's attention as ``Encoded.tower`` defines it."""
+        ...
+
+    def encode_stock(self, image: RGB) -> Float32:
+        """The rows (n_tokens, width) that llama.cpp's unrepaired graph gives; those of ``encode`` if it is right."""
+        ...
+
+    def decode(self, ids: Int32, rows: Float32, positions: Int32) -> tuple[Float32, Float32]:
+        """One causal pass over a prompt with ``rows`` in place of the -1 of ``ids``.
+
+        positions: (3, n) or (1, n). Returns logits (n, n_vocab) and attention (n_layer, n_head, n, n).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        wrap: control tokens that llama.cpp puts around a picture.
+        marker: what the chat template writes for a picture.
+        grid: (width, height) of a picture at tower size -> (rows, columns) of tokens.
+        tower_layers: blocks whose output is used.
+        repairs: repairs that the engine must report.
+    """
+
+    name: str
+    text: TextConfig
+    tokenizer: Tokenizer
+    wrap: tuple[str, str]
+    grid: Callable[[int, int], tuple[int, int]]
+    tower_layers: int
+    repairs: tuple[str, ...]
+    cases: tuple[Case, ...]
+    weights: Callable[[], dict[str, Float32]]
+    write_mmproj: Callable[[Path, Mapping[str, Float32]], None]
+    reference: Callable[[Mapping[str, Float32]], Reference]
+
+    def case_ids(self, case: Case) -> Int32:
+        """(n,) prompt ids of a case, -1 at image tokens."""
+        counts = [int(np.prod(self.grid(d.width, d.height))) for d in case.images]
+        return np.array(self.tokenizer.prompt(case.segments, counts, self.wrap), np.int32)
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """A row written to GGUF."""
+
+    row: Row
+    model: Path
+    mmproj: Path
+
+
+def positions(row: Row, case: Case, ids: Int32) -> Int32:
+    """(3, n) positions t, y, x of ``ids`` (prompt and fed tokens) for M-RoPE, (1, n) otherwise.
+
+    M-RoPE (Qwen2-VL, 2409.12191): a picture of R x C tokens that begins at p gives its token (r, c) the place
+    (p, p + r, p + c), and text goes on at p + max(R, C).
+    """
+    if not row.text.mrope:
+        return np.arange(len(ids), dtype=np.int32)[None]
+    grids = [row.grid(case.images[s].width, case.images[s].height) for s in case.segments if isinstance(s, int)]
+    out: list[tuple[int, int, int]] = []
+    at, i = 0, 0
+    while i < len(ids):
+        if ids[i] >= 0:
+            out.append((at, at, at))
+            at, i = at + 1, i + 1
+            continue
+        rows, columns = grids.pop(0)
+        out += [(at, at + r, at + c) for r in range(rows) for c in range(columns)]
+        at, i = at + max(rows, columns), i + rows * columns
+    return np.array(out, np.int32).T
