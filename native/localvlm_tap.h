@@ -79,6 +79,13 @@ LV_API bool lv_tap_abort(void *user_data);                                /* ggm
  * any thread. */
 LV_API void lv_tap_cancel(lv_tap *tap);
 LV_API void lv_tap_cancel_reset(lv_tap *tap);
+/* Encoders notice a cancel after every block. Text models notice it through lv_tap_abort on the CPU; on: also at every
+ * `l_out-*` node, for GPUs, at the price of one more synchronisation a layer. Off by default. */
+LV_API int lv_tap_cancel_points(lv_tap *tap, bool on);
+
+/* Threads for the recomputation, 1 by default. Give the number the context decodes with: OpenMP keeps one pool, and a
+ * region of another size ends threads that the next graph has to start again. */
+LV_API int lv_tap_threads(lv_tap *tap, int32_t n_threads);
 
 /* ---- LLM ------------------------------------------------------------------------------------------------------ */
 
@@ -87,8 +94,11 @@ LV_API void lv_tap_cancel_reset(lv_tap *tap);
 LV_API int lv_tap_llm(lv_tap *tap, int32_t n_layer, int32_t n_head);
 
 /* Forgets all sums, and says how many image tokens there are (over all tiles and images) and which reductions are
- * wanted (bit i = enum lv_reduction i). The cell map is kept: cells of already prefilled image tokens stay known. */
+ * wanted (bit i = enum lv_reduction i). The cell map is kept: cells of already prefilled image tokens stay known, but
+ * for those with an index >= n_image. Cells that left the KV cache need no care: the mask hides them. */
 LV_API int lv_tap_reset(lv_tap *tap, int32_t n_image, uint32_t reductions);
+/* Clears the cell map: for when image tokens stay in the KV cache under indices that now mean something else. */
+LV_API int lv_tap_forget(lv_tap *tap);
 
 /* Describes the batch that the next llama_decode will run. The batch must fit one micro-batch (n_rows <= n_ubatch)
  * and one sequence. For each row:
