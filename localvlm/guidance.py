@@ -59,7 +59,8 @@ def resample(scores: Float32, source: Float32, target: Float32) -> Float32:
 
     Args:
         scores: (m,) mass of each source token, spread evenly over its box.
-        source, target: (m, 4) and (n, 4) boxes x0, y0, x1, y1 in pixels of the same picture.
+        source: (m, 4) boxes x0, y0, x1, y1 in pixels of the picture.
+        target: (n, 4) boxes in pixels of the same picture.
 
     Returns:
         (n,) mass per target token; the total is kept where the target covers the source.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from localvlm.engine.api import (
     TextPart,
     Vlm,
 )
-from localvlm.errors import ContextOverflow, Interrupted, UnsupportedModel, UsageError
+from localvlm.errors import ContextOverflow, EngineCrashed, Interrupted, UnsupportedModel, UsageError
 from localvlm.guidance import AGGREGATIONS, resample
 from localvlm.images import Image
 from localvlm.pruning import Inputs, Method, budget, method_named
@@ -319,7 +321,7 @@ class Pipeline:
         )
         kept = method.select(inputs, budget(options.keep, inputs))
         starts = np.cumsum([0, *counts])
-        return [kept[(kept >= a) & (kept < b)] - np.int32(a) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        return [kept[(kept >= a) & (kept < b)] - np.int32(a) for a, b in pairwise(starts)]
 
     def saliency(self, look: Look, aggregation: str, layouts: Sequence[ImageLayout]) -> Float32:
         """(N,) scores of the model's image tokens, resampled in image space where the two grids differ."""
@@ -428,7 +430,8 @@ def _on_picture(layout: ImageLayout) -> NDArray[np.bool_]:
 
 
 def _joint(encoded: Sequence[Encoded], kept: Sequence[Int32 | None]) -> tuple[int, ...]:
-    out, at = [], 0
+    out: list[int] = []
+    at = 0
     for image, keep in zip(encoded, kept, strict=True):
         n = image.layout.n_tokens
         out += range(at, at + n) if keep is None else (int(i) + at for i in keep)
@@ -438,10 +441,8 @@ def _joint(encoded: Sequence[Encoded], kept: Sequence[Int32 | None]) -> tuple[in
 
 def _release(vlm: Vlm, encoded: Sequence[Encoded]) -> None:
     for image in encoded:
-        try:
+        with contextlib.suppress(EngineCrashed, Interrupted):  # the engine is gone, and the picture with it
             vlm.release(image)
-        except Exception:  # the engine is gone, and the picture with it
-            return
 
 
 def _without_lead(on_text: Callable[[str], None] | None) -> Callable[[str], None] | None:

@@ -244,7 +244,8 @@ class Vlm(Protocol):
 
     def tokenize(self, parts: Sequence[TextPart | int]) -> Int32:
         """Token ids of a prompt; an int stands for that many image tokens (-1 each). BOS included if the model
-        wants one."""
+        wants one.
+        """
         ...
 
     def prefill(self, parts: Sequence[Part], *, tap: bool = False) -> Prefilled:
@@ -269,7 +270,8 @@ class Vlm(Protocol):
 
     def score(self, ids: Int32) -> Float32:
         """Feeds ``ids`` after the last prefill in one batch; returns (n, n_vocab) logits that predict each of them.
-        The cache is trimmed back afterwards."""
+        The cache is trimmed back afterwards.
+        """
         ...
 
     def feed(self, ids: Int32) -> None:

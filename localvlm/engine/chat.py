@@ -68,7 +68,7 @@ def render(
         text = _expand(template or (VICUNA if family == "llava" else CHATML), turns, bos, eos)
     except ModelError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  a template may raise anything
         raise ModelError(f"the model's chat template fails: {type(error).__name__}: {error}") from None
     parts: list[TextPart | int] = []
     seen: list[tuple[str, int]] = []

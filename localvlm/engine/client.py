@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -114,7 +115,7 @@ class Engine:
             if line:
                 self._stderr.append(line)
                 if self._verbose:
-                    print(f"engine: {line}", file=sys.stderr)
+                    sys.stderr.write(f"engine: {line}\n")
 
     def kill(self) -> None:
         """Ends the worker at once, whatever it is doing."""
@@ -141,10 +142,8 @@ class Engine:
     def _close_pipes(self, process: subprocess.Popen[bytes], stdin_only: bool = False) -> None:
         for stream in (process.stdin,) if stdin_only else (process.stdin, process.stdout):
             if stream is not None:
-                try:
+                with contextlib.suppress(OSError):
                     stream.close()
-                except OSError:
-                    pass
         if stdin_only:
             return
         if self._stderr_reader is not None:
@@ -161,10 +160,11 @@ class Engine:
         """Stops the call in progress, or the next one; from any thread or a signal handler."""
         self._cancelled = True
         if self._in_call and self._control >= 0:
-            try:
+            with contextlib.suppress(OSError):
                 os.write(self._control, _CONTROL.pack(self._call_number))
-            except OSError:
-                pass
+
+    def _cancel_pending(self) -> bool:
+        return self._cancelled
 
     def call(
         self,
@@ -173,6 +173,7 @@ class Engine:
         vlm: int | None = None,
         on_text: Callable[[str], None] | None = None,
         timeout: float | None = None,
+        cancellable: bool = True,
         **kwargs: Any,
     ) -> Any:
         """One request and its answer.
@@ -182,7 +183,7 @@ class Engine:
             Interrupted: cancelled.
             LocalvlmError: whatever the worker raised.
         """
-        if self._cancelled:
+        if self._cancelled and cancellable:
             self._cancelled = False
             raise Interrupted()
         if self._process is None:
@@ -193,11 +194,11 @@ class Engine:
             request["vlm"] = vlm
         if on_text is not None:
             request["stream"] = True
-        self._in_call = True
+        self._in_call = cancellable
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             self._write(request)
-            if self._cancelled:
+            if cancellable and self._cancel_pending():
                 self.cancel()
             return self._await(self._call_number, on_text, deadline)
         except (EOFError, BrokenPipeError, ValueError) as error:
@@ -211,7 +212,8 @@ class Engine:
             self._in_call = False
 
     def _write(self, request: dict[str, Any]) -> None:
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         fd = self._process.stdin.fileno()
         for buffer in pack(request):
             view = memoryview(buffer)
@@ -238,7 +240,8 @@ class Engine:
             return result
 
     def _read(self, n: int, deadline: float | None) -> bytes:
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         fd = self._process.stdout.fileno()
         out = bytearray()
         while len(out) < n:
@@ -311,7 +314,7 @@ class RemoteVlm:
         return result
 
     def release(self, image: Encoded) -> None:
-        self._call("release", image)
+        self._call("release", image, cancellable=False)
 
     def embeddings(self, image: Encoded) -> Float32:
         result: Float32 = self._call("embeddings", image)
@@ -358,4 +361,4 @@ class RemoteVlm:
 
     def close(self) -> None:
         if self._engine.pid is not None and self._generation == self._engine._generation:
-            self._call("close")
+            self._call("close", cancellable=False)

@@ -100,8 +100,10 @@ def raster_boxes(width: int, height: int, columns: int, rows: int, cell: int) ->
     """Boxes of a raster of tokens over a picture that llama.cpp has resized with its aspect kept and centred.
 
     Args:
-        width, height: pixels of the picture as given.
-        columns, rows: tokens.
+        width: pixels of the picture as given.
+        height: likewise.
+        columns: tokens in a row.
+        rows: of tokens.
         cell: pixels a token covers along each side, after resizing.
 
     Returns:

@@ -190,7 +190,7 @@ def read_header(path: Path) -> Header:
         NotGguf: another format, an unknown version, damaged or cut short.
     """
     try:
-        with open(path, "rb") as f:
+        with path.open("rb") as f:
             if not path.is_file():
                 raise ModelNotFound(f"model '{path}' is not a regular file")
             if path.stat().st_size < 24:

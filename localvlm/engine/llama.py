@@ -39,7 +39,8 @@ def last_log_lines() -> list[str]:
 @cache
 def backend() -> Any:
     """The llama_cpp module, initialised once. Warnings and errors of its log are kept, and go to the worker's stderr,
-    where the client finds the last words of one that died; LOCALVLM_ENGINE_LOG=1 lets everything through."""
+    where the client finds the last words of one that died; LOCALVLM_ENGINE_LOG=1 lets everything through.
+    """
     import llama_cpp
     from llama_cpp import mtmd_cpp
 
@@ -139,7 +140,8 @@ class Vocabulary:
 
     def tokenize_run(self, parts: Iterable[tuple[str, bool]]) -> list[int]:
         """Tokenizes adjacent (text, special) parts as one text, so that tokens may span their borders, unless that
-        would let a control token arise outside the parts marked special."""
+        would let a control token arise outside the parts marked special.
+        """
         parts = [(text, special) for text, special in parts if text]
         apart = [self.tokenize(text, special) for text, special in parts]
         if len(parts) == 1:

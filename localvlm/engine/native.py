@@ -43,29 +43,29 @@ def library() -> ctypes.CDLL:
     from localvlm._native_path import native_library
 
     lib = ctypes.CDLL(str(native_library()))
-    P, i32, f32p = ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(ctypes.c_float)
+    ptr, i32, f32p = ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(ctypes.c_float)
     i32p, u8p = ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_uint8)
     signatures: dict[str, tuple[Any, Sequence[Any]]] = {
         "lv_tap_guard": (ctypes.c_char_p, []),
         "lv_tap_abi": (ctypes.c_int, []),
-        "lv_tap_new": (P, []),
-        "lv_tap_free": (None, [P]),
-        "lv_tap_error": (ctypes.c_char_p, [P]),
-        "lv_tap_cancel": (None, [P]),
-        "lv_tap_cancel_reset": (None, [P]),
-        "lv_tap_llm": (ctypes.c_int, [P, i32, i32]),
-        "lv_tap_reset": (ctypes.c_int, [P, i32, ctypes.c_uint32]),
-        "lv_tap_begin": (ctypes.c_int, [P, i32, i32p, u8p, i32p]),
-        "lv_tap_end": (ctypes.c_int, [P]),
-        "lv_tap_read": (ctypes.c_int, [P, i32, i32, f32p, ctypes.c_size_t]),
-        "lv_tap_rows": (ctypes.c_int64, [P, i32]),
-        "lv_tap_check": (ctypes.c_int, [P, ctypes.c_bool, ctypes.c_float]),
-        "lv_tap_check_worst": (ctypes.c_float, [P]),
-        "lv_tower_begin": (ctypes.c_int, [P, i32, i32, i32, ctypes.c_int, u8p, ctypes.c_uint32]),
-        "lv_tower_end": (ctypes.c_int, [P]),
-        "lv_tower_read": (ctypes.c_int, [P, f32p, ctypes.c_size_t]),
-        "lv_tower_window_index": (ctypes.c_int64, [P, i32p, ctypes.c_size_t]),
-        "lv_tower_repaired": (ctypes.c_uint32, [P]),
+        "lv_tap_new": (ptr, []),
+        "lv_tap_free": (None, [ptr]),
+        "lv_tap_error": (ctypes.c_char_p, [ptr]),
+        "lv_tap_cancel": (None, [ptr]),
+        "lv_tap_cancel_reset": (None, [ptr]),
+        "lv_tap_llm": (ctypes.c_int, [ptr, i32, i32]),
+        "lv_tap_reset": (ctypes.c_int, [ptr, i32, ctypes.c_uint32]),
+        "lv_tap_begin": (ctypes.c_int, [ptr, i32, i32p, u8p, i32p]),
+        "lv_tap_end": (ctypes.c_int, [ptr]),
+        "lv_tap_read": (ctypes.c_int, [ptr, i32, i32, f32p, ctypes.c_size_t]),
+        "lv_tap_rows": (ctypes.c_int64, [ptr, i32]),
+        "lv_tap_check": (ctypes.c_int, [ptr, ctypes.c_bool, ctypes.c_float]),
+        "lv_tap_check_worst": (ctypes.c_float, [ptr]),
+        "lv_tower_begin": (ctypes.c_int, [ptr, i32, i32, i32, ctypes.c_int, u8p, ctypes.c_uint32]),
+        "lv_tower_end": (ctypes.c_int, [ptr]),
+        "lv_tower_read": (ctypes.c_int, [ptr, f32p, ctypes.c_size_t]),
+        "lv_tower_window_index": (ctypes.c_int64, [ptr, i32p, ctypes.c_size_t]),
+        "lv_tower_repaired": (ctypes.c_uint32, [ptr]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(lib, name)

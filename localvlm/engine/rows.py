@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from localvlm.engine.native import ROW_LAST, ROW_PROMPT
 from localvlm.engine.tower import Picture
 
-__all__ = ["PromptRows", "Run", "lay_rows"]
+__all__ = ["Placed", "PromptRows", "Run", "lay_rows"]
 
 Int32 = NDArray[np.int32]
 
@@ -110,21 +110,29 @@ class _Builder:
         self.rows += n
 
 
-def lay_rows(parts: Sequence[Sequence[int] | tuple[Picture, Int32 | None]]) -> PromptRows:
-    """Lays out token ids and (picture, kept indices or None) parts, in order.
+@dataclass(frozen=True)
+class Placed:
+    """A picture in a prompt, and the sorted indices of its kept tokens, or None for all."""
+
+    picture: Picture
+    keep: Int32 | None
+
+
+def lay_rows(parts: Sequence[Sequence[int] | Placed]) -> PromptRows:
+    """Lays out token ids and pictures, in order.
 
     Wrapper texts of a picture stay whatever is dropped. Text rows after the last image token are of class "prompt",
     the very last also of class "last".
     """
     b = _Builder()
     for part in parts:
-        if isinstance(part, tuple) and part and isinstance(part[0], Picture):
-            b.picture(part[0], part[1])  # type: ignore[arg-type]
+        if isinstance(part, Placed):
+            b.picture(part.picture, part.keep)
         else:
-            b.text(part)  # type: ignore[arg-type]
-    ids, image = np.concatenate(b.ids), np.concatenate(b.image)
-    seen = np.flatnonzero(np.concatenate(b.all_ids) < 0)
-    tail = len(np.concatenate(b.all_ids)) - (int(seen[-1]) + 1) if len(seen) else 0
+            b.text(part)
+    ids, image, all_ids = np.concatenate(b.ids), np.concatenate(b.image), np.concatenate(b.all_ids)
+    seen = np.flatnonzero(all_ids < 0)
+    tail = len(all_ids) - (int(seen[-1]) + 1) if len(seen) else 0
     classes = np.zeros(len(ids), np.uint8)
     if tail:
         classes[len(ids) - tail :] |= ROW_PROMPT
@@ -138,5 +146,5 @@ def lay_rows(parts: Sequence[Sequence[int] | tuple[Picture, Int32 | None]]) -> P
         runs=tuple(b.runs),
         n_image=b.n_image,
         next_position=b.position,
-        all_ids=np.concatenate(b.all_ids),
+        all_ids=all_ids,
     )

@@ -28,7 +28,8 @@ Int32 = NDArray[np.int32]
 @dataclass(frozen=True)
 class Piece:
     """A stretch of the prompt that a picture becomes: wrapper tokens (``ids``), or ``n`` image tokens from ``first``
-    with their relative positions (n, 3) t, y, x and the positions they take."""
+    with their relative positions (n, 3) t, y, x and the positions they take.
+    """
 
     ids: tuple[int, ...] = ()
     first: int = 0
@@ -207,5 +208,5 @@ class VisionTower:
             return patches
         owner = self.family.token_of_patch(patches.shape[1], self.tap.window_index())
         out = np.zeros((patches.shape[0], n), np.float32)
-        np.add.at(out, (slice(None), owner), patches)
+        np.add.at(out.T, owner, patches.T)
         return out

@@ -29,7 +29,7 @@ from localvlm.engine.chat import render
 from localvlm.engine.gguf_header import check_pair, read_header
 from localvlm.engine.llama import MAX_OUTPUTS, Context, Model
 from localvlm.engine.native import ROW_GENERATED, Tap
-from localvlm.engine.rows import PromptRows, Run, lay_rows
+from localvlm.engine.rows import Placed, PromptRows, Run, lay_rows
 from localvlm.engine.sampling import Sampler
 from localvlm.engine.token_table import TokenTable
 from localvlm.engine.tower import Picture, VisionTower
@@ -152,7 +152,7 @@ class LlamaVlm:
         return np.array(out, np.int32)
 
     def _lay(self, parts: Sequence[Part]) -> PromptRows:
-        laid: list[Sequence[int] | tuple[Picture, Int32 | None]] = []
+        laid: list[Sequence[int] | Placed] = []
         if self._vocab.add_bos:
             laid.append([self._vocab.bos])
         run: list[tuple[str, bool]] = []
@@ -163,7 +163,7 @@ class LlamaVlm:
             if run:
                 laid.append(self._vocab.tokenize_run(run))
                 run = []
-            laid.append((self._picture(part.image), self._checked_keep(part)))
+            laid.append(Placed(self._picture(part.image), self._checked_keep(part)))
         if run:
             laid.append(self._vocab.tokenize_run(run))
         return lay_rows(laid)
@@ -211,7 +211,8 @@ class LlamaVlm:
 
     def _batches(self, rows: PromptRows) -> list[Run]:
         """Cuts the rows into batches: unpruned prompts as llama.cpp's own helper does (so that answers agree bit for
-        bit), pruned ones into as few as possible, text rows given as embeddings."""
+        bit), pruned ones into as few as possible, text rows given as embeddings.
+        """
         merge = rows.n_kept < rows.n_image and self._table is not None and self.tower.causal
         runs = [Run(0, rows.n, None)] if merge else list(rows.runs)
         step = self._context.n_batch

@@ -1,7 +1,8 @@
 """Frames between client and worker: JSON with arrays behind it. Neither side can make the other run code.
 
-A frame is ``<u32 n_json> <u32 n_arrays> <json> (<u64 n_bytes> <bytes>)*``. In the JSON, an array is ``{"$nd": i,
-"dtype": ..., "shape": ...}``, a tuple ``{"$tuple": [...]}`` and a dataclass of the engine's API ``{"$type": name, ...}``.
+A frame is ``<u32 n_json> <u32 n_arrays> <json> (<u64 n_bytes> <bytes>)*``. In the JSON, an array is
+``{"$nd": i, "dtype": ..., "shape": ...}``, a tuple ``{"$tuple": [...]}`` and a dataclass of the engine's API
+``{"$type": name, ...}``.
 """
 
 from __future__ import annotations
@@ -75,13 +76,13 @@ def _decode(value: Any, arrays: list[bytes]) -> Any:
     return _TYPES[value["$type"]](**fields) if "$type" in value else fields
 
 
-def pack(message: dict[str, Any]) -> list[bytes | memoryview]:
+def pack(message: dict[str, Any]) -> list[bytes]:
     """The buffers of one frame, to be written in order."""
     arrays: list[np.ndarray] = []
     text = json.dumps(_encode(message, arrays), ensure_ascii=True).encode()
-    out: list[bytes | memoryview] = [_HEAD.pack(len(text), len(arrays)) + text]
+    out: list[bytes] = [_HEAD.pack(len(text), len(arrays)) + text]
     for array in arrays:
-        out += [_SIZE.pack(array.nbytes), memoryview(array.reshape(-1)).cast("B") if array.nbytes else b""]
+        out += [_SIZE.pack(array.nbytes), array.tobytes()]
     return out
 
 

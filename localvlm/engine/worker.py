@@ -22,7 +22,21 @@ from localvlm.errors import Interrupted, LocalvlmError, NotEnoughMemory
 
 _CONTROL = struct.Struct("<Q")
 _METHODS = frozenset(
-    "layout encode release embeddings chat tokenize prefill generate feed score logits attention close".split()
+    (
+        "attention",
+        "chat",
+        "close",
+        "embeddings",
+        "encode",
+        "feed",
+        "generate",
+        "layout",
+        "logits",
+        "prefill",
+        "release",
+        "score",
+        "tokenize",
+    )
 )
 
 
@@ -53,7 +67,7 @@ class Worker:
         try:
             while True:
                 self._queue.put(unpack(lambda n: _exactly(self._requests, n)))
-        except BaseException:  # the client is gone, or sends nonsense: nobody is left to answer
+        except BaseException:  # noqa: BLE001  the client is gone, or sends nonsense: nobody is left to answer
             os._exit(0)
 
     def _read_control(self) -> None:
@@ -82,7 +96,7 @@ class Worker:
             reply = self._error(error)
         except LocalvlmError as error:
             reply = self._error(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  a defect of ours must reach the client as an error
             traceback.print_exc()
             reply = self._error(LocalvlmError(f"internal error in the engine: {type(error).__name__}: {error}"))
         self._send({"call": call, **reply})

@@ -9,18 +9,19 @@ from localvlm.pruning.base import Inputs, Int32, Method
 __all__ = ["GRID", "NONE", "RANDOM"]
 
 
-def keep_all(inputs: Inputs, k: int) -> Int32:
+def keep_all(inputs: Inputs, k: int) -> Int32:  # noqa: ARG001
+    """Keeps all tokens, padding too."""
     return np.arange(inputs.n, dtype=np.int32)
 
 
 def random(inputs: Inputs, k: int) -> Int32:
-    """k candidates drawn evenly, without replacement."""
+    """Draws k candidates evenly, without replacement."""
     drawn = np.random.default_rng(inputs.seed).choice(inputs.candidates, k, replace=False)
     return np.sort(drawn).astype(np.int32)
 
 
 def lattice(rows: int, columns: int, k: int) -> Int32:
-    """k cells of a rows x columns raster on a lattice as even as k allows."""
+    """Picks k cells of a rows x columns raster on a lattice as even as k allows."""
     n_rows = int(np.clip(round((k * rows / columns) ** 0.5), -(-k // columns), min(rows, k)))
     counts = np.diff(np.round(np.linspace(0, k, n_rows + 1)).astype(int))
     cells = []
@@ -37,7 +38,7 @@ def grid(inputs: Inputs, k: int) -> Int32:
     if len(inputs.counts) == 1 and inputs.grids[0] is not None and not padded:
         return lattice(*inputs.grids[0], k)
     steps = ((np.arange(k) + 0.5) * len(inputs.candidates) / k).astype(int)
-    return inputs.candidates[steps]
+    return np.asarray(inputs.candidates[steps], np.int32)
 
 
 NONE = Method("none", "nothing is pruned", keep_all)
