@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,15 +68,29 @@ def recorded_attention(tower: Any) -> Iterator[list[list[Float32]]]:
         modeling.eager_attention_forward = eager
 
 
-def _attention(name: str, found: Float32, ids: Int32, n_prompt: int) -> Mapping[str, Float32]:
-    """Sums over rows, and columns of image tokens, as :class:`localvlm.engine.api.Attention` defines them."""
+def _attention(name: str, found: Float32, ids: Int32, n_prompt: int) -> dict[str, Float32]:
+    """What :class:`localvlm.engine.api.Attention` records: columns of the image tokens, rows put together.
+
+    found: (n_layer, n_head, n, n) probabilities.
+    """
     image = np.flatnonzero(ids < 0)
     columns = found[:, :, :, image]
-    return {
-        f"{name}/prompt": columns[:, :, image[-1] + 1 : n_prompt].sum(axis=2),
-        f"{name}/generated": columns[:, :, n_prompt:].sum(axis=2),
-        f"{name}/last": columns[:, :, n_prompt - 1],
-    }
+    parts = {"prompt": slice(image[-1] + 1, n_prompt), "generated": slice(n_prompt, None)}
+    out = {f"{name}/last": columns[:, :, n_prompt - 1]}
+    for part, rows in parts.items():
+        p = columns[:, :, rows]
+        out[f"{name}/{part}"] = p.sum(axis=2)
+        out[f"{name}/{part}_weighted"] = (_selectivity(p)[..., None] * p).sum(axis=2)
+        out[f"{name}/{part}_maximum"] = p.max(axis=2)
+    return out
+
+
+def _selectivity(p: Float32) -> Float32:
+    """(1 - H(p / |p|) / ln N)^2 over the last axis of N, near 0 for a diffuse row (``LV_WEIGHTED`` in
+    ``native/localvlm_tap.h``)."""
+    share = p.astype(np.float64) / p.sum(axis=-1, keepdims=True, dtype=np.float64)
+    entropy = -(share * np.log(np.maximum(share, 1e-300))).sum(axis=-1)
+    return ((1.0 - entropy / np.log(p.shape[-1])) ** 2).astype(np.float32)
 
 
 def _case(row: Row, reference: Reference, case: Case) -> dict[str, NDArray[np.generic]]:
@@ -103,6 +117,8 @@ def _case(row: Row, reference: Reference, case: Case) -> dict[str, NDArray[np.ge
     logits, attention = reference.decode(ids[kept], joined[kept_image], where[:, kept])
     n_prompt = int(kept[: len(prompt)].sum())
     out[f"{name}/pruned_logits"] = logits[n_prompt - 1 :]
+    compact = np.broadcast_to(np.arange(int(kept.sum()), dtype=np.int32), where[:, kept].shape)
+    out[f"{name}/compact_logits"] = reference.decode(ids[kept], joined[kept_image], compact)[0][n_prompt - 1 :]
     out |= _attention(f"{name}/pruned", attention, ids[kept], n_prompt)
     return out
 
@@ -112,8 +128,9 @@ def expected(row: Row) -> dict[str, NDArray[np.generic]]:
 
     ids (n,) int32; fed (m,) int32; image{i} (h, w, 3) uint8; rows{i} (n_tokens, width); stock{i} the same as llama.cpp
     computes it unrepaired; tower{i} (tower_layers, n_tokens); logits (1 + m, n_vocab) after the prompt and after each
-    fed token; prompt, generated, last (n_layer, n_head, n_image). With pruned_ / pruned/ in front: from the kept
-    tokens at their original positions, attention columns of the kept tokens alone.
+    fed token; prompt, generated, last (n_layer, n_head, n_image), and prompt_weighted, prompt_maximum and so on. With
+    pruned_ or pruned/ in front: from the kept tokens at their original positions, attention columns of these alone.
+    compact_logits: the same at positions without gaps, which is wrong, to show that the bounds can tell.
     """
     reference = row.reference(row.weights())
     out: dict[str, NDArray[np.generic]] = {}

@@ -1,0 +1,199 @@
+"""Compares localvlm's engine with transformers on the zoo: ``python -m tests.fidelity [FAMILY ...]``.
+
+The same random weights run here through llama.cpp and the tap, and in transformers (eager attention, float32), whose
+values are committed under ``tests/zoo/expected``; ``--live`` computes them anew, which needs torch. Compared are, for
+each case of a family (noise and drawn pictures at tower size; one prompt with two pictures and text between):
+
+- ``embeddings``        ``Vlm.embeddings``: the projected rows of each picture
+- ``stock embeddings``  the same with ``LoadOptions.stock_tower``, against llama.cpp's defects told in torch
+- ``tower``             ``Encoded.tower``: CLS attention, or attention received, head means per block
+- ``logits``            after the prompt, after each of some fed tokens (``Vlm.score``, ``feed``, ``logits``)
+- ``prompt`` ``generated`` ``last``, ``weighted`` ``maximum``   ``Vlm.attention`` per layer and head
+- ``pruned ...``        logits and attention from a few kept tokens at their original positions
+
+Each array is taken apart along its first axis (layer, or row of logits; embeddings are one piece). The worst piece
+must correlate to at least 0.999 and be off by at most 1 % of its largest magnitude. Token ids, row counts and repairs
+must be equal. Leaves with 1 on a miss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localvlm.engine.api import Attention, Encoded, Engine, ImagePart, LoadOptions, Part, TextPart, Vlm
+from tests import zoo
+
+__all__ = ["CORRELATION", "ERROR", "Measure", "compare", "measure"]
+
+CORRELATION, ERROR = 0.999, 0.01
+Arrays = Mapping[str, NDArray[np.generic]]
+OPTIONS = LoadOptions(threads=1)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The worst piece of one comparison; ``error`` is a share of the piece's largest magnitude."""
+
+    case: str
+    what: str
+    correlation: float
+    error: float
+
+    @property
+    def ok(self) -> bool:
+        return self.correlation >= CORRELATION and self.error <= ERROR
+
+
+def compare(case: str, what: str, got: NDArray[np.generic], want: NDArray[np.generic]) -> Measure:
+    """Compares two arrays piece by piece along their first axis."""
+    if got.shape != want.shape:
+        raise AssertionError(f"{case}: {what} has shape {got.shape}, not {want.shape}")
+    correlations, errors = [], []
+    for g, w in zip(got.reshape(len(got), -1), want.reshape(len(want), -1), strict=True):
+        g64, w64 = g.astype(np.float64), w.astype(np.float64)
+        correlations.append(float(np.corrcoef(g64, w64)[0, 1]) if np.isfinite(g64).all() else float("nan"))
+        errors.append(float(np.abs(g64 - w64).max() / np.abs(w64).max()))
+    return Measure(case, what, float(np.min(correlations)), float(np.max(errors)))
+
+
+def _equal(what: str, got: object, want: object) -> None:
+    if got != want:
+        raise AssertionError(f"{what} is {got}, not {want}")
+
+
+def _parts(case: zoo.Case, encoded: Mapping[int, Encoded], pruned: bool) -> list[Part]:
+    parts: list[Part] = []
+    for segment in case.segments:
+        if isinstance(segment, str):
+            parts.append(TextPart(segment, special=True))
+        else:
+            keep = np.array(case.keep[segment], np.int32) if pruned else None
+            parts.append(ImagePart(encoded[segment], keep))
+    return parts
+
+
+def _run(vlm: Vlm, parts: list[Part], fed: NDArray[np.int32], ids: list[int]) -> tuple[NDArray[np.float32], Attention]:
+    """Logits (1 + n_fed, n_vocab) after the prompt and after each fed token, and the attention of the whole."""
+    _equal("the prompt", vlm.prefill(parts, tap=True).token_ids.tolist(), ids)
+    scored = vlm.score(fed)
+    vlm.feed(fed)
+    return np.concatenate([scored, vlm.logits()[None]]), vlm.attention()
+
+
+def _attention(case: str, prefix: str, got: Attention, want: Arrays, columns: NDArray[np.intp]) -> Iterator[Measure]:
+    """Measures of the recorded attention at ``columns``; all other columns must be empty."""
+    arrays = {"prompt": got.prompt, "generated": got.generated, "last": got.last}
+    if not prefix:
+        for name, kind in (("weighted", got.weighted), ("maximum", got.maximum)):
+            if kind is not None:
+                arrays |= {f"prompt_{name}": kind[0], f"generated_{name}": kind[1]}
+    for name, array in arrays.items():
+        rest = np.delete(array, columns, axis=2)
+        _equal(f"{case}: {prefix}{name} of dropped tokens", bool(np.any(rest)), False)
+        yield compare(case, f"{prefix.replace('/', ' ')}{name}", array[:, :, columns], want[f"{case}/{prefix}{name}"])
+
+
+def _case(vlm: Vlm, stock: Vlm, row: zoo.Row, case: zoo.Case, want: Arrays) -> Iterator[Measure]:
+    name = case.name
+    order = [s for s in case.segments if isinstance(s, int)]
+    encoded: dict[int, Encoded] = {}
+    for i in order:
+        image = want[f"{name}/image{i}"].astype(np.uint8)
+        encoded[i] = vlm.encode(image, tower=True)
+        yield compare(name, "embeddings", vlm.embeddings(encoded[i])[None], want[f"{name}/rows{i}"][None])
+        unrepaired = stock.encode(image)
+        yield compare(name, "stock embeddings", stock.embeddings(unrepaired)[None], want[f"{name}/stock{i}"][None])
+        stock.release(unrepaired)
+        tower = encoded[i].tower
+        assert tower is not None
+        yield compare(name, "tower", tower, want[f"{name}/tower{i}"])
+    ids, fed = want[f"{name}/ids"].tolist(), want[f"{name}/fed"].astype(np.int32)
+    counts = [encoded[i].layout.n_tokens for i in order]
+    logits, attention = _run(vlm, _parts(case, encoded, pruned=False), fed, ids)
+    yield compare(name, "logits", logits, want[f"{name}/logits"])
+    n_rows = len(ids) - 1 - max(i for i, token in enumerate(ids) if token < 0)
+    _equal(f"{name}: rows recorded", attention.rows, (n_rows, len(fed)))
+    yield from _attention(name, "", attention, want, np.arange(sum(counts)))
+
+    kept = np.concatenate([np.isin(np.arange(n), case.keep[i]) for i, n in zip(order, counts, strict=True)])
+    logits, attention = _run(vlm, _parts(case, encoded, pruned=True), fed, ids)
+    yield compare(name, "pruned logits", logits, want[f"{name}/pruned_logits"])
+    yield from _attention(name, "pruned/", attention, want, np.flatnonzero(kept))
+    for picture in encoded.values():
+        vlm.release(picture)
+
+
+def measure(engine: Engine, model: zoo.ZooModel, want: Arrays) -> list[Measure]:
+    """All comparisons of one family.
+
+    Raises:
+        AssertionError: something that must be equal is not.
+    """
+    row = model.row
+    vlm = engine.load(model.model, model.mmproj, OPTIONS)
+    stock = engine.load(model.model, model.mmproj, LoadOptions(threads=1, stock_tower=True))
+    try:
+        _equal("repairs", vlm.info.repairs, row.repairs)
+        _equal("repairs of the stock tower", stock.info.repairs, ())
+        _equal("tower layers", vlm.info.tower_layers, row.tower_layers)
+        _equal("M-RoPE", vlm.info.mrope, bool(row.text.mrope))
+        return [m for case in row.cases for m in _case(vlm, stock, row, case, want)]
+    finally:
+        stock.close()
+        vlm.close()
+
+
+def worst(measures: list[Measure]) -> list[Measure]:
+    """One measure per quantity: the lowest correlation and the largest error of all cases and pictures."""
+    found: dict[str, list[Measure]] = {}
+    for m in measures:
+        found.setdefault(m.what, []).append(m)
+    return [
+        Measure("all", what, min(m.correlation for m in some), max(m.error for m in some))
+        for what, some in found.items()
+    ]
+
+
+def _live(row: zoo.Row) -> Arrays:
+    import torch
+
+    from tests.zoo.reference import expected
+
+    torch.set_num_threads(1)
+    return expected(row)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="fidelity", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(zoo.FAMILIES)}; default all")
+    parser.add_argument("--all", action="store_true", help="all families")
+    parser.add_argument("--live", action="store_true", help="run transformers now instead of reading committed values")
+    args = parser.parse_args()
+    names = list(zoo.FAMILIES) if args.all or not args.families else args.families
+    if unknown := set(names) - set(zoo.FAMILIES):
+        parser.error(f"unknown family {sorted(unknown)[0]!r}; known are {', '.join(zoo.FAMILIES)}")
+    from localvlm.engine.client import Engine as LlamaEngine
+
+    missed = 0
+    print(f"{'family':10} {'quantity':20} {'correlation':>12} {'error':>8}")
+    with tempfile.TemporaryDirectory() as folder, LlamaEngine() as engine:
+        for name in names:
+            model = zoo.build(name, Path(folder))
+            want = _live(model.row) if args.live else zoo.committed(name)
+            for m in worst(measure(engine, model, want)):
+                missed += not m.ok
+                print(f"{name:10} {m.what:20} {m.correlation:12.7f} {m.error:8.3%}  {'ok' if m.ok else 'MISS'}")
+    print(f"{missed} missed" if missed else "all within bounds")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
