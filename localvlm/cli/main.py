@@ -2,19 +2,97 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Sequence
+
 import click
 
 import localvlm
+from localvlm.cli.app import App
+from localvlm.cli.ask import ask
+from localvlm.cli.attention import attention
+from localvlm.cli.info import list_pairs, methods, paths
+from localvlm.cli.output import print_error
+from localvlm.errors import Interrupted, LocalvlmError, NotEnoughMemory, StorageError, UsageError
 
 __all__ = ["cli", "main"]
 
+_ALIASES = {"ls": "list"}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(localvlm.__version__, prog_name="localvlm")
+
+class _Commands(click.Group):
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return super().get_command(ctx, _ALIASES.get(name, name))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(localvlm.__version__, prog_name="localvlm", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Ask questions about images, offline."""
+    """Ask questions about images, offline.
+
+    A small VLM looks first; its attention decides which image tokens a larger one sees.
+
+    Try: localvlm ask example "What colour is the star?"
+    """
 
 
-def main() -> None:
-    """Runs the command line."""
-    cli()
+for _command in (ask, attention, list_pairs, methods, paths):
+    cli.add_command(_command)
+
+
+def main(args: Sequence[str] | None = None, app: App | None = None) -> None:
+    """Runs the command line and exits: one sentence for every error, never a traceback.
+
+    ``LOCALVLM_DEBUG=1`` shows tracebacks.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        code = cli.main(args, prog_name="localvlm", standalone_mode=False, obj=app or App())
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read us has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except BaseException as error:
+        if os.environ.get("LOCALVLM_DEBUG") and not isinstance(error, SystemExit | click.exceptions.Exit):
+            raise
+        sys.exit(_report(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: BaseException) -> int:
+    """Prints an error and gives its exit code."""
+    if isinstance(error, SystemExit | click.exceptions.Exit):
+        code = error.code if isinstance(error, SystemExit) else error.exit_code
+        return code if isinstance(code, int) else 1
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return UsageError.exit_code
+    known = _as_known(error)
+    print_error(known)
+    return known.exit_code
+
+
+def _as_known(error: BaseException) -> LocalvlmError:
+    if isinstance(error, LocalvlmError):
+        return error
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return Interrupted()
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx else "localvlm"
+        return UsageError(_sentence(error.format_message()), f"`{command} --help` tells more")
+    if isinstance(error, click.ClickException):
+        return UsageError(_sentence(error.format_message()))
+    if isinstance(error, MemoryError):
+        return NotEnoughMemory("out of memory", "close other programs, or use smaller images or models")
+    if isinstance(error, OSError):
+        return StorageError(f"{error.strerror or error}{f': {error.filename!r}' if error.filename else ''}")
+    return LocalvlmError(f"internal error: {type(error).__name__}: {error}", "LOCALVLM_DEBUG=1 shows the traceback")
+
+
+def _sentence(text: str) -> str:
+    """Click's message in our form: no full stop, no capital."""
+    text = text.strip().removesuffix(".")
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,52 @@
+"""What the commands share: the engine they run on, handed in so that tests can hand in a fake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from localvlm.cli.interrupt import Interrupts
+
+if TYPE_CHECKING:
+    from localvlm.engine.api import Engine
+    from localvlm.pipeline import Pair, Pipeline
+
+__all__ = ["App"]
+
+
+def _worker_engine(verbose: bool) -> Engine:
+    from localvlm.engine.client import Engine as WorkerEngine
+
+    return WorkerEngine(verbose=verbose)
+
+
+@dataclass(frozen=True)
+class App:
+    """Context object of the commands.
+
+    Attributes:
+        engine: makes an engine; the argument says whether it shows its log.
+    """
+
+    engine: Callable[[bool], Engine] = _worker_engine
+
+    @contextmanager
+    def pipeline(self, pair: Pair, params: dict[str, Any]) -> Iterator[Pipeline]:
+        """A pipeline with the engine options of a command; Ctrl-C cancels it, and the engine ends with it."""
+        from localvlm.engine.api import LoadOptions
+        from localvlm.pipeline import Pipeline
+
+        options = LoadOptions(
+            n_ctx=params["ctx_size"],
+            threads=params["threads"],
+            gpu_layers=params["gpu_layers"],
+            stock_tower=params["stock_tower"],
+        )
+        engine = self.engine(params["verbose"])
+        with Interrupts(engine):
+            try:
+                yield Pipeline.open(pair, options, engine)
+            finally:
+                engine.close()

@@ -1,0 +1,97 @@
+"""``localvlm ask``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localvlm.cli.app import App
+from localvlm.cli.inputs import choose_pair, full_question, load_images
+from localvlm.cli.options import (
+    ConfiguredCommand,
+    answer_options,
+    engine_options,
+    output_options,
+    pair_options,
+    setting,
+)
+from localvlm.cli.output import AnswerPrinter, Reporter, answer_json
+from localvlm.errors import Interrupted
+
+if TYPE_CHECKING:
+    from localvlm.pipeline import Answer, Pipeline
+
+__all__ = ["ask"]
+
+
+@click.command(cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
+@click.argument("images", metavar="IMAGE...", nargs=-1)
+@click.argument("question")
+@pair_options(model=True)
+@answer_options
+@engine_options
+@setting("--json", is_flag=True, help="One JSON object with the answer, tokens and timings.")
+@setting("--no-stream", is_flag=True, help="Print the answer when it is complete.")
+@output_options
+@click.pass_context
+def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params: Any) -> None:
+    """Answers QUESTION about the IMAGEs.
+
+    An IMAGE is a file, `-` for standard input, or `example` for the bundled picture. Text on standard input goes
+    before the question. The answer alone goes to stdout.
+    """
+    reporter = Reporter(quiet=params["quiet"], verbose=params["verbose"])
+    _check_arguments(images, question)
+    pictures = load_images(images, reporter)
+    text = full_question(question, images, reporter)
+    pair = choose_pair(ctx, reporter)
+
+    from localvlm.pipeline import AskOptions
+
+    options = AskOptions(**{name: params[name] for name in ("method", "keep", "max_tokens", "temp", "seed", "system")})
+    printer = AnswerPrinter(reporter)
+    stream = not (params["json"] or params["no_stream"])
+    app = ctx.ensure_object(App)
+    with app.pipeline(pair, params) as pipeline:
+        try:
+            answer = pipeline.ask(pictures, text, options, printer.feed if stream else None, reporter.stage)
+        except Interrupted:
+            printer.interrupt()
+            raise
+        finally:
+            reporter.clear()
+        _show(answer, printer, stream=stream, json=params["json"])
+        reporter.summary(answer)
+        if reporter.verbose:
+            _say_repairs(pipeline, answer, reporter)
+
+
+def _check_arguments(images: tuple[str, ...], question: str) -> None:
+    """With one argument, says which of the two is missing."""
+    from pathlib import Path
+
+    from localvlm.errors import UsageError
+
+    if not images:
+        if question == "-" or Path(question).is_file():
+            raise UsageError(f"no question was given for image {question!r}", 'localvlm ask IMAGE "What is this?"')
+        raise UsageError("no image was given", "localvlm ask IMAGE QUESTION; `localvlm ask --help` tells more")
+
+
+def _show(answer: Answer, printer: AnswerPrinter, *, stream: bool, json: bool) -> None:
+    if json:
+        sys.stdout.write(answer_json(answer) + "\n")
+        sys.stdout.flush()
+        return
+    if not stream:
+        printer.feed(answer.text)
+    printer.finish()
+
+
+def _say_repairs(pipeline: Pipeline, answer: Answer, reporter: Reporter) -> None:
+    for role in ("guide", "model") if answer.guide_text is not None else ("model",):
+        info = pipeline.vlm(role).info
+        repairs = ", ".join(info.repairs) or "none"
+        reporter.note(f"{role}: {info.name}, {info.family}, {info.n_params / 1e6:.0f} M parameters, repairs: {repairs}")

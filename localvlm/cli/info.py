@@ -1,0 +1,84 @@
+"""``localvlm list``, ``methods`` and ``paths``: what there is, without loading any of it."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from localvlm.cli.options import ConfiguredCommand, setting, user_config
+from localvlm.cli.sanitize import sanitize
+
+__all__ = ["list_pairs", "methods", "paths"]
+
+_json = setting("--json", is_flag=True, help="As JSON.")
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@click.command("list", cls=ConfiguredCommand)
+@_json
+@click.pass_context
+def list_pairs(ctx: click.Context, json: bool) -> None:
+    """Lists the pairs that have a name."""
+    from localvlm.catalog import entries
+
+    found = entries(user_config(ctx).pairs)
+    if json:
+        shown: list[dict[str, Any]] = [
+            {
+                "name": entry.name,
+                "summary": entry.summary,
+                "installed": not entry.missing,
+                "bytes": entry.size,
+                "files": {key: str(path) for key, path in entry.files.items()},
+            }
+            for entry in found
+        ]
+        click.echo(json_module.dumps(shown))
+        return
+    rows = [("NAME", "SIZE", "STATE", "WHAT IT IS")]
+    for entry in found:
+        state = "installed" if not entry.missing else f"{len(entry.missing)} of {len(entry.files)} files missing"
+        rows.append((sanitize(entry.name), f"{entry.size / 1e6:.0f} MB", state, entry.summary))
+    _table(rows)
+
+
+@click.command(cls=ConfiguredCommand)
+@_json
+def methods(json: bool) -> None:
+    """Lists the ways to choose image tokens (--method)."""
+    from localvlm.pruning import METHODS
+
+    summaries = {name: method.summary for name, method in METHODS.items()}
+    if json:
+        click.echo(json_module.dumps(summaries))
+    else:
+        _table(list(summaries.items()))
+
+
+@click.command(cls=ConfiguredCommand)
+@_json
+def paths(json: bool) -> None:
+    """Shows where localvlm keeps its files."""
+    from localvlm.catalog import models_folder
+    from localvlm.config import config_file, directories
+
+    places = directories()
+    shown = {
+        "settings": str(config_file()),
+        "data": str(places.data),
+        "cache": str(places.cache),
+        "state": str(places.state),
+        "bundled models": str(models_folder()),
+    }
+    if json:
+        click.echo(json_module.dumps(shown))
+    else:
+        _table(list(shown.items()))

@@ -1,0 +1,127 @@
+"""What a command is given: pictures, text on standard input, the pair of VLMs."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from localvlm.cli.options import rank, user_config
+from localvlm.cli.output import Reporter
+from localvlm.errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    from localvlm.images import Image
+    from localvlm.pipeline import Pair
+
+__all__ = ["EXAMPLE", "choose_pair", "full_question", "load_images"]
+
+EXAMPLE = "example"
+"""Names the bundled picture, unless there is a file of that name."""
+STDIN_WAIT_S = 1.0
+"""How long to wait for the first byte of a pipe: an inherited pipe that nobody writes must not hang us."""
+MAX_STDIN_TEXT = 1 << 20
+
+
+def load_images(names: Sequence[str], reporter: Reporter) -> list[Image]:
+    """Decodes the pictures, and says what was done to them."""
+    if not names:
+        raise UsageError("no image was given", "localvlm ask IMAGE QUESTION")
+    if names.count("-") > 1:
+        raise UsageError("`-` was given twice and there is one standard input", "give files")
+    from localvlm.catalog import example_image
+    from localvlm.images import load
+
+    images = []
+    for name in names:
+        source = str(example_image()) if name == EXAMPLE and not Path(name).exists() else name
+        try:
+            image = load(source, name=None if name == "-" else name)
+        except ImageError as error:
+            if len(names) > 1 and not os.path.lexists(source) and not Path(name).suffix:
+                raise ImageError(error.message, "if it belongs to the question, put the question in quotes") from error
+            raise
+        for note in image.notes:
+            reporter.note(f"image {image.name!r}: {note}")
+        if reporter.verbose:
+            reporter.note(f"image {image.name!r}: {image.size[0]}x{image.size[1]} pixels")
+        images.append(image)
+    return images
+
+
+def full_question(question: str, images: Sequence[str], reporter: Reporter) -> str:
+    """The question, after the text on standard input if there is any."""
+    question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    before = "" if "-" in images else _stdin_text(reporter)
+    text = f"{before.rstrip()}\n\n{question}" if before.strip() else question
+    if not text.strip():
+        raise UsageError("the question is empty", 'localvlm ask IMAGE "What is this?"')
+    return text
+
+
+def _stdin_text(reporter: Reporter) -> str:
+    stdin: TextIO | None = sys.stdin
+    if stdin is None or stdin.closed:
+        return ""
+    try:
+        descriptor = stdin.fileno()
+        mode = os.fstat(descriptor).st_mode
+    except (OSError, ValueError):  # replaced by an object in memory
+        return stdin.read(MAX_STDIN_TEXT)
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+        if not select.select([descriptor], [], [], STDIN_WAIT_S)[0]:
+            reporter.note("nothing came on standard input within a second; going on without it (`</dev/null` says so)")
+            return ""
+    elif not stat.S_ISREG(mode):  # a terminal, /dev/null and other devices
+        return ""
+    data = stdin.buffer.read(MAX_STDIN_TEXT + 1)
+    if len(data) > MAX_STDIN_TEXT:
+        raise UsageError(f"the text on standard input is over {MAX_STDIN_TEXT >> 20} MiB", "shorten it")
+    if b"\0" in data:
+        raise UsageError("standard input holds no text", "for an image on standard input, give `-` as IMAGE")
+    return data.decode("utf-8", "replace")
+
+
+def choose_pair(ctx: click.Context, reporter: Reporter) -> Pair:
+    """The pair that flags, environment and settings mean; without any, the largest that fits, else the demo pair.
+
+    Files given one by one replace members of a pair that was named at the same place or farther from the user: a
+    ``--model`` flag replaces the model of LOCALVLM_PAIR, and a ``--pair`` flag overrules LOCALVLM_MODEL.
+    """
+    from localvlm.catalog import DEMO, as_pair, default_entry, entry_named
+
+    values: dict[str, Any] = ctx.params
+    name = values.get("pair")
+    config = user_config(ctx)
+    given = {
+        key: _path(ctx, key)
+        for key in ("guide", "guide_mmproj", "model", "mmproj")
+        if values.get(key) and rank(ctx, key) >= rank(ctx, "pair")
+    }
+    if name is None and not (given.keys() & {"guide", "model"}):
+        if given:
+            raise UsageError("a projector was given without its model", "pass --model (or --guide) as well")
+        entry = default_entry(config.pairs)
+        if entry.name == DEMO:
+            reporter.note("demo pair: knows drawn scenes only; for photos pass --model and --mmproj of another VLM")
+        return as_pair(entry.name, entry.files)
+    if name is None:
+        return as_pair(None, given)
+    files = dict(entry_named(name, config.pairs).files)
+    for role, projector in (("guide", "guide_mmproj"), ("model", "mmproj")):
+        if role in given:
+            files.pop(projector, None)  # another model needs another projector
+    return as_pair(None if given else name, {**files, **given})
+
+
+def _path(ctx: click.Context, key: str) -> Path:
+    path = Path(ctx.params[key]).expanduser()
+    if ctx.get_parameter_source(key) is click.core.ParameterSource.DEFAULT_MAP:
+        return user_config(ctx).path.parent / path
+    return path

@@ -1,0 +1,235 @@
+"""Options: each is a flag, an environment variable LOCALVLM_<FLAG> and a key of the settings file, in that order."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from localvlm.config import Config, config_file, read_config
+
+__all__ = ["METHODS", "ConfiguredCommand", "Setting", "answer_options", "engine_options", "output_options",
+           "pair_options", "rank", "setting", "user_config"]  # fmt: skip
+
+METHODS = ("sgl+", "sgl", "none", "random", "grid")
+"""Names of localvlm.pruning.METHODS, known here without loading numpy."""
+_F = TypeVar("_F", bound=Callable[..., Any])
+_KNOWN: dict[str, Setting] = {}
+
+
+class Setting(click.Option):
+    """An option with its environment variable and its key in the settings file."""
+
+    def __init__(self, decls: Sequence[str], **attrs: Any) -> None:
+        self.names = [d.lstrip("-").replace("-", "_") for d in decls if len(d.lstrip("-")) > 1]
+        super().__init__(decls, envvar=[f"LOCALVLM_{name.upper()}" for name in self.names], **attrs)
+        _KNOWN.update(dict.fromkeys(self.names, self))
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Names where the bad value came from."""
+        source = ctx.get_parameter_source(self.name) if ctx and self.name else None
+        if source is ParameterSource.ENVIRONMENT:
+            return f"environment variable {self._variable()}"
+        if source is ParameterSource.DEFAULT_MAP:
+            return f"'{self.names[-1].replace('_', '-')}' in config file '{config_file()}'"
+        return super().get_error_hint(ctx)
+
+    def _variable(self) -> str:
+        names = [f"LOCALVLM_{name.upper()}" for name in self.names]
+        return next((name for name in names if os.environ.get(name)), names[0])
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """Refuses TOML values of another type, which click would bend into shape."""
+        if ctx.get_parameter_source(self.name or "") is ParameterSource.DEFAULT_MAP:
+            expected, words = self._toml_types()
+            if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+                raise click.BadParameter(f"{value!r} is not {words}.", ctx=ctx, param=self)
+            value = value if isinstance(value, bool) else str(value)
+        return super().type_cast_value(ctx, value)
+
+    def _toml_types(self) -> tuple[tuple[type, ...], str]:
+        if self.is_flag:
+            return (bool,), "true or false"
+        if isinstance(self.type, KeepType):
+            return (int, float, str), 'a share such as 0.35, or "all"'
+        if isinstance(self.type, click.types.IntParamType):
+            return (int,), "a whole number"
+        if isinstance(self.type, click.types.FloatParamType):
+            return (int, float), "a number"
+        return (str,), "text in quotes"
+
+
+class _LazyConfig(MutableMapping[str, Any]):
+    """The settings file as click's default map, read when a value is first asked for: never for ``--help``."""
+
+    def __init__(self) -> None:
+        self._config: Config | None = None
+
+    @property
+    def config(self) -> Config:
+        if self._config is None:
+            self._config = read_config(_KNOWN)
+        return self._config
+
+    def __getitem__(self, key: str) -> Any:
+        option = _KNOWN.get(key)
+        for name in option.names if option else ():
+            if name in self.config.settings:
+                return self.config.settings[name]
+        raise KeyError(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        raise TypeError("settings are read-only")
+
+    def __delitem__(self, key: str) -> None:
+        raise TypeError("settings are read-only")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.config.settings)
+
+    def __len__(self) -> int:
+        return len(self.config.settings)
+
+
+class ConfiguredCommand(click.Command):
+    """A command whose options also come from the settings file."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        extra.setdefault("default_map", _LazyConfig())
+        return super().make_context(info_name, args, parent, **extra)
+
+
+def user_config(ctx: click.Context) -> Config:
+    """The settings file of a command's context."""
+    lazy = ctx.default_map
+    return lazy.config if isinstance(lazy, _LazyConfig) else read_config(_KNOWN)
+
+
+def rank(ctx: click.Context, name: str) -> int:
+    """How near to the user an option's value was set: flag 3, environment 2, settings file 1, default 0."""
+    source = ctx.get_parameter_source(name)
+    order = [ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT, ParameterSource.COMMANDLINE]
+    return order.index(source) + 1 if source in order else 0
+
+
+class KeepType(click.ParamType):  # type: ignore[type-arg] # generic since click 8.5 only
+    """A share over 0 and up to 1, or "all" (None)."""
+
+    name = "R|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        if value is None or value == "all":
+            return None
+        try:
+            share = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a share such as 0.35 nor 'all'.", param, ctx)
+        if not (math.isfinite(share) and 0 < share <= 1):
+            hint = f" For {share:g} % write {share / 100:g}." if 1 < share <= 100 else ""
+            self.fail(f"{value!r} is not a share over 0 and up to 1.{hint}", param, ctx)
+        return share
+
+
+class TempType(click.types.FloatParamType):
+    """A finite number from 0 up."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not (math.isfinite(number) and number >= 0):
+            self.fail(f"{value!r} is not a number from 0 up.", param, ctx)
+        return number
+
+
+def setting(*decls: str, **attrs: Any) -> Callable[[_F], _F]:
+    """Decorator: one Setting."""
+    return click.option(*decls, cls=Setting, **attrs)
+
+
+def _group(*decorators: Callable[[Any], Any]) -> Callable[[_F], _F]:
+    def decorate(function: _F) -> _F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+_GGUF = click.types.StringParamType()
+
+
+def pair_options(*, model: bool) -> Callable[[_F], _F]:
+    """Which VLMs to use."""
+    roles = [
+        setting("--pair", metavar="NAME", help="A pair by name; `localvlm list` shows them."),
+        setting("--guide", metavar="GGUF", help="The small VLM that looks first."),
+        setting("--guide-mmproj", metavar="GGUF", help="Its projector [default: the mmproj file beside it]."),
+    ]
+    if model:
+        roles += [
+            setting("-m", "--model", metavar="GGUF", help="The VLM that answers."),
+            setting("--mmproj", metavar="GGUF", help="Its projector [default: the mmproj file beside it]."),
+        ]
+    return _group(*roles)
+
+
+answer_options = _group(
+    setting(
+        "--method",
+        type=click.Choice(METHODS),
+        default="sgl+",
+        show_default=True,
+        help="How to choose the image tokens that the model sees; `localvlm methods` explains.",
+    ),
+    setting(
+        "--keep",
+        type=KeepType(),
+        metavar="R|all",
+        default="0.35",
+        show_default=True,
+        help="Share of the image tokens to keep.",
+    ),
+    setting(
+        "--max-tokens", metavar="N", type=click.IntRange(min=1), default=256, show_default="256", help="Longest answer."
+    ),
+    setting(
+        "--temp",
+        metavar="T",
+        type=TempType(),
+        default=0.0,
+        show_default="0",
+        help="Temperature; 0 takes the likeliest.",
+    ),
+    setting(
+        "--seed",
+        metavar="N",
+        type=click.IntRange(0, 2**32 - 1),
+        default=0,
+        show_default="0",
+        help="Of sampling and random.",
+    ),
+    setting("-s", "--system", metavar="TEXT", help="System prompt."),
+)
+
+engine_options = _group(
+    setting("--threads", metavar="N", type=click.IntRange(min=0), default=0, help="CPU threads [default: physical cores]."),
+    setting(
+        "-ngl", "--gpu-layers", metavar="N", type=click.IntRange(min=-1), default=0, show_default=True,
+        help="Layers on the GPU; -1 for all.",
+    ),
+    setting(
+        "--ctx-size", metavar="N", type=click.IntRange(min=0), default=0,
+        help="Context in tokens [default: the model's own, at most 4096].",
+    ),
+    setting("--stock-tower", is_flag=True, help="Run llama.cpp's vision tower unrepaired."),
+)  # fmt: skip
+
+output_options = _group(
+    setting("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),
+    setting("-v", "--verbose", is_flag=True, help="Tokens, timings and the engine's log on stderr."),
+)

@@ -1,0 +1,140 @@
+"""What goes to stdout and what to stderr: the answer alone to the one, everything else to the other."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from localvlm.cli.sanitize import Sanitizer, sanitize
+from localvlm.errors import LocalvlmError
+
+if TYPE_CHECKING:
+    from localvlm.pipeline import Answer
+
+__all__ = ["AnswerPrinter", "Reporter", "answer_json", "print_error"]
+
+_STAGES = {
+    "load": "loading",
+    "guide_encode": "the guide looks",
+    "guide_prefill": "the guide reads",
+    "guide_decode": "the guide answers",
+    "encode": "the model looks",
+    "prefill": "the model reads",
+    "decode": "the model answers",
+}
+
+
+def print_error(error: LocalvlmError) -> None:
+    """One sentence and the next step, on stderr."""
+    hint = f" ({error.hint})" if error.hint else ""
+    sys.stderr.write(f"localvlm: {_one_line(error.message)}{_one_line(hint)}\n")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(sanitize(text).split("\n"))
+
+
+class Reporter:
+    """Progress and notes on stderr. Progress needs a terminal; ``quiet`` silences all."""
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        self.quiet, self.verbose = quiet, verbose
+        terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.terminal = terminal and not quiet
+        self._line = False
+
+    def stage(self, name: str) -> None:
+        """Shows the stage that begins, in place of the one before."""
+        if self.terminal and not self.verbose:
+            sys.stderr.write(f"\r\x1b[K{_STAGES.get(name, name)} ...")
+            sys.stderr.flush()
+            self._line = True
+
+    def clear(self) -> None:
+        """Removes the progress line."""
+        if self._line:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._line = False
+
+    def note(self, text: str) -> None:
+        """A line the user should see."""
+        if not self.quiet:
+            self.clear()
+            sys.stderr.write(_one_line(text) + "\n")
+
+    def summary(self, answer: Answer) -> None:
+        """Who answered from how much, after the answer."""
+        tokens = answer.tokens
+        if answer.finish == "length":
+            self.note(f"answer cut at {tokens.generated} tokens; --max-tokens raises the limit")
+        if self.verbose:
+            self._details(answer)
+        elif self.terminal:
+            seconds = answer.ms["total"] / 1e3
+            self.note(f"{answer.answered_by} · {tokens.kept} of {tokens.image} image tokens · {seconds:.1f} s")
+
+    def _details(self, answer: Answer) -> None:
+        tokens = answer.tokens
+        self.note(f"method: {answer.method}, keep {answer.keep:g}, answered by the {answer.answered_by}")
+        if answer.guide_text is not None:
+            self.note(f"guide's answer: {answer.guide_text}")
+        self.note(
+            f"tokens: {tokens.kept} of {tokens.image} image, {tokens.prompt} prompt, {tokens.generated} generated"
+        )
+        self.note("ms: " + ", ".join(f"{stage} {ms:.0f}" for stage, ms in answer.ms.items()))
+
+
+class AnswerPrinter:
+    """Writes an answer to stdout as it comes, safe for a terminal, without blank ends, with one newline at the end."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._sanitizer = Sanitizer()
+        self._held = ""  # white space that may turn out to be the end
+        self._started = False
+
+    def feed(self, text: str) -> None:
+        """Prints the next piece."""
+        text = self._held + self._sanitizer.feed(text)
+        if not self._started:
+            text = text.lstrip()
+        shown = text.rstrip()
+        self._held = text[len(shown) :]
+        if shown:
+            self._reporter.clear()
+            self._started = True
+            sys.stdout.write(shown)
+            sys.stdout.flush()
+
+    def finish(self) -> None:
+        """Ends the line."""
+        self._reporter.clear()
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+
+    def interrupt(self) -> None:
+        """Ends the line if anything was printed."""
+        if self._started:
+            self.finish()
+
+
+def answer_json(answer: Answer) -> str:
+    """One JSON object in ASCII, so that nothing in the answer can drive a terminal."""
+    import dataclasses
+    import json
+
+    return json.dumps(
+        {
+            "answer": answer.text,
+            "answer_ids": list(answer.answer_ids),
+            "kept_indices": list(answer.kept_indices),
+            "answered_by": answer.answered_by,
+            "tokens": dataclasses.asdict(answer.tokens),
+            "ms": {stage: round(ms, 3) for stage, ms in answer.ms.items()},
+            "method": answer.method,
+            "keep": answer.keep,
+            "pair": answer.pair,
+        }
+    )

@@ -1,0 +1,113 @@
+"""Where localvlm keeps its files, and the settings of the user."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from localvlm.errors import UsageError
+
+__all__ = ["PAIR_KEYS", "Config", "Directories", "config_file", "directories", "read_config"]
+
+PAIR_KEYS = ("guide", "guide_mmproj", "model", "mmproj")
+
+
+@dataclass(frozen=True)
+class Directories:
+    """One folder per kind of file; none is created before something is written to it."""
+
+    config: Path
+    """Settings."""
+    data: Path
+    """What the user would miss: history."""
+    cache: Path
+    """What can be made again."""
+    state: Path
+    """Logs."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings read from a file.
+
+    Attributes:
+        path: the file, whether it exists or not.
+        settings: by option name, with underscores.
+        pairs: pairs the user named; values by PAIR_KEYS, relative paths already resolved against the file's folder.
+    """
+
+    path: Path
+    settings: Mapping[str, object] = field(default_factory=dict)
+    pairs: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
+
+
+def directories() -> Directories:
+    """The folders of this user: below ``LOCALVLM_HOME`` if that is set, else the platform's usual places."""
+    home = os.environ.get("LOCALVLM_HOME")
+    if home:
+        root = Path(home).expanduser().absolute()
+        return Directories(root / "config", root / "data", root / "cache", root / "state")
+    from platformdirs import PlatformDirs
+
+    places = PlatformDirs("localvlm", appauthor=False)
+    return Directories(places.user_config_path, places.user_data_path, places.user_cache_path, places.user_state_path)
+
+
+def config_file() -> Path:
+    """The settings file, whether it exists or not."""
+    return directories().config / "config.toml"
+
+
+def read_config(known: Collection[str], path: Path | None = None) -> Config:
+    """Reads the settings file; a missing one is empty.
+
+    ``known``: names of all settings, with underscores. In the file they may be written with hyphens, as the flags.
+
+    Raises:
+        UsageError: the file cannot be read, is no TOML, or holds a key that is not known.
+    """
+    import tomllib
+
+    path = path or config_file()
+    try:
+        with path.open("rb") as file:
+            content = tomllib.load(file)
+    except FileNotFoundError:
+        return Config(path)
+    except OSError as error:
+        raise UsageError(f"config file '{path}' cannot be read: {error.strerror}", "check its permissions") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"config file '{path}' is not valid TOML: {error}", "correct it") from error
+    pairs = content.pop("pairs", {})
+    settings = {}
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise UsageError(f"config file '{path}' has an unknown key {key!r}", _closest(name, known))
+        settings[name] = value
+    return Config(path, settings, _read_pairs(path, pairs))
+
+
+def _closest(name: str, known: Collection[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(name, [*known, "pairs"], 1, 0.4)
+    return f"did you mean {close[0].replace('_', '-')!r}?" if close else "`localvlm ask --help` lists the options"
+
+
+def _read_pairs(path: Path, pairs: object) -> dict[str, dict[str, Path]]:
+    if not isinstance(pairs, dict) or not all(isinstance(p, dict) for p in pairs.values()):
+        raise UsageError(f"'pairs' in config file '{path}' must hold tables", "write [pairs.NAME]")
+    result = {}
+    for name, table in pairs.items():
+        files = {key.replace("-", "_"): value for key, value in table.items()}
+        for key, value in files.items():
+            if key not in PAIR_KEYS or not isinstance(value, str):
+                raise UsageError(
+                    f"pair {name!r} in config file '{path}' has a wrong entry {key!r}",
+                    "give guide, guide-mmproj, model and mmproj as paths in quotes",
+                )
+        result[name] = {key: path.parent / Path(value).expanduser() for key, value in files.items()}
+    return result
