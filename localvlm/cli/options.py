@@ -217,7 +217,10 @@ answer_options = _group(
 )
 
 engine_options = _group(
-    setting("--threads", metavar="N", type=click.IntRange(min=0), default=0, help="CPU threads [default: physical cores]."),
+    setting(
+        "--threads", metavar="N", type=click.IntRange(min=0), default=0,
+        help="CPU threads [default: physical cores].",
+    ),
     setting(
         "-ngl", "--gpu-layers", metavar="N", type=click.IntRange(min=-1), default=0, show_default=True,
         help="Layers on the GPU; -1 for all.",
