@@ -7,6 +7,7 @@ values that transformers gives for the cases are committed under ``expected/`` (
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,19 @@ from tests.zoo import llava15, qwen25vl
 from tests.zoo.row import Case, Row, ZooModel
 from tests.zoo.text import write_text
 
-__all__ = ["EXPECTED", "FAMILIES", "LARGE", "Case", "Row", "ZooModel", "build", "committed", "pair", "write"]
+__all__ = [
+    "EXPECTED",
+    "FAMILIES",
+    "LARGE",
+    "Case",
+    "Row",
+    "ZooModel",
+    "build",
+    "committed",
+    "fingerprint",
+    "pair",
+    "write",
+]
 
 FAMILIES: dict[str, Row] = {row.name: row for row in (llava15.ROW, qwen25vl.ROW)}
 LARGE: dict[str, Row] = {"llava15": llava15.LARGE, "qwen25vl": qwen25vl.LARGE}
@@ -49,3 +62,10 @@ def committed(name: str) -> dict[str, NDArray[np.generic]]:
     """What transformers gives for a family's cases (``tests.zoo.reference.expected`` lists the arrays)."""
     with np.load(EXPECTED / f"{name}.npz", allow_pickle=False) as arrays:
         return {key: arrays[key] for key in arrays.files}
+
+
+def fingerprint(weights: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
+    """(n_tensors, 3) sum, sum of squares and last value of each tensor, ordered by name: shows whether committed
+    values belong to these weights, whatever the last bit of a platform's logarithm."""
+    ordered = [weights[name].astype(np.float64) for name in sorted(weights)]
+    return np.array([(t.sum(), (t**2).sum(), t.flat[-1]) for t in ordered])

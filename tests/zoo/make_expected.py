@@ -9,7 +9,7 @@ import argparse
 
 import numpy as np
 
-from tests.zoo import EXPECTED, FAMILIES
+from tests.zoo import EXPECTED, FAMILIES, fingerprint
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     torch.set_num_threads(1)
     EXPECTED.mkdir(exist_ok=True)
     for name in args.families or FAMILIES:
-        arrays = expected(FAMILIES[name])
+        arrays = expected(FAMILIES[name]) | {"fingerprint": fingerprint(FAMILIES[name].weights())}
         path = EXPECTED / f"{name}.npz"
         np.savez_compressed(path, **arrays)
         print(f"{path.name}: {len(arrays)} arrays, {path.stat().st_size / 1024:.0f} KB")

@@ -57,6 +57,12 @@ class Stock:
         self._n_batch = int(params.n_batch)
         self._past = 0
 
+    def close(self) -> None:
+        """Frees everything; the object is of no use afterwards."""
+        self._m.mtmd_free(self._mtmd)
+        self._l.llama_free(self._context)
+        self._l.llama_model_free(self._model)
+
     def _chunks(self, text: str, images: Sequence[RGB]) -> ctypes.c_void_p:
         """Chunks of a prompt with llama.cpp's media marker in place of each picture; the caller frees them."""
         bitmaps = []
@@ -159,6 +165,7 @@ def serve(model: Path, mmproj: Path, n_ctx: int) -> None:
         text = request["text"].replace(request["marker"], stock.marker)
         ids, margins = stock.greedy(text, images, request["n"])
         print(json.dumps({"ids": ids, "margins": margins}), flush=True)
+    stock.close()
 
 
 if __name__ == "__main__":
