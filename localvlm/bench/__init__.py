@@ -1,0 +1,1 @@
+"""Measurements that anyone can repeat: ratios taken in one run, on random weights of real shapes."""
