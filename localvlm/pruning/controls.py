@@ -32,13 +32,28 @@ def lattice(rows: int, columns: int, k: int) -> Int32:
     return np.concatenate(cells).astype(np.int32)
 
 
+def _spread(shown: Int32, raster: tuple[int, int] | None, k: int) -> Int32:
+    """Picks k of one picture's candidates ``shown``: on a lattice if they fill a rectangle of its raster, else by steps."""
+    if raster is not None and k:
+        (top, bottom), (left, right) = ((v.min(), v.max() + 1) for v in np.divmod(shown, raster[1]))
+        rows, columns = int(bottom - top), int(right - left)
+        if rows * columns == len(shown):
+            y, x = np.divmod(lattice(rows, columns, k), columns)
+            return np.asarray((y + top) * raster[1] + x + left, np.int32)
+    steps = ((np.arange(k) + 0.5) * len(shown) / max(k, 1)).astype(int)
+    return np.asarray(shown[steps], np.int32)
+
+
 def grid(inputs: Inputs, k: int) -> Int32:
     """Evenly spaced tokens, shared among the pictures by their candidates; padding is stepped over."""
-    padded = len(inputs.candidates) < inputs.n
-    if len(inputs.counts) == 1 and inputs.grids[0] is not None and not padded:
-        return lattice(*inputs.grids[0], k)
-    steps = ((np.arange(k) + 0.5) * len(inputs.candidates) / k).astype(int)
-    return np.asarray(inputs.candidates[steps], np.int32)
+    starts = np.cumsum([0, *inputs.counts])
+    ends = np.searchsorted(inputs.candidates, starts)
+    shares = np.diff(np.round(ends * k / len(inputs.candidates)).astype(int))
+    kept = []
+    for i, (raster, share) in enumerate(zip(inputs.grids, shares, strict=True)):
+        shown = inputs.candidates[ends[i] : ends[i + 1]] - starts[i]
+        kept.append(_spread(shown, raster, int(share)) + starts[i])
+    return np.concatenate(kept).astype(np.int32)
 
 
 NONE = Method("none", "nothing is pruned", keep_all)

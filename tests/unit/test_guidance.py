@@ -1,0 +1,123 @@
+"""Scores per image token: the aggregation formulas, and moving mass between token grids."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localvlm.engine.api import Attention
+from localvlm.engine.families import raster_boxes
+from localvlm.guidance import AGGREGATIONS, resample
+
+SIZE = 24
+"""Side of the picture that the brute force counts pixels of."""
+
+
+def edges(inside: bool) -> st.SearchStrategy[list[int]]:
+    """Sorted whole-pixel borders of a raster: over the whole picture, or of any part of it."""
+    cuts = st.lists(st.integers(0, SIZE), min_size=2, max_size=7).map(sorted)
+    return cuts if inside else cuts.map(lambda c: sorted([0, *c, SIZE]))
+
+
+def raster(xs: list[int], ys: list[int]) -> np.ndarray:
+    boxes = [(x0, y0, x1, y1) for y0, y1 in pairwise(ys) for x0, x1 in pairwise(xs)]
+    return np.array(boxes, np.float32).reshape(-1, 4)
+
+
+def by_pixels(scores: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Spreads every source token over its pixels, then counts the pixels of every target token."""
+    canvas = np.zeros((SIZE, SIZE))
+    for score, (x0, y0, x1, y1) in zip(scores, source.astype(int), strict=True):
+        pixels = canvas[y0:y1, x0:x1]
+        if pixels.size:
+            pixels += score / pixels.size
+    return np.array([canvas[y0:y1, x0:x1].sum() for x0, y0, x1, y1 in target.astype(int)])
+
+
+@given(edges(True), edges(True), edges(False), edges(False), st.integers(0, 2**31))
+def test_resample_counts_pixels(sx, sy, tx, ty, seed) -> None:
+    source, target = raster(sx, sy), raster(tx, ty)
+    scores = np.random.default_rng(seed).random(len(source)).astype(np.float32)
+    got = resample(scores, source, target)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, by_pixels(scores, source, target), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (480, 640), (97, 1000), (1, 1), (336, 336)])
+def test_resample_conserves_mass_between_real_grids(width: int, height: int) -> None:
+    """A letterboxed 24x24 raster to another tower's, and back: no mass appears or is lost."""
+    source, target = raster_boxes(width, height, 24, 24, 14), raster_boxes(width, height, 31, 17, 28)
+    area = (source[:, 2] - source[:, 0]) * (source[:, 3] - source[:, 1])
+    scores = np.where(area > 0, np.random.default_rng(1).random(len(source)), 0).astype(np.float32)
+    there = resample(scores, source, target)
+    back = resample(there, target, source)
+    assert there.sum() == pytest.approx(scores.sum(), rel=1e-4)
+    assert back.sum() == pytest.approx(scores.sum(), rel=1e-4)
+    assert (there >= 0).all()
+
+
+def test_resample_drops_what_lies_on_padding() -> None:
+    source = np.array([[0, 0, 2, 2], [2, 0, 2, 2]], np.float32)
+    target = np.array([[0, 0, 1, 2], [1, 0, 2, 2], [2, 0, 2, 2]], np.float32)
+    np.testing.assert_array_equal(resample(np.array([4, 9], np.float32), source, target), [2, 2, 0])
+
+
+def test_same_grid_is_left_alone() -> None:
+    boxes = raster_boxes(50, 40, 4, 4, 14)
+    scores = np.arange(16, dtype=np.float32)
+    np.testing.assert_array_equal(resample(scores, boxes, boxes.copy()), scores)
+
+
+def attention(seed: int = 3) -> Attention:
+    draw = np.random.default_rng(seed)
+    three = [tuple(draw.random((2, 3, 5)).astype(np.float32) for _ in range(3)) for _ in range(3)]
+    return Attention(*three[0], weighted=three[1], maximum=three[2])
+
+
+def loops(pick) -> np.ndarray:
+    """pick(layer, head, token) -> list of values, reduced by its own name."""
+    return np.array([[pick(i, h, t) for i in range(2) for h in range(3)] for t in range(5)])
+
+
+def test_sum_adds_prompt_and_generated_rows() -> None:
+    a = attention()
+    want = loops(lambda i, h, t: a.prompt[i, h, t] + a.generated[i, h, t]).sum(axis=1)
+    np.testing.assert_allclose(AGGREGATIONS["sum"](a), want, rtol=1e-6)
+
+
+def test_last_takes_the_last_prompt_row_alone() -> None:
+    a = attention()
+    np.testing.assert_allclose(AGGREGATIONS["last"](a), loops(lambda i, h, t: a.last[i, h, t]).sum(axis=1), rtol=1e-6)
+
+
+def test_selective_adds_weighted_rows() -> None:
+    a = attention()
+    assert a.weighted is not None
+    prompt, generated, _ = a.weighted
+    want = loops(lambda i, h, t: prompt[i, h, t] + generated[i, h, t]).sum(axis=1)
+    np.testing.assert_allclose(AGGREGATIONS["selective"](a), want, rtol=1e-6)
+
+
+def test_max_takes_the_largest_of_all_rows() -> None:
+    a = attention()
+    assert a.maximum is not None
+    prompt, generated, _ = a.maximum
+    want = loops(lambda i, h, t: max(prompt[i, h, t], generated[i, h, t])).max(axis=1)
+    np.testing.assert_array_equal(AGGREGATIONS["max"](a), want)
+
+
+@pytest.mark.parametrize("name", ["selective", "max"])
+def test_reductions_that_were_not_recorded_are_refused(name: str) -> None:
+    zeros = np.zeros((1, 1, 1), np.float32)
+    with pytest.raises(ValueError, match="reductions"):
+        AGGREGATIONS[name](Attention(zeros, zeros, zeros))
+
+
+@pytest.mark.parametrize("name", AGGREGATIONS)
+def test_scores_are_float32_per_token(name: str) -> None:
+    scores = AGGREGATIONS[name](attention())
+    assert (scores.shape, scores.dtype) == ((5,), np.float32)

@@ -1,0 +1,141 @@
+"""Pruning methods: how many, which, and in what order."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localvlm.errors import UsageError
+from localvlm.pruning import METHODS, Inputs, budget, method_named
+from localvlm.pruning.base import top
+from localvlm.pruning.controls import lattice
+
+CHOOSING = [m for m in METHODS.values() if m.name != "none"]
+"""All methods but the one that keeps everything."""
+
+
+def inputs(shapes: list[tuple[int, int]], padding: int = 0, seed: int = 0, raster: bool = True) -> Inputs:
+    """Pictures of (rows, columns) tokens, the first and last ``padding`` rows of each on padding, random scores."""
+    counts = tuple(r * c for r, c in shapes)
+    shown = [np.repeat((np.arange(r) >= padding) & (np.arange(r) < r - padding), c) for r, c in shapes]
+    return Inputs(
+        n=sum(counts),
+        candidates=np.flatnonzero(np.concatenate(shown)).astype(np.int32),
+        grids=tuple(shapes) if raster else (None,) * len(shapes),
+        counts=counts,
+        saliency=np.random.default_rng(seed).random(sum(counts)).astype(np.float32),
+        seed=seed,
+    )
+
+
+shapes = st.lists(st.tuples(st.integers(3, 9), st.integers(1, 9)), min_size=1, max_size=3)
+
+
+@pytest.mark.parametrize("method", CHOOSING, ids=lambda m: m.name)
+@given(shapes=shapes, padding=st.integers(0, 1), seed=st.integers(0, 99), raster=st.booleans(), data=st.data())
+def test_exactly_k_sorted_unique_candidates(method, shapes, padding, seed, raster, data) -> None:
+    given_inputs = inputs(shapes, padding, seed, raster)
+    k = data.draw(st.integers(1, len(given_inputs.candidates)))
+    kept = method.select(given_inputs, k)
+    assert kept.dtype == np.int32
+    assert len(kept) == k
+    assert (np.diff(kept) > 0).all()
+    assert np.isin(kept, given_inputs.candidates).all()
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
+def test_all_of_them_is_all_of_them(method) -> None:
+    given_inputs = inputs([(4, 4), (3, 5)])
+    np.testing.assert_array_equal(method.select(given_inputs, given_inputs.n), np.arange(given_inputs.n))
+
+
+@pytest.mark.parametrize("name", ["sgl", "sgl+"])
+def test_the_best_scores_are_kept_over_all_pictures(name: str) -> None:
+    given_inputs = inputs([(4, 4), (5, 3)], padding=1, seed=4)
+    ranked = sorted(given_inputs.candidates, key=lambda i: -given_inputs.saliency[i])
+    for k in range(1, len(ranked) + 1):
+        assert list(METHODS[name].select(given_inputs, k)) == sorted(ranked[:k])
+
+
+def test_padding_is_never_kept_however_well_it_scores() -> None:
+    saliency = np.array([9, 1, 9, 2], np.float32)
+    assert list(top(saliency, np.array([1, 3], np.int32), 2)) == [1, 3]
+
+
+def test_ties_go_to_the_earlier_token() -> None:
+    saliency = np.array([1, 5, 1, 5, 1, 5], np.float32)
+    everywhere = np.arange(6, dtype=np.int32)
+    assert list(top(saliency, everywhere, 2)) == [1, 3]
+    assert list(top(saliency, everywhere, 4)) == [0, 1, 3, 5]
+    assert list(top(np.zeros(6, np.float32), everywhere, 3)) == [0, 1, 2]
+
+
+def test_random_follows_its_seed_and_is_even() -> None:
+    method = METHODS["random"]
+    drawn = [method.select(inputs([(5, 5)], seed=s), 5) for s in range(400)]
+    np.testing.assert_array_equal(method.select(inputs([(5, 5)], seed=7), 5), drawn[7])
+    counts = np.bincount(np.concatenate(drawn), minlength=25)
+    assert counts.min() > 45  # 80 expected, deviation 8
+    assert counts.max() < 115
+
+
+def test_a_lattice_is_exact_for_every_size() -> None:
+    for rows, columns in product(range(1, 9), range(1, 9)):
+        for k in range(1, rows * columns + 1):
+            cells = lattice(rows, columns, k)
+            assert len(cells) == k
+            assert (np.diff(cells) > 0).all()
+            assert 0 <= cells[0] <= cells[-1] < rows * columns
+
+
+@pytest.mark.parametrize("k", [64, 100, 144, 202, 288, 400])
+def test_a_lattice_is_even(k: int) -> None:
+    """Each of the nine thirds of a 24 x 24 raster gets its share, to within a row of the lattice."""
+    cells = lattice(24, 24, k)
+    thirds = np.bincount(cells // 24 // 8 * 3 + cells % 24 // 8, minlength=9)
+    assert abs(thirds - k / 9).max() <= np.sqrt(k) / 2
+
+
+def test_a_quarter_is_every_second_row_and_column() -> None:
+    cells = lattice(24, 24, 144)
+    assert {(int(c) // 24 % 2, int(c) % 24 % 2) for c in cells} == {(1, 1)}
+
+
+@pytest.mark.parametrize("k", [18, 36, 108, 216])
+def test_the_grid_is_even_beside_padding(k: int) -> None:
+    """24 x 24 tokens of which rows 3 to 20 show the picture: never only a few of its columns."""
+    given_inputs = inputs([(24, 24)], padding=3)
+    kept = METHODS["grid"].select(given_inputs, k)
+    across = np.bincount(kept % 24 // 6, minlength=4)
+    down = np.bincount((kept // 24 - 3) // 6, minlength=3)
+    assert abs(across - k / 4).max() <= np.sqrt(k)
+    assert abs(down - k / 3).max() <= np.sqrt(k)
+
+
+def test_the_grid_is_shared_among_pictures() -> None:
+    given_inputs = inputs([(8, 8), (8, 8), (16, 16)])
+    kept = METHODS["grid"].select(given_inputs, 96)
+    assert list(np.histogram(kept, [0, 64, 128, 384])[0]) == [16, 16, 64]
+
+
+@pytest.mark.parametrize(
+    ("keep", "want"), [(None, 100), (1.0, 100), (0.35, 35), (0.0, 1), (0.001, 1), (0.9, 90), (2.0, 100)]
+)
+def test_budget(keep: float | None, want: int) -> None:
+    assert budget(keep, inputs([(10, 10)])) == want
+
+
+def test_budget_is_of_all_tokens_but_no_more_than_show_the_picture() -> None:
+    given_inputs = inputs([(10, 10)], padding=3)
+    assert budget(0.35, given_inputs) == 35
+    assert budget(0.6, given_inputs) == 40
+
+
+def test_unknown_methods_are_named_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match=r"'sgl2'.*sgl\+"):
+        method_named("sgl2")
+    assert all(method_named(name).name == name for name in METHODS)
