@@ -92,7 +92,7 @@ def losses(tower: Tower, rows: Tensor, things: Tensor, present: Tensor) -> tuple
     seen = head["present"](rows[:, 0])
     loss = (
         each[kind > 0].mean() + 4 * each[kind == 0].mean() + functional.cross_entropy(hue, thing[:, 2])
-        + functional.cross_entropy(chars.flatten(0, 1), thing[card, 3:].flatten())
+        + 2 * functional.cross_entropy(chars.flatten(0, 1), thing[card, 3:].flatten())
         + 0.3 * functional.cross_entropy(place, cell)
         + 5 * functional.binary_cross_entropy_with_logits(seen, present)
     )  # fmt: skip

@@ -18,7 +18,7 @@ from . import data, fit
 from .optim import Optimisers
 from .tower import N_PATCHES, WIDTH, Tower, losses
 
-TOWER_STEPS, TOWER_BATCH = 560, 64
+TOWER_STEPS, TOWER_BATCH = 700, 64
 LM_STEPS = 4000
 
 
