@@ -1,0 +1,324 @@
+"""An engine without llama.cpp: scripted answers, plausible attention, failures on demand.
+
+For tests, documentation and demonstrations of the layers above. One token is one byte; a picture becomes a raster of
+tokens whose attention peaks where the script says::
+
+    engine = FakeEngine(Script(answer="red", focus=(0.5, 0.0, 1.0, 0.5)))
+    with Pipeline.open(pair, engine=engine) as pipeline:
+        pipeline.ask(images, "What colour is the star?")
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localvlm.engine.api import (
+    Attention,
+    Completion,
+    Encoded,
+    ImageLayout,
+    ImagePart,
+    LoadOptions,
+    Message,
+    Part,
+    Prefilled,
+    SamplingOptions,
+    TextPart,
+    VlmInfo,
+)
+from localvlm.errors import ContextOverflow, EngineCrashed, Interrupted, LocalvlmError
+
+__all__ = ["FakeEngine", "FakeVlm", "Script"]
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+BOS, EOS = 256, 257
+N_VOCAB = 258
+_TICK_S = 0.01
+"""How often a slow answer looks whether it was cancelled."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """How one fake VLM behaves."""
+
+    answer: str = "red"
+    """What it answers to everything."""
+    focus: tuple[float, float, float, float] = (0.5, 0.0, 1.0, 0.5)
+    """x0, y0, x1, y1 as shares of the picture: where its attention peaks."""
+    grid: tuple[int, int] = (12, 12)
+    """(rows, columns) of image tokens, for pictures of any shape."""
+    n_layer: int = 4
+    n_head: int = 2
+    tower_layers: int = 3
+    n_ctx: int = 4096
+    token_s: float = 0.0
+    """Seconds a generated token takes."""
+    encode_s: float = 0.0
+    """Seconds the tower takes."""
+    logprob: float = -0.1
+    """Log probability of every generated token."""
+    load_error: LocalvlmError | None = None
+    """Raised instead of loading."""
+    crash_at: int | None = None
+    """The step (load, each encode, prefill, each generated token: 0, 1, 2, ...) at which the engine dies."""
+
+
+class FakeEngine:
+    """Implements :class:`localvlm.engine.api.Engine`. Model files need not exist.
+
+    Args:
+        scripts: one for all VLMs, or one by the stem of the model's file name.
+    """
+
+    def __init__(self, scripts: Script | Mapping[str, Script] = Script()) -> None:
+        self._scripts = scripts
+        self._cancelled = False
+        self.alive = True
+        self.loaded: list[FakeVlm] = []
+        """Every VLM loaded so far, for tests to look at."""
+
+    def load(self, model: Path, mmproj: Path, options: LoadOptions = LoadOptions()) -> FakeVlm:  # noqa: ARG002
+        """See :meth:`localvlm.engine.api.Engine.load`."""
+        script = self._scripts if isinstance(self._scripts, Script) else self._scripts[model.stem]
+        if script.load_error is not None:
+            raise script.load_error
+        self.alive = True
+        vlm = FakeVlm(self, model.stem, script, options)
+        vlm.step("load")
+        self.loaded.append(vlm)
+        return vlm
+
+    def cancel(self) -> None:
+        """See :meth:`localvlm.engine.api.Engine.cancel`."""
+        self._cancelled = True
+
+    def take_cancel(self) -> bool:
+        """Whether :meth:`cancel` was called since the last time this was asked."""
+        taken, self._cancelled = self._cancelled, False
+        return taken
+
+    def wait(self, seconds: float) -> bool:
+        """Waits as work would; True if it was cancelled."""
+        end = time.monotonic() + seconds
+        while not self._cancelled and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _TICK_S))
+        return self.take_cancel()
+
+    def kill(self) -> None:
+        """Ends the engine at once."""
+        self.alive = False
+
+    def close(self) -> None:
+        """See :meth:`localvlm.engine.api.Engine.close`."""
+        self.alive = False
+
+    def __enter__(self) -> FakeEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class FakeVlm:
+    """Implements :class:`localvlm.engine.api.Vlm` after a script."""
+
+    def __init__(self, engine: FakeEngine, name: str, script: Script, options: LoadOptions) -> None:
+        self._engine, self._script = engine, script
+        self._steps = 0
+        self._images: dict[int, ImageLayout] = {}
+        self._prompt: list[ImageLayout] = []
+        self._rows = [0, 0]
+        self._tapped = False
+        self._answer = script.answer.encode("utf-8", "surrogatepass")
+        self._fed = 0
+        self._info = VlmInfo(
+            name=name,
+            architecture="fake",
+            family="llava",
+            n_layer=script.n_layer,
+            n_head=script.n_head,
+            n_embd=8,
+            n_vocab=N_VOCAB,
+            n_ctx=options.n_ctx or script.n_ctx,
+            n_params=0,
+            mrope=False,
+            chat_template=None,
+            bos="",
+            eos="",
+            tower_layers=script.tower_layers,
+            tower_cls=True,
+            vocab_hash="bytes",
+        )
+
+    @property
+    def info(self) -> VlmInfo:
+        """What the script describes."""
+        return self._info
+
+    def step(self, name: str) -> None:
+        """Counts one step; dies at the one that the script names."""
+        if not self._engine.alive:
+            raise EngineCrashed(f"'{self._info.name}' was in an engine that has ended", "load it again")
+        if self._steps == self._script.crash_at:
+            self._engine.alive = False
+            raise EngineCrashed(f"the engine was ended by SIGABRT during '{name}'", "this one was scripted")
+        self._steps += 1
+
+    # pictures
+
+    def layout(self, width: int, height: int) -> ImageLayout:
+        """A raster over the whole picture."""
+        rows, columns = self._script.grid
+        x = np.linspace(0, width, columns + 1, dtype=np.float32)
+        y = np.linspace(0, height, rows + 1, dtype=np.float32)
+        left, top = np.meshgrid(x[:-1], y[:-1])
+        right, bottom = np.meshgrid(x[1:], y[1:])
+        boxes = np.stack([left, top, right, bottom], axis=-1).reshape(-1, 4)
+        return ImageLayout(rows * columns, boxes, (rows, columns), rows * columns)
+
+    def encode(self, image: NDArray[np.uint8], *, tower: bool = False) -> Encoded:
+        """Takes as long as the script says."""
+        self.step("encode")
+        if self._engine.wait(self._script.encode_s):
+            raise Interrupted()
+        height, width, _ = image.shape
+        layout = self.layout(width, height)
+        number = max(self._images, default=0) + 1
+        self._images[number] = layout
+        seen = np.tile(self._looked_at(layout), (self._script.tower_layers, 1)) if tower else None
+        return Encoded(number, layout, self._script.encode_s * 1e3, seen)
+
+    def release(self, image: Encoded) -> None:
+        """Forgets a picture."""
+        self._images.pop(image.id, None)
+
+    def embeddings(self, image: Encoded) -> Float32:
+        """Numbers that differ from token to token."""
+        ramp = np.arange(image.layout.n_tokens, dtype=np.float32)
+        return np.repeat(ramp[:, None], self._info.n_embd, axis=1)
+
+    # prompts
+
+    def chat(self, messages: Sequence[Message]) -> list[TextPart | int]:
+        """``ROLE: [pictures] text`` line by line."""
+        parts: list[TextPart | int] = []
+        pictures = 0
+        for message in messages:
+            parts.append(TextPart(f"{message.role.upper()}: ", special=True))
+            parts += range(pictures, pictures + message.n_images)
+            pictures += message.n_images
+            parts.append(TextPart(message.text))
+            parts.append(TextPart("\n", special=True))
+        return [*parts, TextPart("ASSISTANT:", special=True)]
+
+    def tokenize(self, parts: Sequence[TextPart | int]) -> Int32:
+        """One token per byte."""
+        ids = [BOS]
+        for part in parts:
+            ids += part.text.encode("utf-8", "surrogatepass") if isinstance(part, TextPart) else [-1] * part
+        return np.array(ids, np.int32)
+
+    def prefill(self, parts: Sequence[Part], *, tap: bool = False) -> Prefilled:
+        """Counts tokens; remembers the pictures for :meth:`attention`."""
+        self.step("prefill")
+        pictures = [p for p in parts if isinstance(p, ImagePart)]
+        ids = self.tokenize([p if isinstance(p, TextPart) else p.image.layout.n_tokens for p in parts])
+        n_image = int((ids == -1).sum())
+        n_kept = sum(p.image.layout.n_tokens if p.keep is None else len(p.keep) for p in pictures)
+        n_past = len(ids) - n_image + n_kept
+        if n_past >= self._info.n_ctx:
+            raise ContextOverflow(f"the prompt needs {n_past + 1} cells and the context has {self._info.n_ctx}")
+        last_image = int(np.flatnonzero(ids == -1).max(initial=0))
+        self._rows, self._tapped = [len(ids) - 1 - last_image, 0], tap
+        self._prompt = [p.image.layout for p in pictures]
+        self._fed = 0
+        return Prefilled(ids, n_image, n_kept, n_past, 0.0)
+
+    # answers
+
+    def generate(
+        self,
+        max_tokens: int,
+        sampling: SamplingOptions = SamplingOptions(),  # noqa: ARG002 - a script has one answer
+        on_text: Callable[[str], None] | None = None,
+    ) -> Completion:
+        """The scripted answer, character by character."""
+        ids = list(self._answer[:max_tokens])
+        finish = "length" if len(self._answer) > max_tokens else "stop"
+        text, cut = "", None
+        for character in bytes(ids).decode("utf-8", "ignore"):
+            if self._engine.wait(self._script.token_s):
+                finish, cut = "cancelled", len(text.encode())
+                break
+            self.step("generate")
+            text += character
+            if on_text is not None:
+                on_text(character)
+        ids = ids[:cut]
+        self._fed = self._rows[1] = max(0, len(ids) - 1)
+        n_logprobs = len(ids) + (finish == "stop")
+        logprobs = np.full(n_logprobs, self._script.logprob, np.float32)
+        ms = self._script.token_s * 1e3
+        return Completion(text, np.array(ids, np.int32), logprobs, finish, ms * len(text), ms, self._fed)
+
+    def feed(self, ids: Int32) -> None:
+        """Counts fed tokens as generated rows."""
+        self._fed += len(ids)
+        self._rows[1] += len(ids)
+
+    def score(self, ids: Int32) -> Float32:
+        """Logits that predict the scripted answer, whatever ``ids`` are."""
+        return np.stack([self._logits(self._fed + i) for i in range(len(ids))])
+
+    def logits(self) -> Float32:
+        """Logits that predict the next byte of the answer."""
+        return self._logits(self._fed)
+
+    def _logits(self, at: int) -> Float32:
+        out = np.zeros(N_VOCAB, np.float32)
+        out[self._answer[at] if at < len(self._answer) else EOS] = 10.0
+        return out
+
+    # attention
+
+    def _looked_at(self, layout: ImageLayout) -> Float32:
+        """(n_tokens,) probabilities that sum to 1, most of it on the focus."""
+        assert layout.boxes is not None
+        x0, y0, x1, y1 = layout.boxes.T
+        fx0, fy0, fx1, fy1 = self._script.focus
+        width, height = x1.max(), y1.max()
+        wide = np.clip(np.minimum(x1, fx1 * width) - np.maximum(x0, fx0 * width), 0, None)
+        tall = np.clip(np.minimum(y1, fy1 * height) - np.maximum(y0, fy0 * height), 0, None)
+        area = (wide * tall).astype(np.float32)
+        share = area / max(float(area.sum()), 1e-6) * 0.8 + 0.2 / layout.n_tokens
+        return np.asarray(share, np.float32)
+
+    def attention(self) -> Attention:
+        """Half of every row's attention on the pictures, later layers sharper."""
+        if not self._tapped:
+            raise LocalvlmError("nothing was recorded", "prefill with tap=True")
+        peaked = np.concatenate([self._looked_at(layout) for layout in self._prompt])
+        peaked /= peaked.sum()
+        even = np.full_like(peaked, 1 / len(peaked))
+        sharp = np.linspace(0.2, 1.0, self._script.n_layer, dtype=np.float32)[:, None, None]
+        row = np.broadcast_to(
+            0.5 * (sharp * peaked + (1 - sharp) * even), (self._script.n_layer, self._script.n_head, len(peaked))
+        ).astype(np.float32)
+        prompt, generated = row * self._rows[0], row * self._rows[1]
+        largest = (row, row * min(1, self._rows[1]), row)
+        return Attention(prompt, generated, row, (prompt, generated, row), largest, (self._rows[0], self._rows[1]))
+
+    def close(self) -> None:
+        """Forgets the pictures."""
+        self._images.clear()
