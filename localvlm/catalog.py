@@ -14,7 +14,18 @@ from localvlm.errors import ModelNotFound
 if TYPE_CHECKING:
     from localvlm.pipeline import Pair, VlmFiles
 
-__all__ = ["DEMO", "Entry", "as_pair", "default_entry", "entries", "entry_named", "example_image", "vlm_files"]
+__all__ = [
+    "DEMO",
+    "Entry",
+    "as_pair",
+    "default_entry",
+    "entries",
+    "entry_named",
+    "example_image",
+    "models_folder",
+    "pair_named",
+    "vlm_files",
+]
 
 DEMO = "demo"
 HEADROOM = 1 << 30
@@ -84,6 +95,11 @@ def entry_named(name: str, user_pairs: Mapping[str, Mapping[str, Path]] = {}) ->
     if entry.missing:
         raise ModelNotFound(f"pair {name!r} lacks the file '{entry.missing[0]}'", "`localvlm list` shows what is there")
     return entry
+
+
+def pair_named(name: str) -> Pair:
+    """The bundled pair called ``name``, as the pipeline takes it."""
+    return as_pair(name, entry_named(name).files)
 
 
 def default_entry(user_pairs: Mapping[str, Mapping[str, Path]] = {}) -> Entry:

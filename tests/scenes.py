@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from localvlm.models.demo import scenes as scene_maker
 from numpy.typing import NDArray
 
 from localvlm import images
 from localvlm.catalog import pair_named
 from localvlm.engine.api import ImagePart, LoadOptions, Message, TextPart, Vlm
 from localvlm.guidance import AGGREGATIONS
-from localvlm.models.demo import scenes as scene_maker
 from localvlm.pipeline import AskOptions, Pipeline
 from localvlm.pruning import METHODS, Inputs, budget
 from localvlm.pruning.base import top
@@ -123,7 +123,8 @@ def table(tally: Tally) -> str:
     kinds = sorted(set(tally.types))
     lines = [f"{'':24s}{'all':>7s}" + "".join(f"{k:>10s}" for k in kinds)]
     for row in tally.rows:
-        lines.append(f"{row:24s}{tally.percent(row):7.1f}" + "".join(f"{tally.percent(row, k):10.1f}" for k in kinds))
+        cells = "".join(f"{tally.percent(row, k):10.1f}" for k in kinds)
+        lines += [f"{row:24s}{tally.percent(row):7.1f}{cells}"]
     return "\n".join(lines)
 
 

@@ -55,7 +55,8 @@ def measure(pairs: int = 9, threads: int = 0, shape: LlavaShape = GUIDE_028B, fo
         parts: list[TextPart | ImagePart] = [ImagePart(image), TextPart(text)]
         for tap in (True, False):  # warm up; the first tapped run also checks the tap against the model
             _llm_ms(vlm, parts, tap)
-        off, on = [], []
+        off: list[float] = []
+        on: list[float] = []
         for i in range(pairs):
             for tap in (False, True) if i % 2 == 0 else (True, False):
                 (on if tap else off).append(_llm_ms(vlm, parts, tap))
