@@ -2,7 +2,8 @@
 
 The same random weights run here through llama.cpp and the tap, and in transformers (eager attention, float32), whose
 values are committed under ``tests/zoo/expected``; ``--live`` computes them anew, which needs torch. Compared are, for
-each case of a family (noise and drawn pictures at tower size; one prompt with two pictures and text between):
+each case of a family (noise and drawn pictures at tower size; a prompt with two pictures and text between, and one
+longer than llama.cpp's batch):
 
 - ``embeddings``        ``Vlm.embeddings``: the projected rows of each picture
 - ``stock embeddings``  the same with ``LoadOptions.stock_tower``, against llama.cpp's defects told in torch
@@ -14,6 +15,9 @@ each case of a family (noise and drawn pictures at tower size; one prompt with t
 Each array is taken apart along its first axis (layer, or row of logits; embeddings are one piece). The worst piece
 must correlate to at least 0.999 and be off by at most 1 % of its largest magnitude. Token ids, row counts and repairs
 must be equal. Leaves with 1 on a miss.
+
+No token is fed after the long prompt: where llama.cpp decodes a single row with flash attention on a CPU, it adds up
+values in F16, which puts logits off by 0.5 % of their maximum at 900 cells (0.02 % with flash attention off).
 """
 
 from __future__ import annotations
@@ -83,6 +87,8 @@ def _parts(case: zoo.Case, encoded: Mapping[int, Encoded], pruned: bool) -> list
 def _run(vlm: Vlm, parts: list[Part], fed: NDArray[np.int32], ids: list[int]) -> tuple[NDArray[np.float32], Attention]:
     """Logits (1 + n_fed, n_vocab) after the prompt and after each fed token, and the attention of the whole."""
     _equal("the prompt", vlm.prefill(parts, tap=True).token_ids.tolist(), ids)
+    if not len(fed):
+        return vlm.logits()[None], vlm.attention()
     scored = vlm.score(fed)
     vlm.feed(fed)
     return np.concatenate([scored, vlm.logits()[None]]), vlm.attention()
@@ -96,6 +102,9 @@ def _attention(case: str, prefix: str, got: Attention, want: Arrays, columns: ND
             if kind is not None:
                 arrays |= {f"prompt_{name}": kind[0], f"generated_{name}": kind[1]}
     for name, array in arrays.items():
+        if f"{case}/{prefix}{name}" not in want:
+            _equal(f"{case}: {prefix}{name} without fed tokens", bool(np.any(array)), False)
+            continue
         rest = np.delete(array, columns, axis=2)
         _equal(f"{case}: {prefix}{name} of dropped tokens", bool(np.any(rest)), False)
         yield compare(case, f"{prefix.replace('/', ' ')}{name}", array[:, :, columns], want[f"{case}/{prefix}{name}"])

@@ -23,6 +23,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from localvlm.catalog import DEMO, as_pair, entries
 from localvlm.engine.api import Engine, LoadOptions, Message, TextPart
 from localvlm.images import Image
 from localvlm.pipeline import AskOptions, Pair, Pipeline, VlmFiles
@@ -108,11 +109,8 @@ def zoo_subject(name: str, directory: Path, n: int) -> Subject:
 
 def demo_subjects(n: int, directory: Path) -> list[Subject]:
     """The demo pair's guide and model on ``n`` held-out scenes; empty if the files are not there."""
-    from localvlm.models import demo
-
-    home = Path(demo.__path__[0])
-    files = {role: VlmFiles(home / f"{role}.gguf", home / f"{role}-mmproj.gguf") for role in ("guide", "model")}
-    if not all(f.model.is_file() and f.mmproj.is_file() for f in files.values()):
+    entry = next(e for e in entries() if e.name == DEMO)
+    if entry.missing:
         return []
     from localvlm.models.demo.scenes import write_set
     from PIL import Image as Pillow
@@ -123,7 +121,9 @@ def demo_subjects(n: int, directory: Path) -> list[Subject]:
         row = json.loads(line)
         with Pillow.open(directory / row["image"]) as picture:
             questions.append(Question((np.array(picture.convert("RGB")),), row["question"]))
-    return [Subject(f"demo {role}", f, tuple(questions)) for role, f in files.items()]
+    pair = as_pair(entry.name, entry.files)
+    files = {"guide": pair.guide, "model": pair.model}
+    return [Subject(f"demo {role}", f, tuple(questions)) for role, f in files.items() if f is not None]
 
 
 class StockProcess:

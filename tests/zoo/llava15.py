@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.zoo.row import RGB, Case, Drawing, Int32, Row
+from tests.zoo.row import RGB, Case, Drawing, Int32, Row, filler
 from tests.zoo.text import TextConfig, text_weights
 from tests.zoo.tokenizer import MERGES, Tokenizer
 from tests.zoo.weights import SHARP, Float32, Weights
@@ -223,6 +223,13 @@ def _cases(image: int) -> tuple[Case, ...]:
             (squares, other),
             fed=(120, 33, 270, 64),
             keep=((0, 2, 3, 11, n - 1), tuple(range(5, n, 7))),
+        ),
+        Case(
+            "long",
+            (f"USER: {filler(1, 9)}", 0, f"\n{filler(10, 25)} what is where? ASSISTANT:"),
+            (Drawing(image, image, 14, 14),),
+            fed=(),
+            keep=((4, 5, 17, 18, n - 2),),
         ),
     )
 

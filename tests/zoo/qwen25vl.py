@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.zoo.row import RGB, Case, Drawing, Int32, Row
+from tests.zoo.row import RGB, Case, Drawing, Int32, Row, filler
 from tests.zoo.text import TextConfig, text_weights
 from tests.zoo.tokenizer import MERGES, Tokenizer
 from tests.zoo.weights import SHARP, Float32, Weights
@@ -240,6 +240,13 @@ CASES = (
         (Drawing(140, 196, 10, 22), Drawing(140, 56, 1, 23)),
         fed=(120, 33, 270, 64),
         keep=((0, 4, 6, 17, 34), (3, 8)),
+    ),
+    Case(
+        "long",
+        (f"<|im_start|>user\n{filler(1, 9)}", 0, f"{filler(10, 25)}<|im_end|>\n<|im_start|>assistant\n"),
+        (Drawing(224, 140, 14, 24),),
+        fed=(),
+        keep=((4, 5, 17, 18, 38),),
     ),
 )
 

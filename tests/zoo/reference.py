@@ -79,6 +79,8 @@ def _attention(name: str, found: Float32, ids: Int32, n_prompt: int) -> dict[str
     out = {f"{name}/last": columns[:, :, n_prompt - 1]}
     for part, rows in parts.items():
         p = columns[:, :, rows]
+        if not p.shape[2]:
+            continue
         out[f"{name}/{part}"] = p.sum(axis=2)
         out[f"{name}/{part}_weighted"] = (_selectivity(p)[..., None] * p).sum(axis=2)
         out[f"{name}/{part}_maximum"] = p.max(axis=2)
@@ -126,10 +128,11 @@ def _case(row: Row, reference: Reference, case: Case) -> dict[str, NDArray[np.ge
 def expected(row: Row) -> dict[str, NDArray[np.generic]]:
     """All expected values of a row, keyed ``case/name``.
 
-    ids (n,) int32; fed (m,) int32; image{i} (h, w, 3) uint8; rows{i} (n_tokens, width); stock{i} the same as llama.cpp
-    computes it unrepaired; tower{i} (tower_layers, n_tokens); logits (1 + m, n_vocab) after the prompt and after each
-    fed token; prompt, generated, last (n_layer, n_head, n_image), and prompt_weighted, prompt_maximum and so on. With
-    pruned_ or pruned/ in front: from the kept tokens at their original positions, attention columns of these alone.
+    ids (n,) int32; fed (m,) int32, may be empty; image{i} (h, w, 3) uint8; rows{i} (n_tokens, width); stock{i} the
+    same as llama.cpp computes it unrepaired; tower{i} (tower_layers, n_tokens); logits (1 + m, n_vocab) after the
+    prompt and after each fed token; prompt, generated, last (n_layer, n_head, n_image), and prompt_weighted,
+    prompt_maximum and so on. With pruned_ or pruned/ in front: from the kept tokens at their original positions,
+    attention columns of these alone.
     compact_logits: the same at positions without gaps, which is wrong, to show that the bounds can tell.
     """
     reference = row.reference(row.weights())

@@ -14,7 +14,7 @@ from tests.zoo.text import TextConfig
 from tests.zoo.tokenizer import Tokenizer
 from tests.zoo.weights import Float32
 
-__all__ = ["Case", "Drawing", "Reference", "Row", "ZooModel", "positions"]
+__all__ = ["Case", "Drawing", "Reference", "Row", "ZooModel", "filler", "positions"]
 
 Int32 = NDArray[np.int32]
 RGB = NDArray[np.uint8]
@@ -53,6 +53,11 @@ class Case:
     images: tuple[Drawing, ...]
     fed: tuple[int, ...]
     keep: tuple[tuple[int, ...], ...]
+
+
+def filler(first: int, n: int) -> str:
+    """``n`` different sentences; 30 of them fill a batch of llama.cpp's (512 rows)."""
+    return "".join(f"the thing at {i * i} is red and not {i}. " for i in range(first, first + n))
 
 
 class Reference(Protocol):
