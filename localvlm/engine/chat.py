@@ -6,9 +6,10 @@ all) and what people wrote (never a control token) can be told apart afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from localvlm.engine.api import Message, TextPart
 from localvlm.errors import ModelError
@@ -22,10 +23,34 @@ VICUNA = (
 )
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\\n{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 MAX_OUTPUT = 1 << 20
 """Characters; texts are not counted, they are placeholders."""
+MAX_MEMORY = 1 << 28
+"""Bytes that a template may take. Its time is limited by the client."""
+
+
+@contextlib.contextmanager
+def _little_memory() -> Iterator[None]:
+    """Bounds what this process may allocate meanwhile, where the system can."""
+    try:
+        import resource
+
+        import psutil
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = psutil.Process().memory_info().vms + MAX_MEMORY
+        if soft != resource.RLIM_INFINITY and soft < limit:
+            limit = soft
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    except (ImportError, OSError, ValueError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _expand(template: str, messages: Sequence[dict[str, str]], bos: str, eos: str) -> str:
@@ -65,7 +90,8 @@ def render(
         n_images += message.n_images
         turns.append({"role": message.role, "content": pictures + f"[{nonce}t{i}]"})
     try:
-        text = _expand(template or (VICUNA if family == "llava" else CHATML), turns, bos, eos)
+        with _little_memory():
+            text = _expand(template or (VICUNA if family == "llava" else CHATML), turns, bos, eos)
     except ModelError:
         raise
     except Exception as error:  # noqa: BLE001  a template may raise anything

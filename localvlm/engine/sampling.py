@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localvlm.engine.api import SamplingOptions
+from localvlm.errors import ModelError
 
 __all__ = ["Sampler"]
 
@@ -18,8 +19,14 @@ class Sampler:
         self._random = np.random.default_rng(options.seed)
 
     def pick(self, logits: NDArray[np.float32]) -> tuple[int, float]:
-        """(token, natural-log probability of it at temperature 1) from (n_vocab,) logits."""
-        top = float(logits.max())
+        """(token, natural-log probability of it at temperature 1) from (n_vocab,) logits.
+
+        Raises:
+            ModelError: the logits are not numbers.
+        """
+        top = float(logits.max())  # NaN if any is
+        if not np.isfinite(top):
+            raise ModelError("the model's logits are not numbers", "its weights are damaged: download it again")
         log_total = top + float(np.log(np.exp(logits - top, dtype=np.float64).sum()))
         token = int(logits.argmax()) if self._options.temp <= 0 else self._draw(logits)
         return token, float(logits[token]) - log_total
@@ -32,6 +39,6 @@ class Sampler:
         scaled = logits[candidates].astype(np.float64) / options.temp
         p = np.exp(scaled - scaled[0])
         p /= p.sum()
-        kept = int(np.searchsorted(np.cumsum(p), options.top_p)) + 1
+        kept = min(int(np.searchsorted(np.cumsum(p), options.top_p)) + 1, k)  # p may sum to a little less than 1
         p = p[:kept] / p[:kept].sum()
         return int(candidates[:kept][self._random.choice(kept, p=p)])

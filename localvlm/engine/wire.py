@@ -69,6 +69,8 @@ def _decode(value: Any, arrays: list[bytes]) -> Any:
     if "$nd" in value:
         if value["dtype"] not in _DTYPES:
             raise ValueError(f"array of type {value['dtype']!r}")
+        if any(side < 0 for side in value["shape"]):
+            raise ValueError(f"array of shape {value['shape']}")
         return np.frombuffer(arrays[value["$nd"]], value["dtype"]).reshape(value["shape"]).copy()
     if "$tuple" in value:
         return tuple(_decode(v, arrays) for v in value["$tuple"])
@@ -87,7 +89,11 @@ def pack(message: dict[str, Any]) -> list[bytes]:
 
 
 def unpack(read: Callable[[int], bytes]) -> dict[str, Any]:
-    """One frame from ``read(n)``, which returns exactly n bytes or raises EOFError."""
+    """One frame from ``read(n)``, which returns exactly n bytes or raises EOFError.
+
+    Raises:
+        ValueError: the frame is not one that :func:`pack` writes.
+    """
     n_json, n_arrays = _HEAD.unpack(read(_HEAD.size))
     if n_json > MAX_JSON or n_arrays > 64:
         raise ValueError(f"frame of {n_json} bytes and {n_arrays} arrays")
@@ -98,5 +104,10 @@ def unpack(read: Callable[[int], bytes]) -> dict[str, Any]:
         if size > MAX_ARRAY_BYTES:
             raise ValueError(f"array of {size} bytes")
         arrays.append(read(size))
-    message: dict[str, Any] = _decode(json.loads(text), arrays)
+    try:
+        message = _decode(json.loads(text), arrays)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+        raise ValueError(f"frame of another form: {error}") from None
+    if not isinstance(message, dict):
+        raise ValueError("frame that is no object")
     return message
