@@ -264,15 +264,13 @@ static void key_row(const struct job *j, const char *src, float *out) {
 /* Few rows: one dot product per cell, straight from the cache where it holds halves. */
 static void score_row(const struct job *j, const char *keys, const struct work *w, int64_t first, int64_t end) {
     const struct lv_attn *a = j->a;
-    const struct lv_kernels *k = j->tap->kernels;
+    if (a->k_type == GGML_TYPE_F16) {
+        j->tap->kernels->dots_f16(keys + (size_t)first * a->k_row, a->k_row, end - first, w->q, a->d, w->e + first);
+        return;
+    }
     for (int64_t c = first; c < end; c++) {
-        const char *src = keys + (size_t)c * a->k_row;
-        if (a->k_type == GGML_TYPE_F16) {
-            w->e[c] = k->dot_f16((const uint16_t *)src, w->q, a->d);
-        } else {
-            key_row(j, src, w->tile);
-            w->e[c] = k->dot(w->tile, w->q, a->d);
-        }
+        key_row(j, keys + (size_t)c * a->k_row, w->tile);
+        w->e[c] = j->tap->kernels->dot(w->tile, w->q, a->d);
     }
 }
 

@@ -155,32 +155,10 @@ static float dot(const float *a, const float *b, int64_t n) {
     return tree(t);
 }
 
+/* Keys of one row at a time, as they lie in the cache; d not a multiple of the vector ends in the slow tail. */
 static float dot_f16(const uint16_t *a, const float *b, int64_t n) {
-    float t[LV_LANES] = {0};
-    int64_t i = 0;
-#if defined(__AVX512F__)
-    __m512 acc = _mm512_setzero_ps();
-    for (; i + 16 <= n; i += 16) {
-        const __m512 x = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(a + i)));
-        acc = _mm512_fmadd_ps(x, _mm512_loadu_ps(b + i), acc);
-    }
-    if (i == n) {
-        return _mm512_reduce_add_ps(acc);
-    }
-    _mm512_storeu_ps(t, acc);
-#elif defined(__F16C__) && defined(__FMA__)
-    __m256 lo = _mm256_setzero_ps(), hi = _mm256_setzero_ps();
-    for (; i + 16 <= n; i += 16) {
-        const __m256 x = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(a + i)));
-        const __m256 y = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(a + i + 8)));
-        lo = _mm256_fmadd_ps(x, _mm256_loadu_ps(b + i), lo);
-        hi = _mm256_fmadd_ps(y, _mm256_loadu_ps(b + i + 8), hi);
-    }
-    _mm256_storeu_ps(t, lo);
-    _mm256_storeu_ps(t + 8, hi);
-#endif
-    float x[LV_LANES];
-    for (; i < n; i += LV_LANES) {
+    float t[LV_LANES] = {0}, x[LV_LANES];
+    for (int64_t i = 0; i < n; i += LV_LANES) {
         const int64_t m = n - i < LV_LANES ? n - i : LV_LANES;
         from_f16(a + i, x, m);
         for (int64_t l = 0; l < m; l++) {
@@ -190,7 +168,46 @@ static float dot_f16(const uint16_t *a, const float *b, int64_t n) {
     return tree(t);
 }
 
-/* The two softmax kernels differ in the number of lanes alone; a constant lets the compiler unroll either. */
+#if defined(__AVX512F__)
+static inline float dot_step(const uint16_t *a, const float *b, int64_t n) {
+    __m512 acc = _mm512_setzero_ps();
+    for (int64_t i = 0; i < n; i += 16) {
+        const __m512 x = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(a + i)));
+        acc = _mm512_fmadd_ps(x, _mm512_loadu_ps(b + i), acc);
+    }
+    return _mm512_reduce_add_ps(acc);
+}
+#elif defined(__F16C__) && defined(__FMA__)
+static inline float dot_step(const uint16_t *a, const float *b, int64_t n) {
+    __m256 lo = _mm256_setzero_ps(), hi = _mm256_setzero_ps();
+    for (int64_t i = 0; i < n; i += 16) {
+        const __m256 x = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(a + i)));
+        const __m256 y = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(a + i + 8)));
+        lo = _mm256_fmadd_ps(x, _mm256_loadu_ps(b + i), lo);
+        hi = _mm256_fmadd_ps(y, _mm256_loadu_ps(b + i + 8), hi);
+    }
+    lo = _mm256_add_ps(lo, hi);
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(lo), _mm256_extractf128_ps(lo, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+#else
+#define dot_step dot_f16
+#endif
+
+static void dots_f16(const char *k, size_t stride, int64_t n_cells, const float *q, int64_t d, float *s) {
+    if (d % 16 != 0) {
+        for (int64_t c = 0; c < n_cells; c++) {
+            s[c] = dot_f16((const uint16_t *)(k + (size_t)c * stride), q, d);
+        }
+        return;
+    }
+    for (int64_t c = 0; c < n_cells; c++) {
+        s[c] = dot_step((const uint16_t *)(k + (size_t)c * stride), q, d);
+    }
+}
+
+/* The same for one row and for many: with a constant number of lanes the compiler unrolls either. */
 static inline void cap_and_mask(float *s, int64_t n, int lanes, const struct lv_softmax *o, float *max) {
     if (o->softcap != 0.0f) {
         for (int64_t i = 0; i < n * lanes; i++) {
@@ -224,8 +241,9 @@ static inline void exponents(float *s, int64_t n, int lanes, const float *max, f
     }
 }
 
-/* The same, with the image part and its entropy term: sum of e ln e, where ln e is the score itself. */
-static inline void exponents_flagged(float *s, int64_t n, int lanes, const float *flag, const float *max,
+/* The same, with the image part and its entropy term: sum of e ln e, where ln e is the score itself. Lanes are rows
+ * that share a cell's flag (step 0), or cells with a flag each (step 1). */
+static inline void exponents_flagged(float *s, int64_t n, int lanes, const float *flag, int step, const float *max,
                                      struct lv_stats *part) {
     for (int64_t c = 0; c < n; c++) {
         for (int l = 0; l < lanes; l++) {
@@ -235,24 +253,25 @@ static inline void exponents_flagged(float *s, int64_t n, int lanes, const float
             float e = exp_neg(x);
             e = gone ? 0.0f : e;
             s[c * lanes + l] = e;
+            const float on = step != 0 ? flag[c * lanes + l] : flag[c];
             part->sum[l] += e;
-            part->image[l] += flag[c] * e;
-            part->slog[l] += flag[c] * e * x;
+            part->image[l] += on * e;
+            part->slog[l] += on * e * x;
         }
     }
 }
 
-static inline void finish(float *s, int64_t n, int lanes, const struct lv_softmax *o, struct lv_stats *st) {
+static void finish(float *s, int64_t n, const struct lv_softmax *o, struct lv_stats *st) {
     for (int64_t c = 0; c < n; c += 256) { /* partial sums keep long rows exact */
         const int64_t m = n - c < 256 ? n - c : 256;
         struct lv_stats part;
         memset(&part, 0, sizeof part);
         if (o->flag != NULL) {
-            exponents_flagged(s + c * lanes, m, lanes, o->flag + c, st->max, &part);
+            exponents_flagged(s + c * LV_LANES, m, LV_LANES, o->flag + c, 0, st->max, &part);
         } else {
-            exponents(s + c * lanes, m, lanes, st->max, part.sum);
+            exponents(s + c * LV_LANES, m, LV_LANES, st->max, part.sum);
         }
-        for (int l = 0; l < lanes; l++) {
+        for (int l = 0; l < LV_LANES; l++) {
             st->sum[l] += part.sum[l];
             st->image[l] += part.image[l];
             st->slog[l] += part.slog[l];
@@ -260,25 +279,34 @@ static inline void finish(float *s, int64_t n, int lanes, const struct lv_softma
     }
 }
 
-static inline void softmax_any(float *s, int64_t n, int lanes, const struct lv_softmax *o, struct lv_stats *st) {
+static void softmax(float *s, int64_t n, const struct lv_softmax *o, struct lv_stats *st) {
     memset(st, 0, sizeof *st);
     float max[LV_LANES];
-    for (int l = 0; l < lanes; l++) {
+    for (int l = 0; l < LV_LANES; l++) {
         max[l] = o->sink != NULL ? *o->sink : -INFINITY;
     }
-    cap_and_mask(s, n, lanes, o, max);
-    for (int l = 0; l < lanes; l++) {
+    cap_and_mask(s, n, LV_LANES, o, max);
+    for (int l = 0; l < LV_LANES; l++) {
         st->max[l] = max[l] == -INFINITY ? 0.0f : max[l]; /* a row that sees nothing gets only zeros */
         st->sum[l] = o->sink != NULL ? expf(*o->sink - st->max[l]) : 0.0f;
     }
-    finish(s, n, lanes, o, st);
+    finish(s, n, o, st);
 }
 
-static void softmax(float *s, int64_t n, const struct lv_softmax *o, struct lv_stats *st) {
-    softmax_any(s, n, LV_LANES, o, st);
+/* Cells of one row in the lanes: n lanes of LV_LANES, or n of one for the rest. */
+static inline void row_part(float *s, int64_t n, int lanes, const float *flag, const float *max, struct lv_stats *st) {
+    struct lv_stats part;
+    memset(&part, 0, sizeof part);
+    if (flag != NULL) {
+        exponents_flagged(s, n, lanes, flag, 1, max, &part);
+    } else {
+        exponents(s, n, lanes, max, part.sum);
+    }
+    st->sum[0] += tree(part.sum);
+    st->image[0] += tree(part.image);
+    st->slog[0] += tree(part.slog);
 }
 
-/* One row: cells take the place of lanes, so that these loops fill the vectors too. */
 static void softmax_row(float *s, int64_t n, const struct lv_softmax *o, struct lv_stats *st) {
     memset(st, 0, sizeof *st);
     float max = o->sink != NULL ? *o->sink : -INFINITY;
@@ -289,13 +317,13 @@ static void softmax_row(float *s, int64_t n, const struct lv_softmax *o, struct 
     for (int l = 0; l < LV_LANES; l++) {
         same[l] = st->max[0];
     }
-    const int64_t full = o->flag != NULL ? 0 : n / LV_LANES;
-    for (int64_t c = 0; c < full; c += 256) {
-        float part[LV_LANES] = {0};
-        exponents(s + c * LV_LANES, full - c < 256 ? full - c : 256, LV_LANES, same, part);
-        st->sum[0] += tree(part);
+    const int64_t step = 256 * LV_LANES;
+    const int64_t full = n / LV_LANES * LV_LANES;
+    for (int64_t c = 0; c < full; c += step) {
+        const int64_t m = full - c < step ? full - c : step;
+        row_part(s + c, m / LV_LANES, LV_LANES, o->flag != NULL ? o->flag + c : NULL, same, st);
     }
-    finish(s + full * LV_LANES, n - full * LV_LANES, 1, o, st); /* flags, when wanted, start at cell 0: full is 0 */
+    row_part(s + full, n - full, 1, o->flag != NULL ? o->flag + full : NULL, same, st);
 }
 
 static void add(float *out, const float *e, const int32_t *cell, const int32_t *image, int64_t n, const float *w) {
@@ -326,7 +354,7 @@ const struct lv_kernels LV_KERNELS = {
     .from_f16 = from_f16,
     .scores = scores,
     .dot = dot,
-    .dot_f16 = dot_f16,
+    .dots_f16 = dots_f16,
     .softmax = softmax,
     .softmax_row = softmax_row,
     .add = add,

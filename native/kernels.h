@@ -7,6 +7,7 @@
 #ifndef LOCALVLM_KERNELS_H
 #define LOCALVLM_KERNELS_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #define LV_LANES 16
@@ -34,9 +35,10 @@ struct lv_kernels {
     /* s (n_cells, LV_LANES) = k (n_cells, d) q; n_cells <= LV_TILE */
     void (*scores)(const float *q, const float *k, int64_t d, int n_cells, float *s);
     float (*dot)(const float *a, const float *b, int64_t n);
-    float (*dot_f16)(const uint16_t *a, const float *b, int64_t n);
+    /* s[c] = float16 row at k + c stride, times q */
+    void (*dots_f16)(const char *k, size_t stride, int64_t n_cells, const float *q, int64_t d, float *s);
     void (*softmax)(float *s, int64_t n, const struct lv_softmax *o, struct lv_stats *st);
-    /* one row: lanes of one; st's first entries are used */
+    /* one row: mask (n), s (n); the first entries of st are used */
     void (*softmax_row)(float *s, int64_t n, const struct lv_softmax *o, struct lv_stats *st);
     /* out[image[j]] += sum over lanes of w e[cell[j]], or the maximum of both */
     void (*add)(float *out, const float *e, const int32_t *cell, const int32_t *image, int64_t n, const float *w);

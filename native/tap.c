@@ -88,7 +88,7 @@ const void *lv_host(lv_tap *tap, struct lv_buf *buf, const struct ggml_tensor *t
         lv_fail(tap, LV_E_GRAPH, "tensor '%s' has no data, or fewer than the %zu bytes wanted", t->name, size);
         return NULL;
     }
-    if (ggml_backend_buffer_is_host(buffer)) {
+    if (ggml_backend_buffer_is_host(buffer) && !tap->copy_always) {
         return t->data;
     }
     if (!lv_grow(tap, buf, size)) {

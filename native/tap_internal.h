@@ -68,6 +68,7 @@ struct lv_tap {
     atomic_int cancelled;
     enum lv_phase phase;
     bool points; /* ask for every l_out-* too, so that a cancel is noticed there */
+    bool copy_always; /* fetch host memory too, as if it were a device: for tests */
     int n_threads;
     const struct lv_kernels *kernels;
 
