@@ -280,6 +280,8 @@ class LlamaVlm:
         if not (self._tapping or moved):
             self._context.decode(tokens, embedded, positions, outputs)
             return
+        if not self._tapping:  # the tap then counts no image tokens
+            image = np.full_like(image, -1)
         self.tap.begin(np.ascontiguousarray(image), np.ascontiguousarray(classes), true if moved else None)
         try:
             self._context.decode(tokens, embedded, positions, outputs)
