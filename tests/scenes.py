@@ -13,8 +13,8 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +23,16 @@ from numpy.typing import NDArray
 
 from localvlm import images
 from localvlm.catalog import pair_named
-from localvlm.engine.api import ImagePart, LoadOptions, Message, TextPart, Vlm
+from localvlm.engine.api import ImageLayout, ImagePart, LoadOptions, Message, TextPart, Vlm
 from localvlm.guidance import AGGREGATIONS
-from localvlm.pipeline import AskOptions, Pipeline
+from localvlm.pipeline import AskOptions, Look, Pipeline
 from localvlm.pruning import METHODS, Inputs, budget
 from localvlm.pruning.base import top
 
 KEEPS = (0.35, 0.09)
 MAX_TOKENS = 12
+DESCRIBED = 200
+"""Scenes that are also described; scored apart, without a target."""
 EXTRA = {"last prompt row": "last", "maximum": "max", "selective rows": "selective"}
 """Aggregations shown beside the methods."""
 
@@ -67,11 +69,10 @@ def _say(vlm: Vlm, question: str, pictures: Sequence[ImagePart]) -> str:
     return vlm.generate(MAX_TOKENS).text
 
 
-def _choices(
-    pipeline: Pipeline, look: object, inputs: Inputs, layouts: Sequence[object]
-) -> dict[str, NDArray[np.int32]]:
+def _choices(pipeline: Pipeline, look: Look, inputs: Inputs, layout: ImageLayout) -> dict[str, NDArray[np.int32]]:
+    """Kept tokens per row of the table."""
     out: dict[str, NDArray[np.int32]] = {}
-    saliency: Callable[[str], NDArray[np.float32]] = lambda name: pipeline.saliency(look, name, layouts)  # type: ignore[arg-type]  # noqa: E731
+    saliency = {name: pipeline.saliency(look, name, [layout]) for name in AGGREGATIONS}
     for keep in KEEPS:
         k = budget(keep, inputs)
         for method in METHODS.values():
@@ -79,11 +80,10 @@ def _choices(
                 continue
             given = inputs
             if method.aggregation is not None:
-                given = Inputs(**{**inputs.__dict__, "saliency": saliency(method.aggregation)})
+                given = replace(inputs, saliency=saliency[method.aggregation])
             out[f"{method.name} {keep:.0%}"] = method.select(given, k)
         for label, aggregation in EXTRA.items():
-            if aggregation in AGGREGATIONS:
-                out[f"({label}) {keep:.0%}"] = top(saliency(aggregation), inputs.candidates, k)
+            out[f"({label}) {keep:.0%}"] = top(saliency[aggregation], inputs.candidates, k)
     return out
 
 
@@ -91,7 +91,7 @@ def run(rows: Sequence[dict[str, str]], folder: Path, pair: str = "demo", thread
     """Asks every question of ``rows`` (image, question, answer, type) in every setting."""
     tally = Tally()
     with Pipeline.open(pair_named(pair), LoadOptions(threads=threads)) as pipeline:
-        guide, model = pipeline.vlm("guide"), pipeline.vlm("model")
+        model = pipeline.vlm("model")
         for number, row in enumerate(rows):
             picture = images.load(folder / row["image"])
             want = normal(row["answer"])
@@ -109,14 +109,44 @@ def run(rows: Sequence[dict[str, str]], folder: Path, pair: str = "demo", thread
             )
             tally.add("unpruned", normal(_say(model, row["question"], [ImagePart(seen)])) == want)
             tally.add("blind", normal(_say(model, row["question"], [])) == want)
-            for name, kept in _choices(pipeline, look, inputs, [layout]).items():
+            for name, kept in _choices(pipeline, look, inputs, layout).items():
                 answer = _say(model, row["question"], [ImagePart(seen, kept)])
                 tally.add(name, normal(answer) == want)
             model.release(seen)
             if sys.stderr.isatty() or (number + 1) % 100 == 0:
                 print(f"{number + 1} of {len(rows)}", file=sys.stderr)
-        del guide
     return tally
+
+
+def recall(answer: str, truth: str) -> float:
+    """Share of the things in a comma-separated list that the answer names."""
+    said = {normal(item) for item in answer.split(",")}
+    things = [normal(item) for item in truth.split(",")]
+    return sum(thing in said for thing in things) / len(things)
+
+
+def describe(rows: Sequence[dict[str, str]], folder: Path, threads: int = 0) -> dict[str, float]:
+    """Mean object recall in percent of "describe" answers: the guide, the model unpruned, pruned by default at 35 %."""
+    default = AskOptions().method
+    settings = {
+        "guide alone": ("guide", "none", None),
+        "unpruned": ("model", "none", None),
+        f"{default} 35%": ("model", default, 0.35),
+    }
+    out: dict[str, float] = {}
+    pair = pair_named("demo")
+    for label, (role, method, keep) in settings.items():
+        asked = pair if role == "model" else replace(pair, guide=None, model=pair.guide)
+        with Pipeline.open(asked, LoadOptions(threads=threads)) as pipeline:
+            scores = [
+                recall(
+                    pipeline.ask([images.load(folder / r["image"])], r["question"], AskOptions(method, keep, 96)).text,
+                    r["answer"],
+                )
+                for r in rows
+            ]
+        out[label] = 100 * float(np.mean(scores))
+    return out
 
 
 def table(tally: Tally) -> str:
@@ -161,7 +191,7 @@ def misses(tally: Tally) -> list[str]:
 
 def make(count: int, seed: int, folder: Path) -> list[dict[str, str]]:
     """Draws the scenes into ``folder`` and returns the rows of its data.jsonl."""
-    scene_maker.main(["--seed", str(seed), "--count", str(count), "--out", str(folder)])
+    scene_maker.main(["--seed", str(seed), "--count", str(count), "--out", str(folder), "--describe"])
     return [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
 
 
@@ -173,9 +203,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
-        tally = run(make(args.count, args.seed, Path(name)), Path(name), threads=args.threads)
+        rows = make(args.count, args.seed, Path(name))
+        tally = run([r for r in rows if r["type"] != "describe"], Path(name), threads=args.threads)
+        lists = [r for r in rows if r["type"] == "describe"][:DESCRIBED]
+        recalls = describe(lists, Path(name), args.threads)
     print(f"{args.count} held-out scenes, seed {args.seed}, exact match in %")
     print(table(tally))
+    print(f"describe, object recall over {len(lists)} scenes:", ", ".join(f"{k} {v:.1f}" for k, v in recalls.items()))
     for keep in ("35%", "9%"):
         for control in ("unpruned", f"random {keep}", f"grid {keep}"):
             mean, half = tally.difference(f"{AskOptions().method} {keep}", control)
