@@ -33,7 +33,7 @@ def lattice(rows: int, columns: int, k: int) -> Int32:
 
 
 def _spread(shown: Int32, raster: tuple[int, int] | None, k: int) -> Int32:
-    """Picks k of a picture's candidates ``shown``: on a lattice if they fill a rectangle of its raster, else by steps."""
+    """Picks k of one picture's candidates: on a lattice if they fill a rectangle of its raster, else by steps."""
     if raster is not None and k:
         (top, bottom), (left, right) = ((v.min(), v.max() + 1) for v in np.divmod(shown, raster[1]))
         rows, columns = int(bottom - top), int(right - left)
