@@ -114,7 +114,7 @@ def _open(path: str, name: str) -> BinaryIO:
     """Opens a regular file, and never waits for a FIFO or a device."""
     if path.startswith(("http://", "https://")):
         raise ImageError(f"image {name!r} is a URL, and localvlm stays offline", "download the picture first")
-    if not Path(path).exists() and path.startswith("~"):
+    if path.startswith("~") and not os.path.lexists(path):
         path = str(Path(path).expanduser())
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

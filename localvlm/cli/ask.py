@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from localvlm.cli.options import (
     setting,
 )
 from localvlm.cli.output import AnswerPrinter, Reporter, answer_json
-from localvlm.errors import Interrupted
+from localvlm.errors import LocalvlmError, UsageError
 
 if TYPE_CHECKING:
     from localvlm.pipeline import Answer, Pipeline
@@ -57,8 +58,8 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
     with app.pipeline(pair, params) as pipeline:
         try:
             answer = pipeline.ask(pictures, text, options, printer.feed if stream else None, reporter.stage)
-        except Interrupted:
-            printer.interrupt()
+        except LocalvlmError:
+            printer.abandon()
             raise
         finally:
             reporter.clear()
@@ -70,12 +71,8 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
 
 def _check_arguments(images: tuple[str, ...], question: str) -> None:
     """With one argument, says which of the two is missing."""
-    from pathlib import Path
-
-    from localvlm.errors import UsageError
-
     if not images:
-        if question == "-" or Path(question).is_file():
+        if question == "-" or os.path.isfile(question):  # noqa: PTH113 - a long question must not raise
             raise UsageError(f"no question was given for image {question!r}", 'localvlm ask IMAGE "What is this?"')
         raise UsageError("no image was given", "localvlm ask IMAGE QUESTION; `localvlm ask --help` tells more")
 

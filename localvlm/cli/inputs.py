@@ -40,7 +40,7 @@ def load_images(names: Sequence[str], reporter: Reporter) -> list[Image]:
 
     images = []
     for name in names:
-        source = str(example_image()) if name == EXAMPLE and not Path(name).exists() else name
+        source = str(example_image()) if name == EXAMPLE and not os.path.lexists(name) else name
         try:
             image = load(source, name=None if name == "-" else name)
         except ImageError as error:

@@ -114,7 +114,7 @@ class AnswerPrinter:
         sys.stdout.write("\n")
         sys.stdout.flush()
 
-    def interrupt(self) -> None:
+    def abandon(self) -> None:
         """Ends the line if anything was printed."""
         if self._started:
             self.finish()

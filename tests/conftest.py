@@ -1,0 +1,44 @@
+"""What all tests share: no settings of the person who runs them, and no network."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+_network_allowed = False
+_INTERNET = {"AF_INET", "AF_INET6"}
+
+
+def _no_network(event: str, args: tuple[object, ...]) -> None:
+    if _network_allowed or event not in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+        return
+    family = getattr(getattr(args[0], "family", None), "name", "AF_INET")
+    if family in _INTERNET:
+        raise PermissionError(f"a test without the network marker used {event}")
+
+
+sys.addaudithook(_no_network)
+
+
+@pytest.fixture(autouse=True)
+def _alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory) -> Iterator[None]:
+    """Gives each test a home of its own; only tests marked `network` reach the internet."""
+    global _network_allowed
+    for name in os.environ:
+        if name.startswith("LOCALVLM_") and name != "LOCALVLM_NATIVE_LIBRARY":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("LOCALVLM_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+    _network_allowed = request.node.get_closest_marker("network") is not None
+    yield
+    _network_allowed = False
+
+
+@pytest.fixture
+def cli(tmp_path, capsys, monkeypatch):
+    """The command line on a fake engine."""
+    from tests.unit.cli_help import Cli
+
+    return Cli(tmp_path, capsys, monkeypatch)

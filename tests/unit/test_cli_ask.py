@@ -1,0 +1,249 @@
+"""``localvlm ask``: what goes where, from which setting, and with which exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import PIL.Image
+import pytest
+
+from localvlm.cli.options import METHODS
+from localvlm.errors import NotEnoughMemory, NotGguf, ProjectorMismatch
+from localvlm.pipeline import STAGES
+from tests.unit.cli_help import GUIDE_SAYS, MODEL_SAYS
+
+
+def png(size=(8, 8)) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", size).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# ---- stdout and stderr
+
+
+def test_the_answer_alone_goes_to_stdout(cli):
+    run = cli.ask()
+    assert (run.code, run.out, run.err) == (0, MODEL_SAYS + "\n", "")
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-stream"]])
+def test_blank_ends_are_dropped_and_inner_space_kept(cli, flags):
+    cli.scripts["model"] = replace(cli.scripts["model"], answer="\n  two\n\nlines \n\n")
+    assert cli.ask(*flags).out == "two\n\nlines\n"
+
+
+def test_json_has_exactly_the_promised_keys(cli):
+    run = cli.ask("--json")
+    answer = json.loads(run.out)
+    assert run.out.count("\n") == 1
+    assert list(answer) == [
+        "answer", "answer_ids", "kept_indices", "answered_by", "tokens", "ms", "method", "keep", "pair",
+    ]  # fmt: skip
+    assert answer["answer"] == MODEL_SAYS
+    assert bytes(answer["answer_ids"]).decode() == MODEL_SAYS
+    assert list(answer["tokens"]) == ["image", "kept", "prompt", "generated"]
+    assert answer["tokens"]["image"] == 144
+    assert answer["tokens"]["kept"] == len(answer["kept_indices"]) == round(0.35 * 144)
+    assert tuple(answer["ms"]) == STAGES
+    assert (answer["answered_by"], answer["method"], answer["keep"], answer["pair"]) == ("model", "sgl+", 0.35, None)
+
+
+def test_json_is_plain_ascii_whatever_the_model_says(cli):
+    cli.scripts["model"] = replace(cli.scripts["model"], answer="\x1b]0;x\x07 \u202e é \x9b")
+    run = cli.ask("--json")
+    assert run.out.isascii()
+    assert run.out.strip().isprintable()
+    assert json.loads(run.out)["answer"] == "\x1b]0;x\x07 \u202e é \x9b"
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-stream"]])
+def test_an_answer_cannot_drive_the_terminal(cli, flags):
+    cli.scripts["model"] = replace(cli.scripts["model"], answer="a\x1b]52;c;ZXZpbA==\x07b\x1b[2Jc\x9b31md\re\u202ef")
+    assert cli.ask(*flags).out == "abcdef\n"
+
+
+def test_quiet_and_verbose(cli):
+    run = cli.ask("-v")
+    assert run.out == MODEL_SAYS + "\n"
+    assert f"guide's answer: {GUIDE_SAYS}" in run.err
+    assert "tokens: 50 of 144 image" in run.err
+    assert all(stage in run.err for stage in STAGES)
+    PIL.Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(cli.image)
+    assert "transparent parts shown on white" in cli.ask().err
+    assert cli.ask("-q").err == ""
+
+
+def test_a_cut_answer_is_said(cli):
+    run = cli.ask("--max-tokens", 4)
+    assert run.out == MODEL_SAYS[:4] + "\n"
+    assert "--max-tokens" in run.err
+
+
+# ---- arguments
+
+
+@pytest.mark.parametrize("keep", ["35", "0", "-1", "1.01", "nan", "inf", "x", "35%"])
+def test_bad_shares_are_refused(cli, keep):
+    run = cli.ask(f"--keep={keep}")
+    assert run.code == 2
+    assert f"'{keep}'" in run.err
+    assert run.err.startswith("localvlm: ")
+    assert run.err.count("\n") == 1
+
+
+def test_shares(cli):
+    for keep, kept in (("all", 144), ("1", 144), ("0.5", 72), ("0.001", 1)):
+        assert json.loads(cli.ask("--json", f"--keep={keep}").out)["tokens"]["kept"] == kept
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--method", "best"], "best"),
+        (["--temp", "-1"], "-1"),
+        (["--temp", "nan"], "nan"),
+        (["--max-tokens", "0"], "0"),
+        (["--seed", "-3"], "-3"),
+        (["--threads", "many"], "many"),
+        (["--no-such-flag"], "--no-such-flag"),
+    ],
+)
+def test_bad_flags_are_quoted(cli, flags, words):
+    run = cli.ask(*flags)
+    assert (run.code, run.out) == (2, "")
+    assert words in run.err
+
+
+def test_every_method_is_known_to_the_command_line():
+    from localvlm.pruning import METHODS as IMPLEMENTED
+
+    assert set(METHODS) == set(IMPLEMENTED)
+
+
+def test_missing_arguments(cli):
+    assert "no image was given" in cli("ask", *cli.pair, "What is this?").err
+    assert "no question was given" in cli("ask", *cli.pair, cli.image).err
+    assert "question is empty" in cli("ask", *cli.pair, cli.image, " ").err
+    assert cli("ask", *cli.pair, "What is this? " * 100).code == 2
+    assert cli("ask").code == 2
+
+
+def test_unquoted_question(cli):
+    run = cli("ask", *cli.pair, cli.image, "what", "is", "this")
+    assert run.code == 6
+    assert "in quotes" in run.err
+
+
+def test_several_images(cli):
+    run = cli("ask", *cli.pair, "--json", "--keep=all", cli.image, cli.image, "Which?")
+    assert json.loads(run.out)["tokens"]["image"] == 288
+
+
+def test_the_example_image_has_a_name(cli, monkeypatch, tmp_path):
+    monkeypatch.setattr("localvlm.catalog.example_image", lambda: cli.image)
+    monkeypatch.chdir(tmp_path)
+    assert cli("ask", *cli.pair, "example", "What?").code == 0
+    (tmp_path / "example").write_text("a file of this name goes first")
+    assert cli("ask", *cli.pair, "example", "What?").code == 6
+
+
+# ---- standard input
+
+
+def test_image_on_standard_input(cli):
+    assert cli("ask", *cli.pair, "-", "What?", stdin=png()).out == MODEL_SAYS + "\n"
+    assert cli("ask", *cli.pair, "-", "What?", stdin=b"").code == 6
+    assert cli("ask", *cli.pair, "-", "What?", stdin=None).code == 6
+    assert cli("ask", *cli.pair, "-", "-", "What?", stdin=png()).code == 2
+
+
+def test_text_on_standard_input_goes_before_the_question(cli):
+    plain = json.loads(cli.ask("--json").out)["tokens"]["prompt"]
+    with_text = json.loads(cli.ask("--json", stdin="Ünder\n".encode()).out)["tokens"]["prompt"]
+    assert with_text == plain + len("Ünder\n\n".encode())
+    assert cli.ask("--json", stdin=None).code == 0
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(NotGguf("'m.gguf' is no GGUF file"), 3), (ProjectorMismatch("4 and 8"), 3), (NotEnoughMemory("no room"), 5)],
+)
+def test_engine_errors_have_their_exit_codes(cli, error, code):
+    cli.scripts["model"] = replace(cli.scripts["model"], load_error=error)
+    run = cli.ask()
+    assert (run.code, run.out) == (code, "")
+    assert run.err == f"localvlm: {error.message}\n"
+
+
+def test_a_crash_of_the_engine_is_survived(cli):
+    for step in range(4):
+        cli.scripts["model"] = replace(cli.scripts["model"], crash_at=step)
+        run = cli.ask()
+        assert run.code == 4
+        assert run.err.startswith("localvlm: the engine was ended by SIGABRT")
+    cli.scripts["model"] = replace(cli.scripts["model"], crash_at=3 + 6)
+    assert cli.ask().out == MODEL_SAYS[:6] + "\n"
+
+
+def test_question_too_long_for_the_context(cli):
+    run = cli.ask("--ctx-size", 100, stdin=b"word " * 100)
+    assert run.code == 9
+    assert "100" in run.err
+
+
+def test_internal_errors_are_one_line_unless_debugging(cli, monkeypatch):
+    monkeypatch.setattr("localvlm.pipeline.Pipeline.ask", lambda *a, **k: 1 / 0)
+    run = cli.ask()
+    assert run.code == 1
+    assert "ZeroDivisionError" in run.err
+    assert run.err.count("\n") == 1
+    monkeypatch.setenv("LOCALVLM_DEBUG", "1")
+    from localvlm.cli.main import main
+
+    with pytest.raises(ZeroDivisionError):
+        main(["ask", *cli.pair, cli.image, "What?"], None)
+
+
+def test_errors_with_hostile_text_are_one_safe_line(cli):
+    run = cli("ask", *cli.pair, "no\n\x1b]0;x\x07.png", "What?")
+    assert run.code == 6
+    assert run.err.strip().isprintable()
+
+
+# ---- which models
+
+
+def test_guide_free_methods_need_no_guide(cli):
+    model = ["--model", cli.pair[3]]
+    for method in ("none", "random", "grid"):
+        run = cli("ask", *model, "--method", method, cli.image, "What?")
+        assert (run.code, run.out) == (0, MODEL_SAYS + "\n")
+        assert [v.info.name for v in cli.engine.loaded] == ["model"]
+    for method in ("sgl", "sgl+"):
+        run = cli("ask", *model, "--method", method, cli.image, "What?")
+        assert run.code == 2
+        assert "needs a guide" in run.err
+
+
+def test_mmproj_is_found_beside_the_model(cli):
+    (cli.folder / "model-mmproj.gguf").unlink()
+    (cli.folder / "guide-mmproj.gguf").unlink()
+    run = cli.ask()
+    assert run.code == 3
+    assert "--guide-mmproj" in run.err
+    assert "without its model" in cli("ask", "--mmproj", "x.gguf", cli.image, "What?").err
+
+
+def test_missing_model_files(cli):
+    run = cli("ask", "--model", "/nowhere/m.gguf", cli.image, "What?")
+    assert run.code == 3
+    assert "/nowhere/m.gguf" in run.err
+    run = cli("ask", "--pair", "nonesuch", cli.image, "What?")
+    assert run.code == 3
+    assert "nonesuch" in run.err
