@@ -93,7 +93,7 @@ def read_config(known: Collection[str], path: Path | None = None) -> Config:
 def _closest(name: str, known: Collection[str]) -> str:
     import difflib
 
-    close = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(name, [*known, "pairs"], 1, 0.4)
+    close = difflib.get_close_matches(name, [*known, "pairs"], 1)
     return f"did you mean {close[0].replace('_', '-')!r}?" if close else "`localvlm ask --help` lists the options"
 
 

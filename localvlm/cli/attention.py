@@ -11,7 +11,7 @@ import click
 
 from localvlm.cli.app import App
 from localvlm.cli.inputs import choose_pair, full_question, load_images
-from localvlm.cli.options import ConfiguredCommand, engine_options, output_options, pair_options, setting
+from localvlm.cli.options import ConfiguredCommand, WholeType, engine_options, output_options, pair_options, setting
 from localvlm.cli.output import AnswerPrinter, Reporter
 from localvlm.errors import StorageError, UsageError
 
@@ -29,7 +29,9 @@ __all__ = ["attention"]
 @click.argument("question")
 @setting("--save", metavar="FILE.npz", required=True, help="Where to write the arrays.")
 @pair_options(model=False)
-@setting("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Longest answer.")
+@setting(
+    "--max-tokens", metavar="N", type=WholeType(1), default=64, show_default=True, help="Longest answer, in tokens."
+)
 @engine_options
 @output_options
 @click.pass_context

@@ -26,6 +26,15 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         return super().get_command(ctx, _ALIASES.get(name, name))
 
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            result: object = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read us has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            ctx.exit(0)
+        return result
+
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(localvlm.__version__, prog_name="localvlm", message="%(prog)s %(version)s")
@@ -52,10 +61,6 @@ def main(args: Sequence[str] | None = None, app: App | None = None) -> None:
             stream.reconfigure(errors="replace")
     try:
         code = cli.main(args, prog_name="localvlm", standalone_mode=False, obj=app or App())
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read us has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except BaseException as error:
         if os.environ.get("LOCALVLM_DEBUG") and not isinstance(error, SystemExit | click.exceptions.Exit):
             raise

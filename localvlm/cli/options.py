@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from localvlm.config import Config, config_file, read_config
 
-__all__ = ["METHODS", "ConfiguredCommand", "Setting", "answer_options", "engine_options", "output_options",
+__all__ = ["METHODS", "ConfiguredCommand", "Setting", "WholeType", "answer_options", "engine_options", "output_options",
            "pair_options", "rank", "setting", "user_config"]  # fmt: skip
 
 METHODS = ("sgl+", "sgl", "none", "random", "grid")
@@ -41,6 +41,10 @@ class Setting(click.Option):
     def _variable(self) -> str:
         names = [f"LOCALVLM_{name.upper()}" for name in self.names]
         return next((name for name in names if os.environ.get(name)), names[0])
+
+    def get_default(self, ctx: click.Context, call: bool = True) -> Any:  # noqa: ARG002
+        """The built-in default: ``--help`` shows it without reading the settings file."""
+        return self.default
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
         """Refuses TOML values of another type, which click would bend into shape."""
@@ -94,6 +98,9 @@ class _LazyConfig(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return len(self.config.settings)
 
+    def __bool__(self) -> bool:
+        return True  # without looking
+
 
 class ConfiguredCommand(click.Command):
     """A command whose options also come from the settings file."""
@@ -134,6 +141,20 @@ class KeepType(click.ParamType):  # type: ignore[type-arg] # generic since click
             hint = f" For {share:g} % write {share / 100:g}." if 1 < share <= 100 else ""
             self.fail(f"{value!r} is not a share over 0 and up to 1.{hint}", param, ctx)
         return share
+
+
+class WholeType(click.types.IntParamType):
+    """A whole number within bounds."""
+
+    def __init__(self, low: int, high: int | None = None) -> None:
+        self.low, self.high = low, high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number: int = super().convert(value, param, ctx)
+        if number < self.low or (self.high is not None and number > self.high):
+            upto = f" to {self.high}" if self.high is not None else " up"
+            self.fail(f"{value!r} is not a whole number from {self.low}{upto}.", param, ctx)
+        return number
 
 
 class TempType(click.types.FloatParamType):
@@ -182,9 +203,10 @@ answer_options = _group(
     setting(
         "--method",
         type=click.Choice(METHODS),
+        metavar="NAME",
         default="sgl+",
         show_default=True,
-        help="How to choose the image tokens that the model sees; `localvlm methods` explains.",
+        help="How image tokens are chosen: sgl+, sgl, none, random or grid; see `localvlm methods`.",
     ),
     setting(
         "--keep",
@@ -195,38 +217,43 @@ answer_options = _group(
         help="Share of the image tokens to keep.",
     ),
     setting(
-        "--max-tokens", metavar="N", type=click.IntRange(min=1), default=256, show_default="256", help="Longest answer."
+        "--max-tokens",
+        metavar="N",
+        type=WholeType(1),
+        default=256,
+        show_default=True,
+        help="Longest answer, in tokens.",
     ),
     setting(
         "--temp",
         metavar="T",
         type=TempType(),
         default=0.0,
-        show_default="0",
-        help="Temperature; 0 takes the likeliest.",
+        show_default=True,
+        help="Temperature; 0 takes the likeliest token.",
     ),
     setting(
         "--seed",
         metavar="N",
-        type=click.IntRange(0, 2**32 - 1),
+        type=WholeType(0, 2**32 - 1),
         default=0,
-        show_default="0",
-        help="Of sampling and random.",
+        show_default=True,
+        help="Of sampling, and of the random method.",
     ),
     setting("-s", "--system", metavar="TEXT", help="System prompt."),
 )
 
 engine_options = _group(
     setting(
-        "--threads", metavar="N", type=click.IntRange(min=0), default=0,
+        "--threads", metavar="N", type=WholeType(0), default=0,
         help="CPU threads [default: physical cores].",
     ),
     setting(
-        "-ngl", "--gpu-layers", metavar="N", type=click.IntRange(min=-1), default=0, show_default=True,
+        "-ngl", "--gpu-layers", metavar="N", type=WholeType(-1), default=0, show_default=True,
         help="Layers on the GPU; -1 for all.",
     ),
     setting(
-        "--ctx-size", metavar="N", type=click.IntRange(min=0), default=0,
+        "--ctx-size", metavar="N", type=WholeType(0), default=0,
         help="Context in tokens [default: the model's own, at most 4096].",
     ),
     setting("--stock-tower", is_flag=True, help="Run llama.cpp's vision tower unrepaired."),

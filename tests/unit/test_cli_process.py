@@ -1,0 +1,190 @@
+"""The command line as a process: Ctrl-C, pipes, inherited standard input, start-up time."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+FAKE = """
+import json, sys
+from localvlm.cli.app import App
+from localvlm.cli.main import main
+from localvlm.engine.fake import FakeEngine, Script
+script = Script(**json.loads(sys.argv[1]))
+main(sys.argv[2:], App(lambda verbose: FakeEngine(script)))
+"""
+SLOW = {"answer": "one two three four five", "token_s": 0.2}
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Builds the command line of a question to the fake engine."""
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for name in ("m.gguf", "m-mmproj.gguf"):
+        (tmp_path / name).touch()
+
+    def build(script: dict, *flags: str, image: str | None = None) -> list[str]:
+        pair = ["--guide", str(tmp_path / "m.gguf"), "--model", str(tmp_path / "m.gguf")]
+        ask = ["ask", *pair, *flags, image or str(tmp_path / "a.png"), "What?"]
+        return [sys.executable, "-c", FAKE, json.dumps(script), *ask]
+
+    return build
+
+
+def start(args: list[str], **options) -> subprocess.Popen[bytes]:
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen(args, **options)
+
+
+def test_ctrl_c_keeps_what_was_printed_and_exits_130(command):
+    with start(command(SLOW, "--method=none")) as process:
+        first = process.stdout.read(4)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+        assert time.monotonic() - started < 2
+    assert process.returncode == 130
+    assert (first + out).endswith(b"\n")
+    assert SLOW["answer"].encode().startswith((first + out)[:-1])
+    assert err == b"localvlm: interrupted\n"
+
+
+def test_ctrl_c_where_the_engine_does_not_listen_still_exits_within_a_second(command):
+    deaf = "FakeEngine.cancel = lambda self: None\n"
+    args = command({"encode_s": 30}, "--method=none")
+    args[2] = args[2].replace("script =", deaf + "script =")
+    with start(args) as process:
+        time.sleep(1)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+        assert time.monotonic() - started < 2  # one, and what a busy machine adds
+    assert process.returncode == 130
+
+
+def test_a_second_ctrl_c_leaves_at_once(command):
+    deaf = "FakeEngine.cancel = lambda self: None\n"
+    args = command(SLOW, "--method=none")
+    args[2] = args[2].replace("script =", deaf + "script =")
+    with start(args) as process:
+        process.stdout.read(4)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+        assert time.monotonic() - started < 1
+    assert process.returncode == 130
+
+
+def test_a_reader_that_leaves_ends_the_answer_quietly(command):
+    with start(command({"answer": "x" * 400, "token_s": 0.01}, "--method=none")) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=10) == 0
+
+
+def test_an_inherited_pipe_that_nobody_writes_does_not_hang(command):
+    read, write = os.pipe()
+    try:
+        run = subprocess.run(command({}), stdin=read, capture_output=True, timeout=20, check=True)
+        assert run.stdout == b"red\n"
+        assert b"standard input" in run.stderr
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_a_pipe_that_is_written_late_is_read_to_its_end(command):
+    with start(command({}, "--json"), stdin=subprocess.PIPE) as process:
+        process.stdin.write(b"context ")
+        process.stdin.flush()
+        time.sleep(1.5)
+        out, err = process.communicate(b"and more", timeout=10)
+    assert err == b""
+    alone = subprocess.run(command({}, "--json"), stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    more = json.loads(out)["tokens"]["prompt"] - json.loads(alone.stdout)["tokens"]["prompt"]
+    assert more == len("context and more\n\n")
+
+
+def test_standard_input_of_a_file_of_nohup_and_closed(command, tmp_path):
+    (tmp_path / "notes.txt").write_text("some context")
+    with (tmp_path / "notes.txt").open() as notes:
+        assert subprocess.run(command({}), stdin=notes, capture_output=True, check=True).stdout == b"red\n"
+    with Path(os.devnull).open("wb") as write_only:  # what nohup leaves
+        assert subprocess.run(command({}), stdin=write_only, capture_output=True, check=True).stdout == b"red\n"
+    closed = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *command({})], capture_output=True, check=True)
+    assert closed.stdout == b"red\n"
+
+
+def test_binary_on_standard_input_without_a_dash_is_refused(command, tmp_path):
+    with (tmp_path / "a.png").open("rb") as image:
+        run = subprocess.run(command({}), stdin=image, capture_output=True, check=False)
+    assert run.returncode == 2
+    assert b"`-`" in run.stderr
+    with (tmp_path / "a.png").open("rb") as image:
+        run = subprocess.run(command({}, image="-"), stdin=image, capture_output=True, check=False)
+    assert run.stdout == b"red\n"
+
+
+def test_progress_is_for_terminals(command):
+    """On a terminal: a progress line that is wiped, then one line of summary; elsewhere nothing (see test_cli_ask)."""
+    ours, theirs = pty.openpty()
+    with start(command({"encode_s": 0.05}), stderr=theirs) as process:
+        os.close(theirs)
+        out = process.stdout.read()
+        shown = b""
+        while True:
+            try:
+                chunk = os.read(ours, 4096)
+            except OSError:
+                break
+            if not chunk:
+                break
+            shown += chunk
+    os.close(ours)
+    assert out == b"red\n"
+    assert b"the guide looks ..." in shown
+    assert shown.decode().rpartition("\x1b[K")[2].startswith("model · 50 of 144 image tokens")
+
+
+def test_an_ascii_terminal_gets_an_answer(command):
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    run = subprocess.run(
+        command({"answer": "café"}), stdin=subprocess.DEVNULL, capture_output=True, env=env, check=True
+    )
+    assert run.stdout == b"caf?\n"
+
+
+def test_help_starts_fast(tmp_path):
+    """At most 8 x an empty Python, as the conventions say; the best of several runs, for shared machines."""
+
+    def best(*args: str) -> float:
+        times = []
+        for _ in range(7):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, *args], capture_output=True, check=True, cwd=tmp_path)
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    assert best("-m", "localvlm", "--help") <= 8 * best("-c", "")
+
+
+def test_help_loads_nothing_heavy():
+    heavy = {"numpy", "PIL", "llama_cpp", "gguf", "jinja2", "psutil", "platformdirs", "tomllib"}
+    code = (
+        "import sys\nfrom localvlm.cli.main import main\n"
+        "try: main(['ask', '--help'])\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not heavy & set(run.stderr.split())
