@@ -9,8 +9,6 @@
 #include <immintrin.h>
 #endif
 
-#include "ggml.h"
-
 #ifndef LV_KERNELS
 #define LV_KERNELS lv_kernels_base
 #endif
@@ -55,6 +53,19 @@ static inline float exp_neg(float x) {
     return p * two.f;
 }
 
+/* Exponent and fraction move to their float places; one multiplication rebiases them, subnormal halves included. What
+ * lies beyond the largest half was infinity or NaN. */
+static inline float half(uint16_t h) {
+    union {
+        uint32_t i;
+        float f;
+    } x = {.i = (uint32_t)(h & 0x7fffu) << 13};
+    x.f *= 0x1p112f;
+    x.i |= x.f >= 65536.0f ? 0xffu << 23 : 0u;
+    x.i |= (uint32_t)(h & 0x8000u) << 16;
+    return x.f;
+}
+
 static void from_f16(const uint16_t *x, float *y, int64_t n) {
     int64_t i = 0;
 #if defined(__AVX512F__)
@@ -73,7 +84,7 @@ static void from_f16(const uint16_t *x, float *y, int64_t n) {
     }
 #endif
     for (; i < n; i++) {
-        y[i] = ggml_fp16_to_fp32(x[i]);
+        y[i] = half(x[i]);
     }
 }
 

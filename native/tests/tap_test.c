@@ -24,6 +24,26 @@ static void find_kernels(void) {
 #endif
 }
 
+/* Every half there is, against ggml's own conversion; NaN stays NaN. */
+static void halves(void) {
+    static uint16_t all[65536];
+    static float got[65536];
+    for (int i = 0; i < 65536; i++) {
+        all[i] = (uint16_t)i;
+    }
+    for (int k = 0; k < n_kernels; k++) {
+        for (int from = 0; from < 65536; from += 65521) { /* two lengths: with and without a tail */
+            kernels[k]->from_f16(all + from, got + from, 65536 - from);
+        }
+        int wrong = 0;
+        for (int i = 0; i < 65536; i++) {
+            const float want = ggml_fp16_to_fp32((ggml_fp16_t)i);
+            wrong += !(got[i] == want || (isnan(got[i]) && isnan(want)));
+        }
+        EXPECT(wrong == 0, "%s: %d halves are wrong", kernels[k]->name, wrong);
+    }
+}
+
 static lv_tap *tap_for(const struct shape *s, int kernel, int threads, bool copy) {
     lv_tap *tap = lv_tap_new();
     tap->kernels = kernels[kernel];
@@ -451,6 +471,7 @@ static void churn(bool measure) {
 
 int main(int argc, char **argv) {
     find_kernels();
+    halves();
     shapes();
     self_check(1, LV_E_CHECK, "layer 0");
     self_check(2, LV_E_CHECK, "layer 0");
