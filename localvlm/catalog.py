@@ -138,16 +138,22 @@ def vlm_files(model: Path, mmproj: Path | None, flag: str) -> VlmFiles:
     return VlmFiles(model, mmproj or _sibling_mmproj(model, flag))
 
 
+_KINDS = ("f16", "bf16", "q8_0", "f32")
+_KIND = re.compile(r"[-_.](bf16|f16|f32|i?q\d\w*)$", re.IGNORECASE)
+
+
 def _sibling_mmproj(model: Path, flag: str) -> Path:
     """The GGUF beside the model whose name holds "mmproj": most alike in name, then F16 before BF16 before others."""
+    own = _KIND.sub("", model.stem.lower())
 
-    def rank(path: Path) -> tuple[int, int, str]:
-        bare = re.sub(r"^[-_.]+", "", path.stem.lower().replace("mmproj", ""))
+    def rank(path: Path) -> tuple[int, int, int, str]:
+        stem = path.stem.lower()
+        bare = _KIND.sub("", stem).replace("mmproj", "").strip("-_.")
         alike = next((i for i, (a, b) in enumerate(zip(bare, own, strict=False)) if a != b), min(len(bare), len(own)))
-        kind = next((i for i, k in enumerate(("bf16", "f16", "q8_0", "f32")) if k in path.stem.lower()), 4)
-        return -alike, (1, 0, 2, 3, 4)[kind], path.name
+        found = _KIND.search(stem)
+        kind = found[1] if found else ""
+        return -alike, len(bare) - alike, _KINDS.index(kind) if kind in _KINDS else len(_KINDS), path.name
 
-    own = model.stem.lower()
     found = [p for p in model.absolute().parent.glob("*.gguf") if "mmproj" in p.name.lower() and p.name != model.name]
     if not found:
         raise ModelNotFound(f"no mmproj file lies beside {str(model)!r}", f"pass it with {flag}")

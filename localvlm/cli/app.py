@@ -44,7 +44,7 @@ class App:
             gpu_layers=params["gpu_layers"],
             stock_tower=params["stock_tower"],
         )
-        engine = self.engine(params["verbose"])
+        engine = self.engine(params["verbose"] > 1)
         with Interrupts(engine):
             try:
                 yield Pipeline.open(pair, options, engine)

@@ -52,12 +52,14 @@ class Setting(click.Option):
             expected, words = self._toml_types()
             if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
                 raise click.BadParameter(f"{value!r} is not {words}.", ctx=ctx, param=self)
-            value = value if isinstance(value, bool) else str(value)
+            value = (int(value) if self.count else value) if isinstance(value, bool) else str(value)
         return super().type_cast_value(ctx, value)
 
     def _toml_types(self) -> tuple[tuple[type, ...], str]:
         if self.is_flag:
             return (bool,), "true or false"
+        if self.count:
+            return (bool, int), "true, or a number"
         if isinstance(self.type, KeepType):
             return (int, float, str), 'a share such as 0.35, or "all"'
         if isinstance(self.type, click.types.IntParamType):
@@ -261,5 +263,5 @@ engine_options = _group(
 
 output_options = _group(
     setting("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),
-    setting("-v", "--verbose", is_flag=True, help="Tokens, timings and the engine's log on stderr."),
+    setting("-v", "--verbose", count=True, help="Tokens and timings on stderr; -vv the engine's log too."),
 )

@@ -38,7 +38,7 @@ def _one_line(text: str) -> str:
 class Reporter:
     """Progress and notes on stderr. Progress needs a terminal; ``quiet`` silences all."""
 
-    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, verbose: int = 0) -> None:
         self.quiet, self.verbose = quiet, verbose
         terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.terminal = terminal and not quiet

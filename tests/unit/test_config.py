@@ -100,6 +100,16 @@ def test_errors_name_file_and_key(cli, settings, text, words):
     assert cli("ask", "--help").code == 0, "help must work whatever the file holds"
 
 
+def test_verbose_is_a_level(cli, settings, monkeypatch):
+    for text in ("verbose = true", "verbose = 1"):
+        settings(text)
+        assert "tokens:" in cli.ask().err
+    settings("verbose = false")
+    assert cli.ask().err == ""
+    monkeypatch.setenv("LOCALVLM_VERBOSE", "2")
+    assert "tokens:" in cli.ask().err
+
+
 def test_bad_variables_are_named(cli, monkeypatch):
     monkeypatch.setenv("LOCALVLM_KEEP", "35")
     run = cli.ask()
@@ -192,4 +202,10 @@ def test_the_mmproj_most_alike_in_name_is_taken(tmp_path):
     for name in ("big-7b-Q4_K_M", "small-2b-Q8_0", "mmproj-big-7b-f16", "mmproj-big-7b-bf16", "mmproj-small-2b-bf16"):
         (tmp_path / f"{name}.gguf").touch()
     assert vlm_files(tmp_path / "big-7b-Q4_K_M.gguf", None, "--mmproj").mmproj.name == "mmproj-big-7b-f16.gguf"
+    (tmp_path / "mmproj-big-7b-instruct-f16.gguf").touch()
+    assert vlm_files(tmp_path / "big-7b-Q4_K_M.gguf", None, "--mmproj").mmproj.name == "mmproj-big-7b-f16.gguf"
+    (tmp_path / "big-7b-instruct.gguf").touch()
+    assert (
+        vlm_files(tmp_path / "big-7b-instruct.gguf", None, "--mmproj").mmproj.name == "mmproj-big-7b-instruct-f16.gguf"
+    )
     assert vlm_files(tmp_path / "small-2b-Q8_0.gguf", None, "--mmproj").mmproj.name == "mmproj-small-2b-bf16.gguf"
