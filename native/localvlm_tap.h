@@ -4,7 +4,8 @@
  * `cb_eval_user_data` when the context is created.
  *
  * Ownership   The caller owns the tap and every array it passes in; arrays are copied before a call returns.
- *             The tap must outlive the context that it was given to.
+ *             The tap must outlive the context that it was given to, or at least its last use; a run is ended
+ *             (lv_tap_end, lv_tower_end) before its context is freed, because a cancelled run restores flags there.
  * Threads     lv_tap_eval runs on the thread that calls llama_decode or mtmd_encode_chunk. All other calls must
  *             come from that thread or happen between two such calls. Only lv_tap_cancel may come from any thread
  *             at any time.
@@ -123,7 +124,10 @@ LV_API int64_t lv_tap_rows(const lv_tap *tap, int32_t cls);
 
 /* Self-check, to be switched on for one run per model: for one armed row of every attention node, softmax(qk) v is
  * compared to the node's output. lv_tap_end returns LV_E_CHECK, naming the layer, when the largest difference
- * exceeds tolerance (fraction of the row's largest absolute output). worst (may be NULL) gets the largest ratio. */
+ * exceeds tolerance (fraction of the row's largest absolute output). ggml itself rounds q and sums v in half precision,
+ * or rounds q to 8 bits for a quantized cache: 0.01 and 0.02 were seen in sound models, so allow 0.05; a wrong scale,
+ * mask or head is off by far more. Without flash attention the probabilities are read, and only their sum is checked.
+ * lv_tap_check_worst: the largest ratio of the last run. */
 LV_API int lv_tap_check(lv_tap *tap, bool on, float tolerance);
 LV_API float lv_tap_check_worst(const lv_tap *tap);
 
