@@ -7,7 +7,10 @@ llama.cpp, which aborts the process on many damaged files, sees either.
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
+import os
+import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,8 +25,10 @@ MAX_TENSORS = 65_536
 MAX_KEY_BYTES = 1024
 MAX_STRING = 1 << 20
 MAX_ARRAY = 1 << 21
+MAX_ELEMENTS = 1 << 22
+"""Of all string arrays together; the largest published header (a 262k-token vocabulary) has 0.8 million."""
 MAX_HEADER = 1 << 28
-"""Bytes; the largest published header (a 262k-token vocabulary) takes about 16 MB."""
+"""Bytes; the largest published header takes about 16 MB."""
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
@@ -48,6 +53,7 @@ class Header:
 
     path: Path
     values: dict[str, Value] = field(default_factory=dict)
+    types: dict[str, int] = field(default_factory=dict)
     array_hashes: dict[str, str] = field(default_factory=dict)
     array_lengths: dict[str, int] = field(default_factory=dict)
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
@@ -82,6 +88,7 @@ class _Cursor:
     def __init__(self, data: mmap.mmap, path: Path) -> None:
         self.data, self.path, self.at = data, path, 0
         self.end = min(len(data), MAX_HEADER)
+        self.elements = 0
 
     def take(self, n: int) -> bytes:
         if n < 0 or self.at + n > self.end:
@@ -109,17 +116,36 @@ class _Cursor:
     def string(self, what: str, limit: int = MAX_STRING) -> bytes:
         return self.take(self.count(f"the length of {what}", limit))
 
+    def skip_strings(self, n: int, key: str) -> str:
+        """Hash of an array of n strings. Written for speed: a vocabulary has a million of them."""
+        self.elements += n
+        if self.elements > MAX_ELEMENTS:
+            raise NotGguf(
+                f"model file '{self.path.name}' is damaged: its arrays have more than {MAX_ELEMENTS} elements",
+                "download it again",
+            )
+        start = at = self.at
+        data, last, length = self.data, self.end - 8, struct.Struct("<Q").unpack_from
+        for _ in range(n):
+            if at > last:
+                break
+            at += 8 + length(data, at)[0]
+        else:
+            if at <= self.end:
+                self.at = at
+                return hashlib.sha256(memoryview(data)[start:at]).hexdigest()
+        raise NotGguf(
+            f"model file '{self.path.name}' is cut short or damaged: an element of '{key}' ends beyond its header",
+            "download it again",
+        )
+
 
 def _read_array(c: _Cursor, header: Header, key: str) -> None:
     kind = int(c.scalar("<I"))
     n = c.count(f"the length of '{key}'", MAX_ARRAY)
     header.array_lengths[key] = n
     if kind == _STRING:
-        digest = hashlib.sha256()
-        for _ in range(n):
-            item = c.string(f"an element of '{key}'")
-            digest.update(struct.pack("<I", len(item)) + item)
-        header.array_hashes[key] = digest.hexdigest()
+        header.array_hashes[key] = c.skip_strings(n, key)
         return
     fmt = _SCALARS.get(kind)
     if fmt is None:
@@ -133,7 +159,7 @@ def _read_array(c: _Cursor, header: Header, key: str) -> None:
 def _read_values(c: _Cursor, header: Header, n: int) -> None:
     for _ in range(n):
         key = c.string("a key", MAX_KEY_BYTES).decode("utf-8", "replace")
-        kind = int(c.scalar("<I"))
+        kind = header.types[key] = int(c.scalar("<I"))
         if kind == _STRING:
             header.values[key] = c.string(f"'{key}'").decode("utf-8", "replace")
         elif kind == _ARRAY:
@@ -154,7 +180,7 @@ def _read_tensors(c: _Cursor, header: Header, n: int, size_of: Callable[[int], t
         shape = tuple(int(c.scalar("<Q")) for _ in range(n_dims))
         pending.append((name, shape, int(c.scalar("<I")), int(c.scalar("<Q"))))
     alignment = header.integer("general.alignment", 32)
-    if alignment <= 0 or alignment > 1 << 20:
+    if alignment <= 0 or alignment > 1 << 20 or alignment & (alignment - 1):
         raise NotGguf(f"model file '{c.path.name}' is damaged: its alignment is {alignment}")
     base = -(-c.at // alignment) * alignment
     for name, shape, kind, offset in pending:
@@ -162,9 +188,12 @@ def _read_tensors(c: _Cursor, header: Header, n: int, size_of: Callable[[int], t
         if known is None:
             raise NotGguf(f"model file '{c.path.name}' is damaged: tensor '{name}' has unknown type {kind}")
         block, block_bytes = known
-        elements = 1
-        for dim in shape:
-            elements *= dim
+        elements = math.prod(shape)
+        if elements == 0 or (shape and shape[0] % block):
+            raise NotGguf(
+                f"model file '{c.path.name}' is damaged: tensor '{name}' of type {kind} has shape {list(shape)}",
+                "download it again",
+            )
         n_bytes = elements // block * block_bytes
         if base + offset + n_bytes > len(c.data):
             raise NotGguf(
@@ -190,17 +219,22 @@ def read_header(path: Path) -> Header:
         NotGguf: another format, an unknown version, damaged or cut short.
     """
     try:
-        with path.open("rb") as f:
-            if not path.is_file():
-                raise ModelNotFound(f"model '{path}' is not a regular file")
-            if path.stat().st_size < 24:
-                raise NotGguf(f"model file '{path.name}' is not a GGUF file: it has {path.stat().st_size} bytes")
-            with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(_Cursor(data, path))
-    except IsADirectoryError:
-        raise ModelNotFound(f"model '{path}' is a directory", "name the .gguf file inside it") from None
-    except OSError as e:
-        raise ModelNotFound(f"model file '{path}' cannot be opened: {e.strerror or e}", "check the path") from None
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not be waited for
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) else str(e)
+        raise ModelNotFound(f"model file '{path}' cannot be opened: {reason}", "check the path") from None
+    try:
+        status = os.fstat(fd)
+        if stat.S_ISDIR(status.st_mode):
+            raise ModelNotFound(f"model '{path}' is a directory", "name the .gguf file inside it")
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelNotFound(f"model '{path}' is not a regular file")
+        if status.st_size < 24:
+            raise NotGguf(f"model file '{path.name}' is not a GGUF file: it has {status.st_size} bytes")
+        with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as data:
+            return _parse(_Cursor(data, path))
+    finally:
+        os.close(fd)
 
 
 def _parse(c: _Cursor) -> Header:
@@ -221,12 +255,15 @@ def _parse(c: _Cursor) -> Header:
 
 
 def check_pair(model: Header, mmproj: Header) -> None:
-    """Refuses files in the wrong role and a projector of another width.
+    """Refuses files in the wrong role, a projector of another width, and values that would end llama.cpp.
 
     Raises:
         RoleMismatch: swapped, or two of a kind.
         ProjectorMismatch: the widths differ.
+        NotGguf: damaged.
     """
+    from localvlm.engine.plausible import check_model, check_projector
+
     if model.is_projector and not mmproj.is_projector:
         raise RoleMismatch(
             f"'{model.path.name}' is a projector and '{mmproj.path.name}' a language model: they are swapped",
@@ -236,7 +273,7 @@ def check_pair(model: Header, mmproj: Header) -> None:
         raise RoleMismatch(f"'{model.path.name}' is a projector, not a language model", "pass it as --mmproj")
     if not mmproj.is_projector:
         raise RoleMismatch(
-            f"'{mmproj.path.name}' is a language model ('{mmproj.architecture}'), not a projector",
+            f"'{mmproj.path.name}' is a language model ('{mmproj.architecture[:40]}'), not a projector",
             "pass the file whose name holds 'mmproj'",
         )
     if not mmproj.values.get("clip.has_vision_encoder", False):
@@ -248,6 +285,8 @@ def check_pair(model: Header, mmproj: Header) -> None:
             f"'{mmproj.path.name}' (n_embd = {width})",
             "use the mmproj file published with the model",
         )
+    check_model(model)
+    check_projector(mmproj)
 
 
 def _projector_width(mmproj: Header) -> int:
