@@ -369,6 +369,29 @@ static void remembered(void) {
     model_free(m);
 }
 
+/* A batch that nobody described takes the cells of image tokens: they must not count any more. */
+static void undescribed(void) {
+    struct model *m = model_new(&plain);
+    lv_tap *tap = tap_for(&plain, 0, 1, false);
+    int32_t image[20];
+    image_rows(image, 20, 0);
+    step(m, tap, &(struct batch){.n = 20, .image = image, .reuse = -1}, "undescribed");
+    struct run *r = run_build(m, &(struct batch){.n = 15, .reuse = 0});
+    EXPECT(run_compute(m, r, lv_tap_eval, tap) == 0, "undescribed");
+    run_free(m, r);
+    const uint8_t row = LV_ROW_LAST;
+    float out[3 * 4 * N_IMAGE];
+    step(m, tap, &(struct batch){.n = 1, .rows = &row, .reuse = -1}, "undescribed");
+    EXPECT(lv_tap_read(tap, 2, LV_SUM, out, 3 * 4 * N_IMAGE) == LV_OK, "read");
+    int taken = 0, kept = 0;
+    for (int i = 0; i < N_IMAGE; i++) {
+        *(i < 15 ? &taken : &kept) += out[i] > 0.0f;
+    }
+    EXPECT(taken == 0 && kept > 0, "%d overwritten tokens seen, %d others", taken, kept);
+    lv_tap_free(tap);
+    model_free(m);
+}
+
 static void positions(void) {
     struct ggml_context *ctx = ggml_init((struct ggml_init_params){.mem_size = 1 << 20});
     struct ggml_tensor *x = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 8, 2, 3);
@@ -480,6 +503,7 @@ int main(int argc, char **argv) {
     cancel();
     disarmed();
     remembered();
+    undescribed();
     positions();
     arguments();
     tower_tests();
