@@ -133,8 +133,9 @@ def vlm_files(model: Path, mmproj: Path | None, flag: str) -> VlmFiles:
     from localvlm.pipeline import VlmFiles
 
     for path in (model, mmproj):
-        if path is not None and not path.exists():
-            raise ModelNotFound(f"model file {str(path)!r} does not exist", "check the path")
+        if path is not None and not path.is_file():
+            why = "is not a file" if path.exists() else "does not exist"
+            raise ModelNotFound(f"model file {str(path)!r} {why}", "check the path")
     return VlmFiles(model, mmproj or _sibling_mmproj(model, flag))
 
 

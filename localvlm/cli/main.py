@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -33,6 +34,8 @@ class _Commands(click.Group):
         except BrokenPipeError:  # whoever read us has read enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             ctx.exit(0)
+        except KeyboardInterrupt:
+            raise Interrupted() from None
         return result
 
 
@@ -56,6 +59,8 @@ def main(args: Sequence[str] | None = None, app: App | None = None) -> None:
 
     ``LOCALVLM_DEBUG=1`` shows tracebacks.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
