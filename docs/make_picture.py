@@ -1,6 +1,6 @@
 """Draws docs/picture.png: the example picture, where the guide looked, and what the model was shown.
 
-    python docs/make_picture.py [--question Q] [--keep R]
+python docs/make_picture.py [--question Q] [--keep R]
 """
 
 from __future__ import annotations
