@@ -178,6 +178,8 @@ class Pipeline:
         Raises:
             UsageError: the pair has none.
         """
+        if role in self._loaded and not getattr(self._loaded[role], "alive", True):
+            del self._loaded[role]  # its worker died; another is started
         if role not in self._loaded:
             files = self.pair.guide if role == "guide" else self.pair.model
             if files is None:

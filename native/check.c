@@ -18,15 +18,15 @@ float lv_tap_check_worst(const lv_tap *tap) { return tap != NULL ? tap->worst : 
 
 struct check_ctx {
     const struct lv_attn *a;
-    float *mix, *v;      /* (n_head, 2 dv): one head's sum of p v, and one row of v */
-    double *diff, *size; /* (n_head) largest difference and largest output */
+    float *mix;          /* (n_head, 3 dv): one head's sum of p v, its sum of p |v|, and one row of v */
+    double *diff, *size; /* (n_head) largest difference and largest sum of p |v|, which rounding is in proportion to */
 };
 
 static void mix_values(void *ctx, const struct lv_block *b) {
     const struct check_ctx *c = ctx;
     const struct lv_attn *a = c->a;
-    float *mix = c->mix + (size_t)b->head * 2 * (size_t)a->dv, *v = mix + a->dv;
-    memset(mix, 0, (size_t)a->dv * sizeof(float));
+    float *mix = c->mix + (size_t)b->head * 3 * (size_t)a->dv, *bulk = mix + a->dv, *v = bulk + a->dv;
+    memset(mix, 0, 2 * (size_t)a->dv * sizeof(float));
     const struct ggml_tensor *values = a->node->src[2];
     const int64_t kv_head = b->head / (a->n_head / values->ne[2]);
     for (int64_t cell = b->first; cell < b->end; cell++) {
@@ -42,6 +42,7 @@ static void mix_values(void *ctx, const struct lv_block *b) {
         }
         for (int64_t i = 0; i < a->dv; i++) {
             mix[i] += p * v[i];
+            bulk[i] += p * fabsf(v[i]);
         }
     }
     const float *out = (const float *)(a->out + (size_t)b->rows[0] * a->out_row + (size_t)b->head * a->out_head);
@@ -49,7 +50,7 @@ static void mix_values(void *ctx, const struct lv_block *b) {
     for (int64_t i = 0; i < a->dv; i++) {
         const double d = fabs((double)out[i] - mix[i]);
         diff = d > diff || d != d ? d : diff;
-        size = fabs((double)out[i]) > size ? fabs((double)out[i]) : size;
+        size = bulk[i] > size ? bulk[i] : size;
     }
     c->diff[b->head] = diff;
     c->size[b->head] = size;
@@ -60,14 +61,14 @@ static int judge(lv_tap *tap, int layer, int32_t row, double ratio) {
     if (ratio <= tap->tolerance) {
         return LV_OK;
     }
-    return lv_fail(tap, LV_E_CHECK, "layer %d, row %d: recomputed attention is off by %.3g of the output (%.3g allowed)",
+    return lv_fail(tap, LV_E_CHECK, "layer %d, row %d: recomputed attention is off by %.3g of the mixed values (%.3g allowed)",
                    layer, row, ratio, (double)tap->tolerance);
 }
 
 int lv_check_node(lv_tap *tap, const struct lv_attn *attn, int layer, int32_t row) {
     struct lv_attn a = *attn;
     const size_t heads = (size_t)a.n_head;
-    struct check_ctx c = {.a = &a, .mix = calloc(heads * 2 * (size_t)a.dv, sizeof(float)),
+    struct check_ctx c = {.a = &a, .mix = calloc(heads * 3 * (size_t)a.dv, sizeof(float)),
                           .diff = calloc(heads, sizeof(double)), .size = calloc(heads, sizeof(double))};
     int status = LV_E_MEMORY;
     if (c.mix != NULL && c.diff != NULL && c.size != NULL) {

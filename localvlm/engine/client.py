@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import struct
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +198,30 @@ class Engine:
         self._in_call = cancellable
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            self._write(request)
+            with self._dying(method, timeout):
+                self._write(request)
             if cancellable and self._cancel_pending():
                 self.cancel()
-            return self._await(self._call_number, on_text, deadline)
+            while True:
+                with self._dying(method, timeout):
+                    reply = unpack(lambda n: self._read(n, deadline))
+                if reply.get("call") != self._call_number:
+                    continue
+                if "text" not in reply:
+                    return self._result(reply)
+                if on_text is not None:
+                    self._tell(on_text, reply["text"])
+        except KeyboardInterrupt:  # where no handler turns it into a cancel: half a frame may have been read
+            self.kill()
+            raise
+        finally:
+            self._in_call = False
+
+    @contextlib.contextmanager
+    def _dying(self, method: str, timeout: float | None) -> Iterator[None]:
+        """Turns what happens when the worker dies, hangs or talks nonsense into EngineCrashed."""
+        try:
+            yield
         except (EOFError, BrokenPipeError, ValueError) as error:
             raise self._crashed(method) from (None if isinstance(error, EOFError) else error)
         except TimeoutError:
@@ -208,8 +229,15 @@ class Engine:
             raise EngineCrashed(
                 f"the engine did not finish '{method}' in {timeout:.0f} s and was stopped", "check the model files"
             ) from None
-        finally:
-            self._in_call = False
+
+    def _tell(self, on_text: Callable[[str], None], text: str) -> None:
+        """Hands a piece of the answer to the caller; where that fails, nobody wants the rest."""
+        try:
+            on_text(text)
+        except Exception:
+            with contextlib.suppress(OSError):
+                os.write(self._control, _CONTROL.pack(self._call_number))
+            raise
 
     def _write(self, request: dict[str, Any]) -> None:
         assert self._process is not None
@@ -220,24 +248,16 @@ class Engine:
             while view:
                 view = view[os.write(fd, view) :]
 
-    def _await(self, number: int, on_text: Callable[[str], None] | None, deadline: float | None) -> Any:
-        while True:
-            reply = unpack(lambda n: self._read(n, deadline))
-            if reply.get("call") != number:
-                continue
-            if "text" in reply:
-                if on_text is not None:
-                    on_text(reply["text"])
-                continue
-            if "error" in reply:
-                error = by_name(reply["error"])(reply["message"], reply["hint"])
-                if isinstance(error, Interrupted):
-                    self._cancelled = False
-                raise error
-            result = reply["result"]
-            if isinstance(result, Completion) and result.finish == "cancelled":
+    def _result(self, reply: dict[str, Any]) -> Any:
+        if "error" in reply:
+            error = by_name(reply["error"])(reply["message"], reply["hint"])
+            if isinstance(error, Interrupted):
                 self._cancelled = False
-            return result
+            raise error
+        result = reply["result"]
+        if isinstance(result, Completion) and result.finish == "cancelled":
+            self._cancelled = False
+        return result
 
     def _read(self, n: int, deadline: float | None) -> bytes:
         assert self._process is not None
@@ -264,7 +284,7 @@ class Engine:
                 code = process.wait()
             self._close_pipes(process)
             how = f"was ended by {_signal_name(-code)}" if code < 0 else f"left with code {code}"
-        last = f"; its last words: {self._stderr[-1]}" if self._stderr else ""
+        last = f"; its last words: {_brief(self._stderr[-1])}" if self._stderr else ""
         return EngineCrashed(
             f"the engine {how} during '{method}'{last}", "check the model files, or run with -v to see its log"
         )
@@ -290,6 +310,11 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def _brief(line: str) -> str:
+    """A line of llama.cpp's log without the folders it was compiled in."""
+    return re.sub(r"\S*/(?=[\w.+-]+\.\w+:\d+:)", "", line)[:300]
+
+
 class RemoteVlm:
     """Implements :class:`localvlm.engine.api.Vlm` for a VLM in the worker."""
 
@@ -300,8 +325,13 @@ class RemoteVlm:
     def info(self) -> VlmInfo:
         return self._info
 
+    @property
+    def alive(self) -> bool:
+        """Whether the worker that holds it still runs, as far as is known."""
+        return self._generation == self._engine._generation and self._engine.pid is not None
+
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        if self._generation != self._engine._generation or self._engine.pid is None:
+        if not self.alive:
             raise EngineCrashed(f"'{self._info.name}' was in an engine that has ended", "load it again")
         return self._engine.call(method, *args, vlm=self._number, **kwargs)
 
@@ -360,5 +390,5 @@ class RemoteVlm:
         return result
 
     def close(self) -> None:
-        if self._engine.pid is not None and self._generation == self._engine._generation:
+        if self.alive:
             self._call("close", cancellable=False)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from localvlm.engine.api import LoadOptions
 from localvlm.engine.gguf_header import Header
-from localvlm.engine.native import Tap
+from localvlm.engine.native import Tap, library
 from localvlm.errors import Interrupted, NotEnoughMemory, NotGguf, UnsupportedModel
 
 __all__ = ["Context", "Model", "Vocabulary", "backend", "last_log_lines", "physical_cores"]
@@ -76,8 +76,8 @@ def physical_cores() -> int:
 def _why(fallback: str) -> str:
     for line in reversed(_log):
         if "error" in line.lower() or "failed" in line.lower() or "unknown" in line.lower():
-            return line.strip()
-    return _log[-1].strip() if _log else fallback
+            return line.strip()[:300]
+    return _log[-1].strip()[:300] if _log else fallback
 
 
 class Model:
@@ -259,12 +259,11 @@ def describe_backend() -> dict[str, Any]:
     from importlib.metadata import version
 
     lib = backend()
-    ggml = ctypes.CDLL(None).ggml_version if hasattr(ctypes.CDLL(None), "ggml_version") else None
-    if ggml is not None:
-        ggml.restype = ctypes.c_char_p
+    ggml = library().ggml_version  # of libggml, which the tap is linked to
+    ggml.restype = ctypes.c_char_p
     return {
         "llama_cpp_python": version("llama-cpp-python"),
-        "ggml": ggml().decode() if ggml is not None else "",
+        "ggml": ggml().decode(),
         "system_info": lib.llama_print_system_info().decode(),
         "devices": (),
     }

@@ -20,7 +20,7 @@ REDUCTIONS = 3
 REPAIR_LLAVA_CLS = 1
 _E_CHECK, _E_CANCELLED = -4, -5
 _LAYER_TOLERANCE = 0.01
-"""Largest allowed difference of the self-check, as a share of the row's largest output."""
+"""Largest allowed difference of the self-check, as a share of the row's largest sum of p |v|."""
 
 
 class TowerMode:
@@ -53,6 +53,8 @@ def library() -> ctypes.CDLL:
         "lv_tap_error": (ctypes.c_char_p, [ptr]),
         "lv_tap_cancel": (None, [ptr]),
         "lv_tap_cancel_reset": (None, [ptr]),
+        "lv_tap_cancel_points": (ctypes.c_int, [ptr, ctypes.c_bool]),
+        "lv_tap_threads": (ctypes.c_int, [ptr, i32]),
         "lv_tap_llm": (ctypes.c_int, [ptr, i32, i32]),
         "lv_tap_reset": (ctypes.c_int, [ptr, i32, ctypes.c_uint32]),
         "lv_tap_begin": (ctypes.c_int, [ptr, i32, i32p, u8p, i32p]),
@@ -85,14 +87,22 @@ def _i32(values: NDArray[np.int32] | None) -> Any:
 
 
 class Tap:
-    """One ``lv_tap``: given to one llama or mtmd context as its ``cb_eval``, and outliving it."""
+    """One ``lv_tap``: given to one llama or mtmd context as its ``cb_eval``, and outliving it.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: of the model, for messages.
+        threads: as many as the context decodes with.
+        gpu: the graph runs on a GPU, where a cancel must be looked for between layers.
+    """
+
+    def __init__(self, name: str, threads: int, gpu: bool) -> None:
         self._lib = library()
         self._name = name
         self._tap = self._lib.lv_tap_new()
         if not self._tap:
             raise MemoryError("lv_tap_new")
+        self._checked(self._lib.lv_tap_threads(self._tap, threads))
+        self._checked(self._lib.lv_tap_cancel_points(self._tap, gpu))
         self._shape = (0, 0, 0)
 
     @property

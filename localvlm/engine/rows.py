@@ -118,6 +118,10 @@ class Placed:
     keep: Int32 | None
 
 
+def _joined(arrays: Sequence[Int32]) -> Int32:
+    return np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
+
+
 def lay_rows(parts: Sequence[Sequence[int] | Placed]) -> PromptRows:
     """Lays out token ids and pictures, in order.
 
@@ -130,7 +134,7 @@ def lay_rows(parts: Sequence[Sequence[int] | Placed]) -> PromptRows:
             b.picture(part.picture, part.keep)
         else:
             b.text(part)
-    ids, image, all_ids = np.concatenate(b.ids), np.concatenate(b.image), np.concatenate(b.all_ids)
+    ids, image, all_ids = _joined(b.ids), _joined(b.image), _joined(b.all_ids)
     seen = np.flatnonzero(all_ids < 0)
     tail = len(all_ids) - (int(seen[-1]) + 1) if len(seen) else 0
     classes = np.zeros(len(ids), np.uint8)
@@ -139,9 +143,9 @@ def lay_rows(parts: Sequence[Sequence[int] | Placed]) -> PromptRows:
         classes[-1] |= ROW_LAST
     return PromptRows(
         ids=ids,
-        positions=np.concatenate(b.positions),
+        positions=_joined(b.positions).reshape(-1, 3),
         image=image,
-        local=np.concatenate(b.local),
+        local=_joined(b.local),
         classes=classes,
         runs=tuple(b.runs),
         n_image=b.n_image,

@@ -61,7 +61,7 @@ class VisionTower:
         self.tower: Tower
         self.family, self.tower = describe(header)
         self.repairs = 0 if options.stock_tower else self._repairs_needed()
-        self.tap = Tap(path.name)
+        self.tap = Tap(path.name, options.threads or physical_cores(), options.gpu_layers != 0)
         params = mtmd_cpp.mtmd_context_params_default()
         params.use_gpu = options.gpu_layers != 0
         params.print_timings = False

@@ -27,7 +27,7 @@ from localvlm.engine.api import (
 )
 from localvlm.engine.chat import render
 from localvlm.engine.gguf_header import check_pair, read_header
-from localvlm.engine.llama import MAX_OUTPUTS, Context, Model
+from localvlm.engine.llama import MAX_OUTPUTS, Context, Model, physical_cores
 from localvlm.engine.native import ROW_GENERATED, Tap
 from localvlm.engine.rows import Placed, PromptRows, Run, lay_rows
 from localvlm.engine.sampling import Sampler
@@ -49,14 +49,14 @@ class LlamaVlm:
         check_pair(text, vision)
         self._model = Model(model, options, text)
         self.tower = VisionTower(mmproj, self._model, options, vision)
-        self.tap = Tap(model.name)
+        self.tap = Tap(model.name, options.threads or physical_cores(), options.gpu_layers != 0)
         self.tap.configure(self._model.n_layer, self._model.n_head)
         self._context = Context(self._model, options, self.tap)
         self._table = TokenTable.open(text, self._model.n_embd_input)
         self._vocab = self._model.vocabulary
         tokens = text.array_hashes.get("tokenizer.ggml.tokens", "") + text.array_hashes.get("tokenizer.ggml.merges", "")
         self._info = VlmInfo(
-            name=text.text("general.name") or model.stem,
+            name=text.text("general.name")[:100] or model.stem,
             architecture=text.architecture,
             family=self.tower.family.name,
             n_layer=self._model.n_layer,
@@ -181,6 +181,8 @@ class LlamaVlm:
     def prefill(self, parts: Sequence[Part], *, tap: bool = False) -> Prefilled:
         started = time.perf_counter()
         rows = self._lay(parts)
+        if not rows.n:
+            raise UsageError("the prompt is empty")
         if rows.n + 1 > self._context.n_ctx:
             raise ContextOverflow(
                 f"the prompt takes {rows.n} cells ({rows.n_kept} of them image tokens) and the context has "
@@ -292,6 +294,11 @@ class LlamaVlm:
 
     def _feed(self, ids: Sequence[int] | Int32, generated: bool, outputs: NDArray[np.int8]) -> None:
         n = len(ids)
+        if self._cells + n > self._context.n_ctx:
+            raise ContextOverflow(
+                f"{self._cells} cells are taken, {n} more were asked for and the context has {self._context.n_ctx}",
+                "raise --ctx-size",
+            )
         positions = np.arange(self._at, self._at + n, dtype=np.int32)
         classes = np.full(n, ROW_GENERATED if generated and self._tapping else 0, np.uint8)
         none = np.full(n, -1, np.int32)
@@ -374,7 +381,7 @@ class LlamaVlm:
         finally:
             self._context.trim(at)
             self._at, self._cells, self._tapping = at, cells, tapping
-        return np.concatenate(out)
+        return np.concatenate(out)[: len(ids)]
 
     def logits(self) -> Float32:
         self._need_prefill()
