@@ -48,6 +48,8 @@ _TYPES = {
     "clip.vision.window_size": _U32,
 }
 """What llama.cpp's projector loader (``tools/mtmd/clip.cpp``) reads each key as; another type aborts it."""
+_PLAIN = (0, 1, 30)
+"""F32, F16, BF16."""
 _BLOCK = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out", "ln1", "ln2", "ffn_up", "ffn_gate", "ffn_down")
 """Tensors of a tower's block: every block has one, or none has."""
 
@@ -170,6 +172,9 @@ def check_projector(mmproj: Header) -> None:
 def _check_blocks(check: _Check, blocks: int, width: int) -> None:
     """Every block of the tower has the tensors, and the shapes, of the others."""
     tensors = check.header.tensors
+    for tensor in tensors.values():
+        if len(tensor.shape) == 1 and tensor.type not in _PLAIN:
+            check.fail(f"tensor '{tensor.name}' is a vector of type {tensor.type}, which nothing can add")
     for name in (f"{part}.{kind}" for part in _BLOCK for kind in ("weight", "bias")):
         found: dict[int, TensorInfo] = {i: t for i in range(blocks) if (t := tensors.get(f"v.blk.{i}.{name}"))}
         if found and len(found) < blocks:

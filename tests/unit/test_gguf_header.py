@@ -274,9 +274,14 @@ def test_changed_bytes_are_read_or_refused(tmp_path: Path, sound: Path, changes:
     try_pair(path, path)
 
 
-def damaged(family: str, directory: Path, which: str, change) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def zoo_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, zoo.ZooModel]:
+    directory = tmp_path_factory.mktemp("zoo")
+    return {family: zoo.build(family, directory) for family in zoo.FAMILIES}
+
+
+def damaged(row: zoo.ZooModel, directory: Path, which: str, change) -> tuple[Path, Path]:
     """A zoo pair of which one file's pieces were changed by ``change``."""
-    row = zoo.build(family, directory / "sound")
     file = Gguf.parse((row.model if which == "model" else row.mmproj).read_bytes())
     change(file)
     path = bytes_file(directory, file.bytes())
@@ -291,11 +296,11 @@ def set_key(key: str, kind: int, raw: bytes):
     return change
 
 
-def set_tensor(name: str, new_name: str | None = None, shape: list[int] | None = None):
+def set_tensor(name: str, new_name: str | None = None, shape: list[int] | None = None, kind: int = 0):
     def change(file: Gguf) -> None:
         assert any(n == name.encode() for n, *_ in file.tensors), name
         file.tensors = [
-            (n if n != name.encode() else (new_name or name).encode(), shape or s if n == name.encode() else s, t, o)
+            ((new_name or name).encode(), shape or s, kind, o) if n == name.encode() else (n, s, t, o)
             for n, s, t, o in file.tensors
         ]
 
@@ -326,6 +331,7 @@ ABORTS = [
     ("llava15", "mmproj", set_tensor("v.blk.1.ln1.weight", shape=[1, 64]), "'v.blk.1.ln1.weight'"),
     ("llava15", "mmproj", set_tensor("v.position_embd.weight", shape=[37, 64]), "'v.position_embd.weight'"),
     ("llava15", "mmproj", set_tensor("mm.2.weight", "mm.9.weight"), "'mm.2.weight'"),
+    ("llava15", "mmproj", set_tensor("v.blk.1.ln1.weight", kind=8), "'v.blk.1.ln1.weight' is a vector of type 8"),
     ("qwen25vl", "mmproj", set_tensor("v.blk.1.ffn_gate.weight", shape=[96, 64]), "ffn_gate"),
     ("qwen25vl", "mmproj", set_key(VISION + "n_wa_pattern", 4, U32(0)), "n_wa_pattern"),
     ("qwen25vl", "mmproj", set_key(VISION + "projection_dim", 4, U32(2**31 - 1)), "projection_dim"),
@@ -334,8 +340,8 @@ ABORTS = [
 
 
 @pytest.mark.parametrize(("family", "which", "change", "match"), ABORTS, ids=[f"{a[0]}-{a[3]}" for a in ABORTS])
-def test_values_that_would_end_llama_cpp_are_named(tmp_path: Path, family, which, change, match: str) -> None:
-    model, mmproj = damaged(family, tmp_path, which, change)
+def test_values_that_would_end_llama_cpp_are_named(zoo_files, tmp_path, family, which, change, match: str) -> None:
+    model, mmproj = damaged(zoo_files[family], tmp_path, which, change)
     with pytest.raises(ModelError, match=match):
         check_pair(read_header(model), read_header(mmproj))
 
