@@ -41,13 +41,18 @@ class Batch:
     kinds: list[list[str]]  # type of every branch
 
 
-def mix_at(progress: float) -> dict[str, float]:
-    """What is asked, by the share of training done: lists and plain look-ups first, the rest when these are known."""
-    lists = max(0.5, 3.0 * (1 - progress / 0.3))
+def mix_at(step: int) -> dict[str, float]:
+    """What is asked at that step: lists and plain look-ups first, the rest when these begin to be known."""
+    if step >= 1000:  # colours and shapes are known by now
+        return {
+            "caption": 0.3, "describe": 0.5, "colour": 0.3, "shape": 0.3, "where": 0.8, "read": 0.8,
+            "exist": 1.3, "relation": 2.2, "count": 1.8,
+        }  # fmt: skip
+    lists = max(0.5, 3.0 * (1 - step / 900))
     mix = {"caption": lists, "describe": 0.3 * lists + 0.2, "colour": 1.0, "shape": 1.0, "where": 1.0, "read": 1.2}
-    if progress > 0.04:
+    if step >= 120:
         mix |= {"exist": 1.0, "relation": 1.5}
-    if progress > 0.08:
+    if step >= 240:
         mix |= {"count": 1.5}
     return mix
 
@@ -85,12 +90,12 @@ def training_batch(pool: np.ndarray, size: int, step: int, mix: dict[str, float]
     return collate(pool[picked], rows)
 
 
-def batches(pool: np.ndarray, size: int, first: int, last: int, total: int) -> Iterator[Batch]:
+def batches(pool: np.ndarray, size: int, first: int, last: int) -> Iterator[Batch]:
     """Batches of steps first..last-1, made one ahead in a thread."""
     with ThreadPoolExecutor(1) as thread:
 
         def make(step: int) -> Batch:
-            return training_batch(pool, size, step, mix_at(step / total))
+            return training_batch(pool, size, step, mix_at(step))
 
         ahead = thread.submit(make, first)
         for step in range(first, last):
@@ -170,7 +175,7 @@ def fit(
     step, spent, start, clock = state.get("step", 0), state.get("cpu_seconds", 0.0), time.process_time(), time.time()
     warm_from = step
     average = 0.0
-    for batch in batches(pool, size, step, until, steps):
+    for batch in batches(pool, size, step, until):
         logits, targets = run(vlm, batch)
         loss = functional.cross_entropy(logits, targets)
         loss.backward()
