@@ -94,7 +94,7 @@ class Engine:
         if self._verbose:
             env["LOCALVLM_ENGINE_LOG"] = "1"
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), str(control_read)],
+            [sys.executable, "-E", "-P", "-c", _BOOT, json.dumps(_import_path()), str(control_read)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -301,6 +301,11 @@ class Engine:
     def backend(self) -> Backend:
         """What llama.cpp really loaded."""
         return Backend(**self.call("backend", timeout=_QUICK_S))
+
+
+def _import_path() -> list[str]:
+    """Where this process finds packages, without entries that mean the working directory of the day."""
+    return [*filter(os.path.isabs, sys.path), str(Path(__file__).resolve().parents[2])]
 
 
 def _signal_name(number: int) -> str:
