@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +80,8 @@ def write_npz(target: Path, arrays: Mapping[str, NDArray[generic]]) -> None:
     Raises:
         StorageError: the disk is full, or the folder cannot be written to.
     """
+    import tempfile
+
     import numpy as np
 
     temporary: Path | None = None

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
-import statistics
-
 import click
 
 from localvlm.cli.options import ConfiguredCommand, WholeType, setting
@@ -27,6 +24,9 @@ def bench(ctx: click.Context, only: str, runs: int, threads: int, json: bool) ->
     That is the LLM time of a guide of real size (random weights, written to a temporary folder) with the tap on,
     against off, in alternation. Exits 1 if it is over 3 %.
     """
+    import json as json_module
+    import statistics
+
     from localvlm.bench.tap import measure
 
     cost = measure(runs, threads)

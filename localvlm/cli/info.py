@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,12 @@ from localvlm.cli.sanitize import sanitize
 __all__ = ["list_pairs", "methods", "paths"]
 
 _json = setting("--json", is_flag=True, help="As JSON.")
+
+
+def _dumps(value: object) -> str:
+    import json
+
+    return json.dumps(value)
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> None:
@@ -41,7 +46,7 @@ def list_pairs(ctx: click.Context, json: bool) -> None:
             }
             for entry in found
         ]
-        click.echo(json_module.dumps(shown))
+        click.echo(_dumps(shown))
         return
     rows = [("NAME", "SIZE", "STATE", "WHAT IT IS")]
     for entry in found:
@@ -58,7 +63,7 @@ def methods(json: bool) -> None:
 
     summaries = {name: method.summary for name, method in METHODS.items()}
     if json:
-        click.echo(json_module.dumps(summaries))
+        click.echo(_dumps(summaries))
     else:
         _table(list(summaries.items()))
 
@@ -79,6 +84,6 @@ def paths(json: bool) -> None:
         "bundled models": str(models_folder()),
     }
     if json:
-        click.echo(json_module.dumps(shown))
+        click.echo(_dumps(shown))
     else:
         _table(list(shown.items()))

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -61,9 +62,7 @@ def main(args: Sequence[str] | None = None, app: App | None = None) -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    _prepare_streams()
     try:
         code = cli.main(args, prog_name="localvlm", standalone_mode=False, obj=app or App())
     except BaseException as error:
@@ -71,6 +70,16 @@ def main(args: Sequence[str] | None = None, app: App | None = None) -> None:
             raise
         sys.exit(_report(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _prepare_streams() -> None:
+    """Closed streams swallow what is written; characters that a stream's encoding lacks become "?"."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for good
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def _report(error: BaseException) -> int:

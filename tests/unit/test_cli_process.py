@@ -127,6 +127,17 @@ def test_standard_input_of_a_file_of_nohup_and_closed(command, tmp_path):
     assert closed.stdout == b"red\n"
 
 
+def test_closed_and_full_streams(command):
+    for redirection, code, out in ((">&-", 0, b""), ("2>&-", 0, b"red\n"), (">/dev/full", 8, b"")):
+        if "full" in redirection and not Path("/dev/full").exists():
+            continue
+        shell = ["sh", "-c", f'exec "$@" {redirection}', "sh", *command({})]
+        run = subprocess.run(shell, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        assert (run.returncode, run.stdout) == (code, out), redirection
+        assert b"Traceback" not in run.stderr
+        assert b"Exception" not in run.stderr
+
+
 def test_binary_on_standard_input_without_a_dash_is_refused(command, tmp_path):
     with (tmp_path / "a.png").open("rb") as image:
         run = subprocess.run(command({}), stdin=image, capture_output=True, check=False)
@@ -167,21 +178,23 @@ def test_an_ascii_terminal_gets_an_answer(command):
 
 
 def test_help_starts_fast(tmp_path):
-    """At most 8 x an empty Python, as the conventions say; the best of several runs, for shared machines."""
+    """At most 8 x an empty Python; processor time, the best of several runs, because machines are shared."""
 
     def best(*args: str) -> float:
         times = []
         for _ in range(7):
-            started = time.perf_counter()
-            subprocess.run([sys.executable, *args], capture_output=True, check=True, cwd=tmp_path)
-            times.append(time.perf_counter() - started)
+            with subprocess.Popen([sys.executable, *args], stdout=subprocess.DEVNULL, cwd=tmp_path) as process:
+                _, status, used = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+            assert process.returncode == 0
+            times.append(used.ru_utime + used.ru_stime)
         return min(times)
 
     assert best("-m", "localvlm", "--help") <= 8 * best("-c", "")
 
 
 def test_help_loads_nothing_heavy():
-    heavy = {"numpy", "PIL", "llama_cpp", "gguf", "jinja2", "psutil", "platformdirs", "tomllib"}
+    heavy = {"numpy", "PIL", "llama_cpp", "gguf", "jinja2", "psutil", "platformdirs", "tomllib", "json", "statistics"}
     code = (
         "import sys\nfrom localvlm.cli.main import main\n"
         "try: main(['ask', '--help'])\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
