@@ -34,7 +34,7 @@ def test_it_is_an_engine():
 
 
 def test_attention_peaks_where_the_script_says():
-    engine, vlm = loaded(Script(focus=(0.0, 0.5, 0.5, 1.0)))
+    _, vlm = loaded(Script(focus=(0.0, 0.5, 0.5, 1.0)))
     vlm.prefill(prompt(vlm), tap=True)
     done = vlm.generate(16)
     seen = vlm.attention()
@@ -49,7 +49,7 @@ def test_attention_peaks_where_the_script_says():
 
 
 def test_logits_and_score_predict_the_answer():
-    engine, vlm = loaded(Script(answer="red"))
+    _, vlm = loaded(Script(answer="red"))
     vlm.prefill(prompt(vlm))
     assert vlm.logits().argmax() == ord("r")
     assert bytes(vlm.score(np.frombuffer(b"red", np.uint8).astype(np.int32)).argmax(axis=1).tolist()) == b"red"
@@ -59,7 +59,7 @@ def test_logits_and_score_predict_the_answer():
 
 
 def test_context_and_load_errors():
-    engine, vlm = loaded(options=LoadOptions(n_ctx=150))
+    _, vlm = loaded(options=LoadOptions(n_ctx=150))
     with pytest.raises(ContextOverflow):
         vlm.prefill(prompt(vlm))
     with pytest.raises(NotGguf):
