@@ -72,6 +72,7 @@ class Engine:
         self._call_number = 0
         self._in_call = False
         self._cancelled = False
+        self._state = threading.RLock()  # a signal handler may come while its own thread holds it
         self._stderr: deque[str] = deque(maxlen=40)
         self._stderr_reader: threading.Thread | None = None
 
@@ -159,10 +160,11 @@ class Engine:
 
     def cancel(self) -> None:
         """Stops the call in progress, or the next one; from any thread or a signal handler."""
-        self._cancelled = True
-        if self._in_call and self._control >= 0:
-            with contextlib.suppress(OSError):
-                os.write(self._control, _CONTROL.pack(self._call_number))
+        with self._state:
+            self._cancelled = True
+            if self._in_call and self._control >= 0:
+                with contextlib.suppress(OSError):
+                    os.write(self._control, _CONTROL.pack(self._call_number))
 
     def _cancel_pending(self) -> bool:
         return self._cancelled
@@ -184,18 +186,19 @@ class Engine:
             Interrupted: cancelled.
             LocalvlmError: whatever the worker raised.
         """
-        if self._cancelled and cancellable:
-            self._cancelled = False
-            raise Interrupted()
-        if self._process is None:
-            self._start()
-        self._call_number += 1
+        with self._state:
+            if self._cancelled and cancellable:
+                self._cancelled = False
+                raise Interrupted()
+            if self._process is None:
+                self._start()
+            self._call_number += 1
+            self._in_call = cancellable
         request = {"call": self._call_number, "method": method, "args": list(args), "kwargs": kwargs}
         if vlm is not None:
             request["vlm"] = vlm
         if on_text is not None:
             request["stream"] = True
-        self._in_call = cancellable
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             with self._dying(method, timeout):
@@ -215,7 +218,8 @@ class Engine:
             self.kill()
             raise
         finally:
-            self._in_call = False
+            with self._state:
+                self._in_call = False
 
     @contextlib.contextmanager
     def _dying(self, method: str, timeout: float | None) -> Iterator[None]:

@@ -54,7 +54,8 @@ class Worker:
         self._requests, self._replies, self._control = requests, replies, control
         self._queue: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._vlms: dict[int, Any] = {}
-        self._cancel_upto = 0
+        self._turn = threading.Lock()
+        self._current = self._cancel_upto = 0
 
     def run(self) -> None:
         threading.Thread(target=self._read_requests, daemon=True).start()
@@ -73,9 +74,11 @@ class Worker:
     def _read_control(self) -> None:
         while data := os.read(self._control, _CONTROL.size):
             if len(data) == _CONTROL.size:
-                self._cancel_upto = max(self._cancel_upto, _CONTROL.unpack(data)[0])
-                for vlm in list(self._vlms.values()):
-                    vlm.cancel()
+                with self._turn:
+                    self._cancel_upto = max(self._cancel_upto, _CONTROL.unpack(data)[0])
+                    late = self._cancel_upto < self._current
+                    for vlm in () if late else list(self._vlms.values()):
+                        vlm.cancel()
 
     def _send(self, message: dict[str, Any]) -> None:
         for buffer in pack(message):
@@ -85,10 +88,13 @@ class Worker:
 
     def _serve(self, message: dict[str, Any]) -> None:
         call = int(message["call"])
-        for vlm in self._vlms.values():
-            vlm.cancel_reset()
+        with self._turn:
+            self._current = call
+            cancelled = call <= self._cancel_upto
+            for vlm in self._vlms.values():
+                vlm.cancel_reset()
         try:
-            if call <= self._cancel_upto:
+            if cancelled:
                 raise Interrupted()
             reply = {"result": self._do(message)}
         except MemoryError:
