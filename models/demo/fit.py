@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import data, text
+from .data import GRID
 from .lm import GUIDE, MODEL, Size, Vlm, grown
 from .optim import Optimisers
 from .questions import TYPES
 from .tower import N_PATCHES
-from .world import scene_rng
+from .world import PATCH, Scene, scene_rng
 
 BUDGET = 256  # branch tokens an image
 BATCH = 8  # images
@@ -82,20 +83,36 @@ def collate(features: np.ndarray, rows: list[list[tuple[list[int], list[int], st
     )  # fmt: skip
 
 
-def training_batch(pool: np.ndarray, size: int, step: int, mix: dict[str, float]) -> Batch:
-    """The batch of that step, a pure function of its arguments."""
+def hidden_ground(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """A random part of the patches that touch no thing, (144,) bool."""
+    spare = np.ones((GRID, GRID), bool)
+    for thing in scene.things:
+        row, column = int(thing.y // PATCH), int(thing.x // PATCH)
+        spare[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = False
+    return spare.ravel() & (rng.random(N_PATCHES) < rng.uniform(0.4, 1.0))
+
+
+def training_batch(pool: np.ndarray, size: int, step: int, mix: dict[str, float], hide: float = 0.0) -> Batch:
+    """The batch of that step, a pure function of its arguments; in a share `hide` of its images, ground is unseen."""
     rng = np.random.default_rng([11, size, step])
     picked = np.sort(rng.choice(len(pool), size, replace=False))
-    rows = [text.branches(data.TRAIN.scene(int(i)), rng, mix, BUDGET) for i in picked]
-    return collate(pool[picked], rows)
+    found = [data.TRAIN.scene(int(i)) for i in picked]
+    batch = collate(pool[picked], [text.branches(scene, rng, mix, BUDGET) for scene in found])
+    start = len(text.prefix())
+    for mask, scene in zip(batch.mask, found, strict=True):
+        if rng.random() < hide:
+            gone = torch.from_numpy(start + np.flatnonzero(hidden_ground(scene, rng)))
+            mask[:, gone] = False
+            mask[gone, gone] = True  # a row without any key would be NaN
+    return batch
 
 
-def batches(pool: np.ndarray, size: int, first: int, last: int) -> Iterator[Batch]:
+def batches(pool: np.ndarray, size: int, first: int, last: int, hide: float) -> Iterator[Batch]:
     """Batches of steps first..last-1, made one ahead in a thread."""
     with ThreadPoolExecutor(1) as thread:
 
         def make(step: int) -> Batch:
-            return training_batch(pool, size, step, mix_at(step))
+            return training_batch(pool, size, step, mix_at(step), hide)
 
         ahead = thread.submit(make, first)
         for step in range(first, last):
@@ -147,53 +164,89 @@ def told(scores: dict[str, float]) -> str:
     return " ".join(f"{k} {100 * v:.0f}" for k, v in scores.items())
 
 
-def _checkpoint(path: Path) -> dict:
-    return torch.load(path, weights_only=True) if path.exists() else {}
+@dataclass(frozen=True)
+class Plan:
+    """How to train `which` ('guide' or 'model'): to step `until`, or for `minutes` by the clock."""
+
+    which: str
+    steps: int = 4000  # in all; the learning rate falls over the last `cool` of them
+    cool: int = 1000
+    until: int | None = None  # stop here, to go on later
+    minutes: float | None = None  # instead of steps: the rate falls over the second half of this time
+    grow: bool = False  # the model: go on with all its layers
+    batch: int = BATCH
+    hide: float = 0.0  # share of images seen without part of the ground
 
 
-def fit(
-    which: str, work: Path, steps: int, cool: int, until: int | None = None, grow: bool = False, size: int = BATCH
-) -> None:
-    """Train `guide` or `model` to step `until` of `steps`; the learning rate falls over the last `cool` steps."""
-    torch.manual_seed(1)
-    full, path = SIZES[which], work / f"{which}.pt"
-    state = _checkpoint(path)
-    until = min(until or steps, steps)
-    depth = state.get("layers", SPLIT_LAYERS if which == "model" else full.layers)
-    pool = data.features(data.TRAIN, work)
-    vocabulary, scale = text.tokenizer().get_vocab_size(), float(np.asarray(pool[:50], np.float32).std())
-    if grow and depth < full.layers:
-        state |= {k: grown(state[k], full.layers, full) for k in ("model", "ema")} | {"optimisers": None}
-        depth = full.layers
-    vlm = Vlm(Size(depth, full.width, full.ff), vocabulary, scale)
-    optimisers = Optimisers(vlm, 0.015, 3e-3)
-    if state:
-        vlm.load_state_dict(state["model"])
-        if state["optimisers"]:
-            optimisers.load_state_dict(state["optimisers"])
-    ema = {k: v.clone() for k, v in (state.get("ema") or vlm.state_dict()).items()}
-    step, spent, start, clock = state.get("step", 0), state.get("cpu_seconds", 0.0), time.process_time(), time.time()
-    warm_from = step
-    average = 0.0
-    for batch in batches(pool, size, step, until):
-        logits, targets = run(vlm, batch)
+class Fitting:
+    """A model in training: its weights, their running mean, the optimisers, the step."""
+
+    def __init__(self, plan: Plan, work: Path) -> None:
+        torch.manual_seed(1)
+        self.plan, self.work, self.path = plan, work, work / f"{plan.which}.pt"
+        self.pool = data.features(data.TRAIN, work)
+        state = torch.load(self.path, weights_only=True) if self.path.exists() else {}
+        full = SIZES[plan.which]
+        depth = state.get("layers", SPLIT_LAYERS if plan.which == "model" else full.layers)
+        if plan.grow and depth < full.layers:
+            state |= {k: grown(state[k], full.layers, full) for k in ("model", "ema")} | {"optimisers": None}
+            depth = full.layers
+        scale = float(np.asarray(self.pool[:50], np.float32).std())
+        self.vlm = Vlm(Size(depth, full.width, full.ff), text.tokenizer().get_vocab_size(), scale)
+        self.optimisers = Optimisers(self.vlm, 0.015, 3e-3)
+        if state:
+            self.vlm.load_state_dict(state["model"])
+        if state.get("optimisers"):
+            self.optimisers.load_state_dict(state["optimisers"])
+        self.ema = {k: v.clone() for k, v in (state.get("ema") or self.vlm.state_dict()).items()}
+        self.step, self.spent = state.get("step", 0), state.get("cpu_seconds", 0.0)
+        self.first, self.cpu, self.clock = self.step, time.process_time(), time.time()
+        self.last = min(plan.until or plan.steps, plan.steps) if plan.minutes is None else 10**9
+        self.loss = 0.0
+
+    def rate(self) -> float:
+        """The learning rate factor: a short rise after every start, a plateau, a linear fall; 0 when time is over."""
+        warm = (self.step - self.first + 1) / 30
+        if self.plan.minutes is None:
+            left = (self.plan.steps - self.step) / self.plan.cool
+        else:
+            left = 2 * (1 - (time.time() - self.clock) / 60 / self.plan.minutes)
+        return max(0.0, min(1.0, warm, left))
+
+    def update(self, batch: Batch, rate: float) -> None:
+        """One step."""
+        logits, targets = run(self.vlm, batch)
         loss = functional.cross_entropy(logits, targets)
         loss.backward()
-        warm = min(1.0, (step - warm_from + 1) / 30)
-        optimisers.step(max(0.01, min(warm, (steps - step) / cool)))
-        names = list(ema)
-        now = vlm.state_dict()
-        torch._foreach_lerp_([ema[n] for n in names], [now[n] for n in names], 1 - min(EMA, (step + 1) / (step + 10)))
-        step += 1
-        average = loss.item() if step == warm_from + 1 else 0.95 * average + 0.05 * loss.item()
-        if step % 25 == 0:
-            print(f"{which} {step} loss {average:.4f} {time.time() - clock:.0f}s", flush=True)
-        if step % 200 == 0 or step == until:
-            live = {k: v.clone() for k, v in now.items()}
-            vlm.load_state_dict(ema)
-            print(f"{which} {step} [{depth} layers] exact match: {told(accuracy(vlm, work))}", flush=True)
-            vlm.load_state_dict(live)
-            part = path.with_suffix(".part")
-            torch.save({"model": live, "ema": ema, "optimisers": optimisers.state_dict(), "step": step,
-                        "layers": depth, "cpu_seconds": spent + time.process_time() - start}, part)  # fmt: skip
-            part.replace(path)
+        self.optimisers.step(max(0.01, rate))
+        now, names = self.vlm.state_dict(), list(self.ema)
+        pull = 1 - min(EMA, (self.step + 1) / (self.step + 10))
+        torch._foreach_lerp_([self.ema[n] for n in names], [now[n] for n in names], pull)
+        self.loss = loss.item() if self.step == self.first else 0.95 * self.loss + 0.05 * loss.item()
+        self.step += 1
+
+    def save(self) -> None:
+        """Tell the accuracy of the mean weights and write the checkpoint."""
+        live = {k: v.clone() for k, v in self.vlm.state_dict().items()}
+        self.vlm.load_state_dict(self.ema)
+        name = f"{self.plan.which} {self.step} [{self.vlm.size.layers} layers]"
+        print(f"{name} exact match: {told(accuracy(self.vlm, self.work))}", flush=True)
+        self.vlm.load_state_dict(live)
+        spent = self.spent + time.process_time() - self.cpu
+        part = self.path.with_suffix(".part")
+        torch.save({"model": live, "ema": self.ema, "optimisers": self.optimisers.state_dict(), "step": self.step,
+                    "layers": self.vlm.size.layers, "cpu_seconds": spent}, part)  # fmt: skip
+        part.replace(self.path)
+
+    def go(self) -> None:
+        """Train as planned, from the checkpoint on."""
+        for batch in batches(self.pool, self.plan.batch, self.step, self.last, self.plan.hide):
+            rate = self.rate()
+            if rate <= 0:
+                break
+            self.update(batch, rate)
+            if self.step % 25 == 0:
+                print(f"{self.plan.which} {self.step} loss {self.loss:.4f} {time.time() - self.clock:.0f}s", flush=True)
+            if self.step % 200 == 0:
+                self.save()
+        self.save()

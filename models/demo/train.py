@@ -102,9 +102,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="steps in all")
     parser.add_argument("--cool", type=int, default=1000, help="guide, model: the last steps, with a falling rate")
     parser.add_argument("--until", type=int, help="guide, model: stop here, to go on later")
+    parser.add_argument("--minutes", type=float, help="guide, model: train this long by the clock, instead of steps")
     parser.add_argument("--grow", action="store_true", help="model: go on with all its layers")
     parser.add_argument("--scenes", type=int, help="cache: this many training scenes alone, to start early")
     parser.add_argument("--batch", type=int, default=fit.BATCH, help="guide, model: images a step")
+    parser.add_argument("--hide", type=float, default=0.0, help="guide, model: share of images without much ground")
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     if args.stage == "render":
@@ -115,7 +117,10 @@ def main(argv: list[str] | None = None) -> int:
     elif args.stage == "cache":
         cache(args.work, args.scenes)
     else:
-        fit.fit(args.stage, args.work, args.steps or LM_STEPS, args.cool, args.until, args.grow, args.batch)
+        plan = fit.Plan(
+            args.stage, args.steps or LM_STEPS, args.cool, args.until, args.minutes, args.grow, args.batch, args.hide
+        )
+        fit.Fitting(plan, args.work).go()
     return 0
 
 
