@@ -71,6 +71,8 @@ class Engine:
         self._generation = 0
         self._call_number = 0
         self._in_call = False
+        self.hung = False
+        """The last worker was ended because a call took too long."""
         self._cancelled = False
         self._state = threading.RLock()  # a signal handler may come while its own thread holds it
         self._stderr: deque[str] = deque(maxlen=40)
@@ -106,6 +108,7 @@ class Engine:
         )
         os.close(control_read)
         self._generation += 1
+        self.hung = False
         self._stderr.clear()
         self._stderr_reader = threading.Thread(target=self._drain_stderr, args=(self._process,), daemon=True)
         self._stderr_reader.start()
@@ -230,6 +233,7 @@ class Engine:
             raise self._crashed(method) from (None if isinstance(error, EOFError) else error)
         except TimeoutError:
             self.kill()
+            self.hung = True
             raise EngineCrashed(
                 f"the engine did not finish '{method}' in {timeout:.0f} s and was stopped", "check the model files"
             ) from None
@@ -288,9 +292,13 @@ class Engine:
                 code = process.wait()
             self._close_pipes(process)
             how = f"was ended by {_signal_name(-code)}" if code < 0 else f"left with code {code}"
+        if how == "was ended by SIGKILL":  # from outside, so whatever it said last has nothing to do with it
+            return EngineCrashed(
+                f"the engine {how} during '{method}'", "if memory ran out, choose a smaller model or lower --ctx-size"
+            )
         last = f"; its last words: {_brief(self._stderr[-1])}" if self._stderr else ""
         return EngineCrashed(
-            f"the engine {how} during '{method}'{last}", "check the model files, or run with -v to see its log"
+            f"the engine {how} during '{method}'{last}", "check the model files, or run with -vv to see its log"
         )
 
     # engine API
@@ -363,6 +371,8 @@ class RemoteVlm:
         try:
             result: list[TextPart | int] = self._call("chat", list(messages), timeout=_TEMPLATE_S)
         except EngineCrashed as error:
+            if not self._engine.hung:
+                raise
             raise ModelError(f"the chat template of '{self._info.name}' cannot be used: {error.message}") from None
         return result
 
