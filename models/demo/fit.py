@@ -133,7 +133,8 @@ def run(vlm: Vlm, batch: Batch) -> tuple[Tensor, Tensor]:
 def accuracy(vlm: Vlm, work: Path, images: int = 60, blind: bool = False) -> dict[str, float]:
     """Exact match by type on validation scenes, teacher-forced (right when every token of the answer comes first)."""
     pool = data.features(data.VALIDATION, work)
-    right, asked = Counter(), Counter()
+    right: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
     for start in range(0, images, 20):
         rows = []
         for i in range(start, start + 20):

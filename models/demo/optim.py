@@ -28,7 +28,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """One update of every matrix that has a gradient."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
@@ -50,7 +50,8 @@ class Optimisers:
     """Both optimisers of a model, with a learning rate factor shared by them."""
 
     def __init__(self, model: nn.Module, matrix_lr: float = 0.02, other_lr: float = 2e-3) -> None:
-        matrices, others = [], []
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, p in model.named_parameters():
             plain = p.ndim == 2 and not any(k in name for k in ("embed", "position", "head", "cls"))
             (matrices if plain else others).append(p)
@@ -73,7 +74,7 @@ class Optimisers:
         """For a checkpoint."""
         return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
 
-    def load_state_dict(self, state: dict[str, dict]) -> None:
+    def load_state_dict(self, state: dict[str, dict[str, object]]) -> None:
         """From a checkpoint."""
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
