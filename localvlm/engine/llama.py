@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -83,14 +83,24 @@ def _why(fallback: str) -> str:
 class Model:
     """A loaded language model."""
 
-    def __init__(self, path: Path, options: LoadOptions, header: Header) -> None:
+    def __init__(
+        self, path: Path, options: LoadOptions, header: Header, cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
+        """``cancelled`` is asked again and again while the weights are read.
+
+        Raises:
+            Interrupted: it said yes.
+        """
         lib = backend()
         self.path = path
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options.gpu_layers if options.gpu_layers >= 0 else 10_000
+        params.progress_callback = lib.llama_progress_callback(lambda _progress, _data: not cancelled())
         _log.clear()
         self.handle = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self.handle:
+            if cancelled():
+                raise Interrupted()
             reason = _why("llama.cpp gave no reason")
             if "alloc" in reason.lower() or "memory" in reason.lower():
                 raise NotEnoughMemory(f"model '{path.name}' does not fit into memory: {reason}")

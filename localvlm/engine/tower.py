@@ -75,6 +75,7 @@ class VisionTower:
             log = last_log_lines()
             raise UnsupportedModel(f"projector '{path.name}' cannot be loaded: {log[-1] if log else 'no reason given'}")
         if not mtmd_cpp.mtmd_support_vision(self.handle):
+            self.close()
             raise UnsupportedModel(f"projector '{path.name}' has no vision tower")
         self.causal = not mtmd_cpp.mtmd_decode_use_non_causal(self.handle, None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from localvlm.engine.api import (
     VlmInfo,
 )
 from localvlm.engine.chat import render
-from localvlm.engine.gguf_header import check_pair, read_header
+from localvlm.engine.gguf_header import Header, check_pair, read_header
 from localvlm.engine.llama import MAX_OUTPUTS, Context, Model, physical_cores
 from localvlm.engine.native import ROW_GENERATED, Tap
 from localvlm.engine.rows import Placed, PromptRows, Run, lay_rows
@@ -44,11 +45,22 @@ Int32 = NDArray[np.int32]
 class LlamaVlm:
     """Implements :class:`localvlm.engine.api.Vlm`."""
 
-    def __init__(self, model: Path, mmproj: Path, options: LoadOptions) -> None:
+    def __init__(
+        self, model: Path, mmproj: Path, options: LoadOptions, cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
         text, vision = read_header(model), read_header(mmproj)
         check_pair(text, vision)
-        self._model = Model(model, options, text)
-        self.tower = VisionTower(mmproj, self._model, options, vision)
+        self._model = Model(model, options, text, cancelled)
+        with contextlib.ExitStack() as undo:  # weights may be gigabytes: none stay behind a load that fails
+            undo.callback(self._model.close)
+            self.tower = VisionTower(mmproj, self._model, options, vision)
+            undo.callback(self.tower.close)
+            if cancelled():
+                raise Interrupted()
+            self._open(model, text, options)
+            undo.pop_all()
+
+    def _open(self, model: Path, text: Header, options: LoadOptions) -> None:
         self.tap = Tap(model.name, options.threads or physical_cores(), options.gpu_layers != 0)
         self.tap.configure(self._model.n_layer, self._model.n_head)
         self._context = Context(self._model, options, self.tap)

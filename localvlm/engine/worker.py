@@ -114,7 +114,7 @@ class Worker:
     def _do(self, message: dict[str, Any]) -> Any:
         name, args, kwargs = message["method"], message.get("args", []), message.get("kwargs", {})
         if name == "load":
-            return self._load(*args)
+            return self._load(int(message["call"]), *args)
         if name == "backend":
             from localvlm.engine.llama import describe_backend
 
@@ -129,11 +129,11 @@ class Worker:
             del self._vlms[int(message["vlm"])]
         return result
 
-    def _load(self, model: str, mmproj: str, options: Any) -> dict[str, Any]:
+    def _load(self, call: int, model: str, mmproj: str, options: Any) -> dict[str, Any]:
         from localvlm.engine.vlm import LlamaVlm
 
         number = max(self._vlms, default=0) + 1
-        self._vlms[number] = LlamaVlm(Path(model), Path(mmproj), options)
+        self._vlms[number] = LlamaVlm(Path(model), Path(mmproj), options, lambda: call <= self._cancel_upto)
         return {"vlm": number, "info": self._vlms[number].info}
 
 

@@ -507,6 +507,44 @@ def test_loading_and_closing_again_and_again_needs_no_more_memory(files) -> None
         assert cycle() - before < 8 << 20
 
 
+def test_loads_that_fail_leave_no_weights_behind(files, tmp_path: Path) -> None:
+    file = Gguf.parse(files["llava15-large"].mmproj.read_bytes())
+    body = (7).to_bytes(8, "little") + b"unknown"
+    file.values = [(k, t, body if k == b"clip.projector_type" else v) for k, t, v in file.values]
+    (tmp_path / "mmproj.gguf").write_bytes(file.bytes())
+    with Engine() as engine:
+
+        def cycle(n: int) -> int:
+            for _ in range(n):
+                with pytest.raises(UnsupportedModel, match=r"mmproj\.gguf"):
+                    engine.load(files["llava15-large"].model, tmp_path / "mmproj.gguf", ONE)
+            return int(psutil.Process(engine.pid).memory_info().vms)
+
+        before = cycle(4)
+        assert cycle(20) - before < 25 << 20, "twenty models of 5 MB"
+        assert ask(load(engine, files["llava15"]))
+
+
+def test_loading_stops_when_it_is_cancelled(engine: Engine, files) -> None:
+    """In the worker's own terms, since the zoo loads faster than anybody can cancel."""
+    program = f"""
+        from pathlib import Path
+        from localvlm.engine.api import LoadOptions
+        from localvlm.engine.vlm import LlamaVlm
+        from localvlm.errors import Interrupted
+        for patience in (0, 1, 3):
+            asked = []
+            try:
+                model, mmproj = Path({str(files["llava15"].model)!r}), Path({str(files["llava15"].mmproj)!r})
+                LlamaVlm(model, mmproj, LoadOptions(), lambda: asked.append(1) or len(asked) > patience)
+            except Interrupted:
+                print("interrupted")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "interrupted\n" * 3
+
+
 CLIENT = """
 import sys, time
 from pathlib import Path
