@@ -206,7 +206,7 @@ class Pipeline:
         """
         clock = _Clock(on_stage)
         method = method_named(options.method)
-        if options.keep is None or options.keep >= 1.0:
+        if options.keep is None or options.keep >= 1.0 or not images:
             method = method_named("none")
         if method.aggregation is not None and self.pair.guide is None:
             raise UsageError(

@@ -34,6 +34,8 @@ from localvlm.errors import (
     UnsupportedModel,
     UsageError,
 )
+from localvlm.pipeline import AskOptions, Pair, Pipeline, VlmFiles
+from localvlm.pruning import METHODS
 from tests import zoo
 from tests.damage import Gguf
 
@@ -255,6 +257,15 @@ def test_two_models_in_one_engine_do_not_meet(engine: Engine, files) -> None:
     small.close()
     assert ask(large) == other
     large.close()
+
+
+def test_a_question_without_pictures_is_answered_by_the_model(engine: Engine, files) -> None:
+    halves = [VlmFiles(files[n].model, files[n].mmproj) for n in ("llava15", "llava15-large")]
+    pipeline = Pipeline.open(Pair("zoo", *halves), ONE, engine)
+    for method in METHODS:
+        answer = pipeline.ask([], "hello", AskOptions(method=method, max_tokens=3))
+        assert answer.tokens.image == answer.tokens.kept == 0
+        assert answer.answer_ids
 
 
 # errors
