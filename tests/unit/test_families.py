@@ -74,7 +74,8 @@ def test_boxes_tile_the_picture_without_gap_or_overlap(width: int, height: int) 
 
 def header(values: dict, tensors: tuple[str, ...] = ("v.class_embd",), lengths: dict | None = None) -> Header:
     infos = {name: TensorInfo(name, (1,), 0, 0, 4) for name in tensors}
-    return Header(Path("mmproj.gguf"), {"clip.projector_type": "mlp", **values}, {}, lengths or {}, infos)
+    values = {"clip.projector_type": "mlp", **values}
+    return Header(Path("mmproj.gguf"), values, array_lengths=lengths or {}, tensors=infos)
 
 
 def test_llava_runs_one_block_less_unless_the_file_says_which() -> None:
