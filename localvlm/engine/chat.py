@@ -18,7 +18,7 @@ __all__ = ["render"]
 
 VICUNA = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ m.content + ' ' }}{% elif m.role == 'user' %}"
-    "{{ 'USER: ' + m.content + '\\n' }}{% else %}{{ 'ASSISTANT: ' + m.content + eos_token + '\\n' }}{% endif %}"
+    "{{ 'USER: ' + m.content + ' ' }}{% else %}{{ 'ASSISTANT: ' + m.content + eos_token }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 CHATML = (
@@ -85,8 +85,9 @@ def render(
     texts = [m.text for m in messages]
     turns: list[dict[str, str]] = []
     n_images = 0
+    after = "\n" if template is None and family == "llava" else ""  # as LLaVA-1.5 was trained
     for i, message in enumerate(messages):
-        pictures = "".join(f"[{nonce}i{n_images + k}]" for k in range(message.n_images))
+        pictures = "".join(f"[{nonce}i{n_images + k}]{after}" for k in range(message.n_images))
         n_images += message.n_images
         turns.append({"role": message.role, "content": pictures + f"[{nonce}t{i}]"})
     try:

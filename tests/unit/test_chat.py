@@ -42,7 +42,7 @@ def flat(parts: list[TextPart | int]) -> str:
 def test_without_a_template_llava_speaks_vicuna() -> None:
     parts = render(TALK, None, "llava", "<s>", "</s>")
     assert flat(parts) == (
-        "Be brief. USER: <#0><#1>What is it?\nASSISTANT: A cat.</s>\nUSER: <#2>And this?\nASSISTANT:"
+        "Be brief. USER: <#0>\n<#1>\nWhat is it? ASSISTANT: A cat.</s>USER: <#2>\nAnd this? ASSISTANT:"
     )
 
 
