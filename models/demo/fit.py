@@ -46,8 +46,8 @@ def mix_at(step: int) -> dict[str, float]:
     """What is asked at that step: lists and plain look-ups first, the rest when these begin to be known."""
     if step >= 1000:  # colours and shapes are known by now
         return {
-            "caption": 0.3, "describe": 0.5, "colour": 0.3, "shape": 0.3, "where": 0.8, "read": 0.8,
-            "exist": 1.3, "relation": 2.2, "count": 1.8,
+            "caption": 0.1, "describe": 0.2, "colour": 0.15, "shape": 0.15, "where": 0.2, "read": 0.4,
+            "exist": 0.4, "relation": 2.5, "step": 1.0, "chain": 2.0, "count": 1.5,
         }  # fmt: skip
     lists = max(0.5, 3.0 * (1 - step / 900))
     mix = {"caption": lists, "describe": 0.3 * lists + 0.2, "colour": 1.0, "shape": 1.0, "where": 1.0, "read": 1.2}

@@ -13,7 +13,7 @@ import numpy as np
 
 from .world import CARD, COLOURS, KINDS, Scene, Thing
 
-__all__ = ["COUNTS", "TYPES", "Turn", "caption", "describe", "question_for"]
+__all__ = ["COUNTS", "TYPES", "Turn", "caption", "chain", "describe", "question_for", "step"]
 
 COUNTS = ("none", "one", "two", "three")
 _STEPS = {"to the left of": (0, -1), "to the right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
@@ -221,6 +221,32 @@ def describe(scene: Scene, rng: np.random.Generator) -> Turn:
     question = _pick(rng, ["Describe the picture.", "Describe this image.", "What is in the picture?",
                            "What do you see?"])  # fmt: skip
     return Turn(question, ", ".join(_label(t) for t in scene.things), "describe")
+
+
+def step(scene: Scene, rng: np.random.Generator) -> Turn | None:
+    """A part of a relation for training: the place of the neighbour, the neighbour of a place, the name at a place."""
+    words = _pick(rng, list(_STEPS))
+    pairs = [(t, n) for t in scene.things if (n := neighbour(scene, t, _STEPS[words]))]
+    if not pairs:
+        return None
+    thing, other = pairs[int(rng.integers(len(pairs)))]
+    form = int(rng.integers(3))
+    if form == 0:
+        return Turn(f"Where is the thing {words} the {_noun(rng, scene, thing)}?", other.place, "step")
+    if form == 1:
+        return Turn(f"What is {words} the thing {_spot(rng, thing)}?", other.name, "step")
+    return Turn(f"Which thing is {_spot(rng, thing)}?", thing.name, "step")
+
+
+def chain(scene: Scene, rng: np.random.Generator) -> Turn:
+    """A list for training of who is next to whom, by name or by place: many look-ups for few tokens."""
+    facts = [(w, t, n) for t in scene.things for w in _STEPS if (n := neighbour(scene, t, _STEPS[w]))]
+    facts = [facts[i] for i in rng.permutation(len(facts))[:7]]
+    if rng.random() < 0.5:
+        body = ", ".join(f"{w} the {_noun(rng, scene, t)} {n.name}" for w, t, n in facts)
+        return Turn("List what is next to what.", body, "chain")
+    body = ", ".join(f"{w} {t.place} {n.place} {n.name}" for w, t, n in facts)
+    return Turn("List which place is next to which.", body, "chain")
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> Turn:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from .questions import TYPES, Turn, caption, describe, question_for
+from .questions import TYPES, Turn, caption, chain, describe, question_for, step
 from .world import COLOURS, KINDS, PLACES, WORDS, Scene, Stream, sample_scene, scene_rng
 
 BOS, EOS = 0, 1
@@ -26,6 +26,7 @@ CHAT_TEMPLATE = (
 )
 TOKENIZER = Path(__file__).with_name("tokenizer.json")
 IGNORE = -100
+_LISTS = {"caption": caption, "chain": chain, "describe": describe, "step": step}
 
 
 def train_tokenizer(path: Path = TOKENIZER, vocabulary: int = 768) -> None:
@@ -82,9 +83,9 @@ def branch(turns: list[Turn]) -> tuple[list[int], list[int]]:
 
 
 def ask(scene: Scene, rng: np.random.Generator, kind: str) -> Turn | None:
-    """A question of that type (or `caption`, `describe`) with balanced answers; None if the scene has none."""
-    if kind in ("caption", "describe"):
-        return (caption if kind == "caption" else describe)(scene, rng)
+    """A question of that type (or of _LISTS) with balanced answers; None if the scene has none."""
+    if kind in _LISTS:
+        return _LISTS[kind](scene, rng)
     for _ in range(6):
         target = int(rng.integers(1 << 16))
         if kind == "count":  # rare answers are tried more often
