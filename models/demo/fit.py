@@ -177,6 +177,7 @@ class Plan:
     grow: bool = False  # the model: go on with all its layers
     batch: int = BATCH
     hide: float = 0.0  # share of images seen without part of the ground
+    rate: float = 1.0  # of the usual learning rates
 
 
 class Fitting:
@@ -212,7 +213,7 @@ class Fitting:
             left = (self.plan.steps - self.step) / self.plan.cool
         else:
             left = 2 * (1 - (time.time() - self.clock) / 60 / self.plan.minutes)
-        return max(0.0, min(1.0, warm, left))
+        return self.plan.rate * max(0.0, min(1.0, warm, left))
 
     def update(self, batch: Batch, rate: float) -> None:
         """One step."""

@@ -107,6 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, help="cache: this many training scenes alone, to start early")
     parser.add_argument("--batch", type=int, default=fit.BATCH, help="guide, model: images a step")
     parser.add_argument("--hide", type=float, default=0.0, help="guide, model: share of images without much ground")
+    parser.add_argument("--rate", type=float, default=1.0, help="guide, model: times the usual learning rates")
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     if args.stage == "render":
@@ -117,9 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     elif args.stage == "cache":
         cache(args.work, args.scenes)
     else:
-        plan = fit.Plan(
-            args.stage, args.steps or LM_STEPS, args.cool, args.until, args.minutes, args.grow, args.batch, args.hide
-        )
+        chosen = ("cool", "until", "minutes", "grow", "batch", "hide", "rate")
+        plan = fit.Plan(args.stage, args.steps or LM_STEPS, **{name: getattr(args, name) for name in chosen})
         fit.Fitting(plan, args.work).go()
     return 0
 
