@@ -1,4 +1,3 @@
-
 import os
 
 # Tests measure no speed and often share the machine: threads that wait should sleep, not spin.
