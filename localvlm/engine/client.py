@@ -116,8 +116,8 @@ class Engine:
     def _drain_stderr(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stderr is not None
         for raw in iter(process.stderr.readline, b""):
-            line = raw.decode("utf-8", "replace").rstrip()
-            if line:
+            line = "".join(c if c.isprintable() else "\ufffd" for c in raw.decode("utf-8", "replace").rstrip())
+            if line:  # printable alone: a file's metadata may come with escape sequences
                 self._stderr.append(line)
                 if self._verbose:
                     sys.stderr.write(f"engine: {line}\n")
