@@ -177,7 +177,7 @@ def _relation(scene: Scene, rng: np.random.Generator, target: int) -> Turn | Non
         [f"What is {words} the {noun}?", f"What is directly {words} the {noun}?",
          f"What do you see {words} the {noun}?", f"Which thing is {words} the {noun}?"],
     )  # fmt: skip
-    return Turn(question, other.name, "relation")
+    return Turn(question, f"{other.place} {other.name}", "relation")
 
 
 def _read(scene: Scene, rng: np.random.Generator, target: int) -> Turn | None:
@@ -234,7 +234,7 @@ def step(scene: Scene, rng: np.random.Generator) -> Turn | None:
     if form == 0:
         return Turn(f"Where is the thing {words} the {_noun(rng, scene, thing)}?", other.place, "step")
     if form == 1:
-        return Turn(f"What is {words} the thing {_spot(rng, thing)}?", other.name, "step")
+        return Turn(f"What is {words} the thing {_spot(rng, thing)}?", f"{other.place} {other.name}", "step")
     return Turn(f"Which thing is {_spot(rng, thing)}?", thing.name, "step")
 
 
