@@ -19,8 +19,9 @@ ROW_PROMPT, ROW_GENERATED, ROW_LAST = 1, 2, 4
 REDUCTIONS = 3
 REPAIR_LLAVA_CLS = 1
 _E_CHECK, _E_CANCELLED = -4, -5
-_LAYER_TOLERANCE = 0.01
-"""Largest allowed difference of the self-check, as a share of the row's largest sum of p |v|."""
+_LAYER_TOLERANCE = 0.05
+"""Largest allowed difference of the self-check, as a share of the row's largest sum of p |v|. llama.cpp sums v in half
+precision: 0.012 was measured on a sound model over 630 cells; a wrong scale, mask or head is off by far more."""
 
 
 class TowerMode:
