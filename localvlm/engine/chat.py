@@ -77,9 +77,7 @@ def _expand(template: str, messages: Sequence[dict[str, str]], bos: str, eos: st
     return "".join(pieces)
 
 
-def render(
-    messages: Sequence[Message], template: str | None, family: str, bos: str, eos: str
-) -> list[TextPart | int]:
+def render(messages: Sequence[Message], template: str | None, family: str, bos: str, eos: str) -> list[TextPart | int]:
     """See :meth:`localvlm.engine.api.Vlm.chat`. Without a template, Vicuna's form for LLaVA and ChatML for others."""
     nonce = secrets.token_hex(8)
     texts = [m.text for m in messages]

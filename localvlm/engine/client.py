@@ -305,9 +305,7 @@ class Engine:
 
     def load(self, model: Path, mmproj: Path, options: LoadOptions = LoadOptions()) -> RemoteVlm:
         size = sum(p.stat().st_size for p in (model, mmproj) if p.is_file())
-        result = self.call(
-            "load", str(model), str(mmproj), options, timeout=_QUICK_S + size / _SLOWEST_READ
-        )
+        result = self.call("load", str(model), str(mmproj), options, timeout=_QUICK_S + size / _SLOWEST_READ)
         return RemoteVlm(self, self._generation, int(result["vlm"]), result["info"])
 
     def backend(self) -> Backend:
