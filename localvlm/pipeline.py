@@ -30,7 +30,7 @@ from localvlm.engine.api import (
 from localvlm.errors import ContextOverflow, EngineCrashed, Interrupted, UnsupportedModel, UsageError
 from localvlm.guidance import AGGREGATIONS, resample
 from localvlm.images import Image
-from localvlm.pruning import Inputs, Method, budget, method_named
+from localvlm.pruning import Inputs, Method, budget, method_named, share_of
 
 __all__ = ["Answer", "AskOptions", "AttentionMap", "Look", "Pair", "Pipeline", "TokenCounts", "VlmFiles"]
 
@@ -273,7 +273,7 @@ class Pipeline:
             parts = [counts[p] if isinstance(p, int) else p for p in vlm.chat(messages)]
             needed = len(vlm.tokenize(parts)) + 1
             if role == "model" and method.name != "none":
-                needed -= sum(counts) - max(1, round((options.keep or 1.0) * sum(counts)))
+                needed -= sum(counts) - share_of(options.keep, sum(counts))
             if needed > vlm.info.n_ctx:
                 raise ContextOverflow(
                     f"pictures ({sum(counts)} tokens) and question need {needed} cells and the {role}'s context has "

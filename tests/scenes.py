@@ -33,7 +33,7 @@ KEEPS = (0.35, 0.09)
 MAX_TOKENS = 12
 DESCRIBED = 200
 """Scenes that are also described; scored apart, without a target."""
-EXTRA = {"last prompt row": "last", "maximum": "max", "selective rows": "selective"}
+EXTRA = {"last prompt row": "last", "maximum": "max"}
 """Aggregations shown beside the methods."""
 
 

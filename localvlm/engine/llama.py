@@ -18,7 +18,16 @@ from localvlm.engine.gguf_header import Header
 from localvlm.engine.native import Tap, library
 from localvlm.errors import Interrupted, NotEnoughMemory, NotGguf, UnsupportedModel
 
-__all__ = ["Context", "Model", "Vocabulary", "backend", "last_log_lines", "physical_cores"]
+__all__ = [
+    "Context",
+    "Model",
+    "Vocabulary",
+    "backend",
+    "flash_attention",
+    "last_log_lines",
+    "physical_cores",
+    "thread_count",
+]
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -71,6 +80,16 @@ def physical_cores() -> int:
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+
+
+def thread_count(options: LoadOptions) -> int:
+    """Threads of a context, its tower and their taps: one number, since OpenMP keeps one pool."""
+    return options.threads or physical_cores()
+
+
+def flash_attention(options: LoadOptions) -> int:
+    """The llama_flash_attn_type: enabled on the CPU, automatic elsewhere."""
+    return 1 if options.gpu_layers == 0 else -1
 
 
 def _why(fallback: str) -> str:
@@ -193,14 +212,14 @@ class Context:
     def __init__(self, model: Model, options: LoadOptions, tap: Tap) -> None:
         lib = self._lib = backend()
         self.model, self.tap = model, tap
-        threads = options.threads or physical_cores()
+        threads = thread_count(options)
         params = lib.llama_context_default_params()
         params.n_ctx = options.n_ctx or min(model.n_ctx_train or DEFAULT_CTX, DEFAULT_CTX)
         params.n_batch = params.n_ubatch = min(MICRO_BATCH, params.n_ctx)
         params.n_seq_max = 1
         params.n_outputs_max = min(MAX_OUTPUTS, params.n_batch)
         params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = 1 if options.gpu_layers == 0 else -1  # enabled on the CPU, automatic elsewhere
+        params.flash_attn_type = flash_attention(options)
         params.cb_eval = lib.ggml_backend_sched_eval_callback(tap.function("lv_tap_eval"))
         params.cb_eval_user_data = tap.user_data
         params.no_perf = True

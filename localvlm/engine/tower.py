@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from localvlm.engine.api import ImageLayout, LoadOptions
 from localvlm.engine.families import Family, Tower, describe, raster_boxes
 from localvlm.engine.gguf_header import Header
-from localvlm.engine.llama import Model, last_log_lines, physical_cores
+from localvlm.engine.llama import Model, flash_attention, last_log_lines, thread_count
 from localvlm.engine.native import REPAIR_LLAVA_CLS, Tap, TowerMode
 from localvlm.errors import ImageError, Interrupted, UnsupportedModel
 
@@ -61,13 +61,13 @@ class VisionTower:
         self.tower: Tower
         self.family, self.tower = describe(header)
         self.repairs = 0 if options.stock_tower else self._repairs_needed()
-        self.tap = Tap(path.name, options.threads or physical_cores(), options.gpu_layers != 0)
+        self.tap = Tap(path.name, thread_count(options), options.gpu_layers != 0)
         params = mtmd_cpp.mtmd_context_params_default()
         params.use_gpu = options.gpu_layers != 0
         params.print_timings = False
-        params.n_threads = options.threads or physical_cores()
+        params.n_threads = thread_count(options)
         params.warmup = False
-        params.flash_attn_type = 1 if options.gpu_layers == 0 else -1
+        params.flash_attn_type = flash_attention(options)
         params.cb_eval = type(params.cb_eval)(self.tap.function("lv_tap_eval"))
         params.cb_eval_user_data = self.tap.user_data
         self.handle = mtmd_cpp.mtmd_init_from_file(os.fsencode(path), model.handle, params)

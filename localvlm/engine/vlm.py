@@ -28,7 +28,7 @@ from localvlm.engine.api import (
 )
 from localvlm.engine.chat import render
 from localvlm.engine.gguf_header import Header, check_pair, read_header
-from localvlm.engine.llama import MAX_OUTPUTS, Context, Model, physical_cores
+from localvlm.engine.llama import MAX_OUTPUTS, Context, Model, thread_count
 from localvlm.engine.native import ROW_GENERATED, Tap
 from localvlm.engine.rows import Placed, PromptRows, Run, lay_rows
 from localvlm.engine.sampling import Sampler
@@ -61,7 +61,7 @@ class LlamaVlm:
             undo.pop_all()
 
     def _open(self, model: Path, text: Header, options: LoadOptions) -> None:
-        self.tap = Tap(model.name, options.threads or physical_cores(), options.gpu_layers != 0)
+        self.tap = Tap(model.name, thread_count(options), options.gpu_layers != 0)
         self.tap.configure(self._model.n_layer, self._model.n_head)
         self._context = Context(self._model, options, self.tap)
         self._table = TokenTable.open(text, self._model.n_embd_input)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Inputs", "Method", "budget", "top"]
+__all__ = ["Inputs", "Method", "budget", "share_of", "top"]
 
 Int32 = NDArray[np.int32]
 
@@ -49,10 +49,14 @@ class Method:
     aggregation: str | None = None
 
 
+def share_of(keep: float | None, n: int) -> int:
+    """Tokens that the share ``keep`` of n is: at least one; all of them if None."""
+    return n if keep is None else max(1, round(keep * n))
+
+
 def budget(keep: float | None, inputs: Inputs) -> int:
     """Tokens to keep: the share ``keep`` of all N, at least one, at most the candidates."""
-    wanted = inputs.n if keep is None else max(1, round(keep * inputs.n))
-    return min(wanted, len(inputs.candidates))
+    return min(share_of(keep, inputs.n), len(inputs.candidates))
 
 
 def top(scores: NDArray[np.float32], candidates: Int32, k: int) -> Int32:
