@@ -41,6 +41,29 @@ EXAMPLE = Scene(
 )
 
 
+def llm_names(size: lm.Size) -> dict[str, str]:
+    """Our name of every tensor of a language model -> its name in the file."""
+    names = {"embed.weight": "token_embd.weight", "norm.weight": "output_norm.weight", "output.weight": "output.weight"}
+    for i in range(size.layers):
+        names |= {f"layers.{i}.{ours}.weight": f"blk.{i}.{theirs}.weight" for ours, theirs in _LAYER.items()}
+    return names
+
+
+def tower_names() -> dict[str, str]:
+    """Likewise of the tower."""
+    names = {"cls": "v.class_embd", "position": "v.position_embd.weight", "patch_embed.weight": "v.patch_embd.weight",
+             "pre_ln.weight": "v.pre_ln.weight", "pre_ln.bias": "v.pre_ln.bias"}  # fmt: skip
+    for i in range(tower.BLOCKS):
+        for part in ("weight", "bias"):
+            names |= {f"blocks.{i}.{ours}.{part}": f"v.blk.{i}.{theirs}.{part}" for ours, theirs in _BLOCK.items()}
+    return names
+
+
+def projector_names() -> dict[str, str]:
+    """Likewise of the projector."""
+    return {f"mm{i}.{part}": f"mm.{i}.{part}" for i in (0, 2) for part in ("weight", "bias")}
+
+
 def _tokenizer(writer: gguf.GGUFWriter) -> None:
     model = json.loads(text.TOKENIZER.read_text(encoding="utf-8"))["model"]
     tokens = [t for t, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
@@ -88,10 +111,7 @@ def write_llm(path: Path, name: str, state: dict[str, Tensor], size: lm.Size) ->
     writer.add_rope_freq_base(lm.ROPE_BASE)
     writer.add_layer_norm_rms_eps(lm.EPS)
     _tokenizer(writer)
-    names = {"embed.weight": "token_embd.weight", "norm.weight": "output_norm.weight", "output.weight": "output.weight"}
-    for i in range(size.layers):
-        names |= {f"layers.{i}.{ours}.weight": f"blk.{i}.{theirs}.weight" for ours, theirs in _LAYER.items()}
-    for ours, theirs in names.items():
+    for ours, theirs in llm_names(size).items():
         value = state[ours].float().numpy()
         if value.ndim == 1:
             writer.add_tensor(theirs, value)
@@ -120,14 +140,8 @@ def write_mmproj(path: Path, name: str, eyes: dict[str, Tensor], state: dict[str
     writer.add_vision_image_std(tower.STD)
     writer.add_array("clip.vision.feature_layer", [tower.BLOCKS])  # the output of the last block: none is left out
     writer.add_bool("clip.use_gelu", False)  # neither: quick GELU
-    names = {"cls": "v.class_embd", "position": "v.position_embd.weight", "patch_embed.weight": "v.patch_embd.weight",
-             "pre_ln.weight": "v.pre_ln.weight", "pre_ln.bias": "v.pre_ln.bias"}  # fmt: skip
-    for i in range(tower.BLOCKS):
-        for part in ("weight", "bias"):
-            names |= {f"blocks.{i}.{ours}.{part}": f"v.blk.{i}.{theirs}.{part}" for ours, theirs in _BLOCK.items()}
-    tensors = {theirs: eyes[ours] for ours, theirs in names.items()}
-    for part in ("weight", "bias"):
-        tensors |= {f"mm.0.{part}": state[f"mm0.{part}"], f"mm.2.{part}": state[f"mm2.{part}"]}
+    tensors = {theirs: eyes[ours] for ours, theirs in tower_names().items()}
+    tensors |= {theirs: state[ours] for ours, theirs in projector_names().items()}
     for theirs, value in tensors.items():
         half = value.ndim >= 2 and "position" not in theirs
         writer.add_tensor(theirs, value.float().numpy().astype(np.float16 if half else np.float32))
