@@ -115,7 +115,7 @@ def _case(vlm: Vlm, stock: Vlm, row: zoo.Row, case: zoo.Case, want: Arrays) -> I
     order = [s for s in case.segments if isinstance(s, int)]
     encoded: dict[int, Encoded] = {}
     for i in order:
-        image = want[f"{name}/image{i}"].astype(np.uint8)
+        image = case.images[i].pixels()
         encoded[i] = vlm.encode(image, tower=True)
         yield compare(name, "embeddings", vlm.embeddings(encoded[i])[None], want[f"{name}/rows{i}"][None])
         unrepaired = stock.encode(image)

@@ -1,7 +1,8 @@
 """Compares localvlm with llama.cpp's own multimodal helper: ``python -m tests.parity [--images N] [--pair demo]``.
 
-With nothing pruned and llama.cpp's tower unrepaired (``--method none --keep all --stock-tower``), localvlm must give
-the greedy answer of ``mtmd_helper_eval_chunks`` on the same GGUF files and pixels, token for token. Its side runs in a
+With nothing pruned and llama.cpp's own tower and tiles (``--method none --keep all --stock-tower --stock-tiling``),
+localvlm must give the greedy answer of ``mtmd_helper_eval_chunks`` on the same GGUF files and pixels, token for token.
+Its side runs in a
 process of its own over raw ctypes (``tests/zoo/stock.py``), ours through :class:`localvlm.pipeline.Pipeline`; both
 with one thread, the same context and batch sizes. Subjects are the zoo (noise and drawn rectangles of all shapes) and
 the demo pair (its held-out scenes), each VLM by itself. Prints how many answers are equal and, for those that are not,
@@ -162,7 +163,7 @@ class StockProcess:
 
 def compare(subject: Subject, engine: Engine, directory: Path) -> Parity:
     """Asks both sides every question."""
-    options = LoadOptions(n_ctx=N_CTX, threads=1, stock_tower=True)
+    options = LoadOptions(n_ctx=N_CTX, threads=1, stock_tower=True, stock_tiling=True)
     pipeline = Pipeline(Pair(subject.name, None, subject.files), engine, model=options)
     ask = AskOptions(method="none", keep=None, max_tokens=TOKENS)
     parity = Parity(subject.name)

@@ -43,6 +43,8 @@ class App:
             threads=params["threads"],
             gpu_layers=params["gpu_layers"],
             stock_tower=params["stock_tower"],
+            stock_tiling=params["stock_tiling"],
+            image_tokens=params["image_max_tokens"],
         )
         engine = self.engine(params["verbose"] > 1)
         with Interrupts(engine):

@@ -258,7 +258,12 @@ engine_options = _group(
         "--ctx-size", metavar="N", type=WholeType(0), default=0,
         help="Context in tokens [default: the model's own, at most 4096].",
     ),
+    setting(
+        "--image-max-tokens", metavar="N", type=WholeType(0), default=0,
+        help="Most tokens of a picture, for models that take any size [default: 1024].",
+    ),
     setting("--stock-tower", is_flag=True, help="Run llama.cpp's vision tower unrepaired."),
+    setting("--stock-tiling", is_flag=True, help="Let llama.cpp cut pictures into tiles; no token can then be placed."),
 )  # fmt: skip
 
 output_options = _group(

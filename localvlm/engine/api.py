@@ -48,6 +48,10 @@ class LoadOptions:
     """Layers offloaded to the GPU; -1 = all."""
     stock_tower: bool = False
     """Run the vision tower as llama.cpp computes it, defects included."""
+    stock_tiling: bool = False
+    """Let llama.cpp cut pictures into tiles; where their tokens lie is then not known."""
+    image_tokens: int = 0
+    """Most tokens of a picture, for families of dynamic size; 0 = the family's own bound."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class VlmInfo:
     name: str
     architecture: str
     family: str
-    """Row of the table in ``engine/families.py``; "unknown" has no token map."""
+    """Row of the table in ``engine/families``; "unknown" has no token map."""
     n_layer: int
     n_head: int
     n_embd: int
@@ -150,7 +154,8 @@ class Prefilled:
     """Result of a prefill.
 
     Attributes:
-        token_ids: (n_prompt,) int32, the whole prompt as if nothing was pruned, -1 at image tokens.
+        token_ids: (n_prompt,) int32, the whole prompt as if nothing was pruned, -1 at image tokens, -2 at rows of a
+            picture that show nothing (ends of rows); these always stay and are not counted as image tokens.
         n_image: image tokens of the prompt before pruning.
         n_kept: image tokens prefilled.
         n_past: KV cells in use.
@@ -287,7 +292,7 @@ class Vlm(Protocol):
         ...
 
     def embeddings(self, image: Encoded) -> Float32:
-        """(n_tokens, width) float32 projected rows of a picture."""
+        """(n, width) float32 projected rows of a picture, ends of rows included, in the order of the prompt."""
         ...
 
     def close(self) -> None: ...

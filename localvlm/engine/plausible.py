@@ -150,14 +150,15 @@ def check_projector(mmproj: Header) -> None:
     check.between(f"{vision}.projector.scale_factor", 1, 64, required=False)
     check.epsilon(f"{vision}.attention.layer_norm_epsilon")
     check.heads(vision)
-    family, tower = describe(mmproj)
+    family = describe(mmproj)
+    tower = family.tower
     if family.name == "unknown":
         return
     _check_blocks(check, blocks, width)
     embedder = mmproj.tensors.get("v.patch_embd.weight")
     if embedder is None or embedder.shape != (patch, patch, 3, width):
         check.fail(f"'v.patch_embd.weight' has shape {list(embedder.shape) if embedder else None}, not that of a patch")
-    if family.fixed:
+    if family.name == "llava":
         check.shape("v.position_embd.weight", width, (size // patch) ** 2 + tower.cls)
         if "v.position_embd.weight" not in mmproj.tensors:
             check.fail("tensor 'v.position_embd.weight' is missing")

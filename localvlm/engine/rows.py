@@ -30,15 +30,16 @@ class PromptRows:
     """All rows of a prompt.
 
     Attributes:
-        ids: (n_rows,) token ids, -1 at image rows.
+        ids: (n_rows,) token ids, -1 at image tokens, -2 at rows of a picture that show nothing.
         positions: (n_rows, 3) t, y, x as if nothing was pruned.
         image: (n_rows,) index of the image token in the unpruned prompt, joint over all pictures; -1 for text.
-        local: (n_rows,) index of the row in its own picture's embeddings; -1 for text.
+        local: (n_rows,) index of the row in its own picture's embeddings; -1 for text. Rows of a picture that show
+            nothing (the ends of its rows) have a ``local`` and no ``image``.
         classes: (n_rows,) uint8 bits of enum lv_row_class.
         runs: the rows cut where text and pictures meet.
         n_image: image tokens before pruning.
         next_position: of the first row after the prompt.
-        all_ids: the unpruned prompt, -1 at image tokens.
+        all_ids: the unpruned prompt, likewise.
     """
 
     ids: Int32
@@ -82,18 +83,22 @@ class _Builder:
         self.position += n
 
     def picture(self, picture: Picture, keep: Int32 | None) -> None:
-        chosen = np.arange(picture.layout.n_tokens, dtype=np.int32) if keep is None else np.asarray(keep, np.int32)
+        stays = np.ones(picture.layout.n_tokens, bool)
+        if keep is not None:
+            stays[:] = False
+            stays[keep] = True
         for piece in picture.pieces:
             if not piece.n:
                 self.text(piece.ids)
                 continue
-            assert piece.relative is not None
-            local = chosen[(chosen >= piece.first) & (chosen < piece.first + piece.n)]
-            places = piece.relative[local - piece.first] + np.int32(self.position)
-            none = np.full(len(local), -1, np.int32)
-            if len(local):
-                self._rows(none, places, local + np.int32(self.n_image), local, picture)
-            self.all_ids.append(np.full(piece.n, -1, np.int32))
+            shows = piece.token >= 0
+            kept = np.flatnonzero(~shows | stays[piece.token]).astype(np.int32)
+            ids = np.where(shows, -1, -2).astype(np.int32)
+            if len(kept):
+                image = np.where(shows[kept], piece.token[kept] + np.int32(self.n_image), -1).astype(np.int32)
+                places = piece.relative[kept] + np.int32(self.position)
+                self._rows(ids[kept], places, image, kept + np.int32(piece.first), picture)
+            self.all_ids.append(ids)
             self.position += piece.n_pos
         self.n_image += picture.layout.n_tokens
 

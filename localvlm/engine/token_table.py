@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from localvlm.engine.gguf_header import Header
 
-__all__ = ["TokenTable"]
+__all__ = ["TokenTable", "vector"]
 
 UNSCALED = frozenset({"llama", "qwen2", "qwen2vl", "qwen3"})
 """Architectures whose graph feeds token embeddings to the first layer as they are."""
@@ -43,3 +43,15 @@ class TokenTable:
 
         raw = np.ascontiguousarray(self._data[ids])
         return np.asarray(dequantize(raw, GGMLQuantizationType(self._kind)), np.float32)
+
+
+def vector(header: Header, name: str) -> NDArray[np.float32]:
+    """A tensor of one dimension, as float32."""
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    tensor = header.tensors[name]
+    raw = np.fromfile(header.path, np.uint8, tensor.n_bytes, offset=tensor.offset)
+    kind = GGMLQuantizationType(tensor.type)
+    plain = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}.get(kind)
+    return np.asarray(dequantize(raw if plain is None else raw.view(plain), kind), np.float32).reshape(-1)

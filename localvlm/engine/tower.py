@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +15,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localvlm.engine.api import ImageLayout, LoadOptions
-from localvlm.engine.families import Family, Tower, describe, raster_boxes
+from localvlm.engine.families import Block, Cut, Family, Patches, Tile, describe, draw
 from localvlm.engine.gguf_header import Header
 from localvlm.engine.llama import Model, flash_attention, last_log_lines, thread_count
-from localvlm.engine.native import REPAIR_LLAVA_CLS, Tap, TowerMode
+from localvlm.engine.native import REPAIRS, Tap, TowerMode
+from localvlm.engine.token_table import vector
 from localvlm.errors import ImageError, Interrupted, UnsupportedModel
 
 __all__ = ["Picture", "Piece", "VisionTower"]
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
+RGB = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of the prompt that a picture becomes: wrapper tokens (``ids``), or ``n`` image tokens from ``first``
-    with their relative positions (n, 3) t, y, x and the positions they take.
+    """A stretch of the prompt that a picture becomes: wrapper tokens (``ids``), or rows of the projector.
+
+    Attributes:
+        ids: text; the rest is empty then.
+        first: index of the first row among the picture's rows.
+        token: (n,) int32 index of each row among the picture's image tokens; -1: it shows nothing and always stays.
+        relative: (n, 3) int32 t, y, x from where the piece begins.
+        n_pos: positions that the piece takes.
     """
 
     ids: tuple[int, ...] = ()
     first: int = 0
-    n: int = 0
-    relative: Int32 | None = None
+    token: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    relative: Int32 = field(default_factory=lambda: np.zeros((0, 3), np.int32))
     n_pos: int = 0
-    raster: tuple[int, int] | None = None
+
+    @property
+    def n(self) -> int:
+        return len(self.token)
 
 
 @dataclass
 class Picture:
-    """A laid out, and after encoding also encoded, picture."""
+    """A laid out, and after encoding also encoded, picture. ``rows`` are all rows of the projector that the prompt
+    holds, those that show nothing included.
+    """
 
     layout: ImageLayout
     pieces: tuple[Piece, ...]
@@ -57,10 +72,12 @@ class VisionTower:
         from llama_cpp import mtmd_cpp
 
         self._lib, self._model = mtmd_cpp, model
-        self.family: Family
-        self.tower: Tower
-        self.family, self.tower = describe(header)
-        self.repairs = 0 if options.stock_tower else self._repairs_needed()
+        family = describe(header, options.image_tokens)
+        self.family: Family = replace(family, cut=None) if options.stock_tiling else family
+        self.tower = family.tower
+        self.repairs = 0 if options.stock_tower else sum(REPAIRS[name] for name in family.repairs)
+        self._header = header
+        self._end: Float32 | None = None
         self.tap = Tap(path.name, thread_count(options), options.gpu_layers != 0)
         params = mtmd_cpp.mtmd_context_params_default()
         params.use_gpu = options.gpu_layers != 0
@@ -68,6 +85,8 @@ class VisionTower:
         params.n_threads = thread_count(options)
         params.warmup = False
         params.flash_attn_type = flash_attention(options)
+        if not options.stock_tiling:
+            params.image_min_tokens, params.image_max_tokens = family.bounds
         params.cb_eval = type(params.cb_eval)(self.tap.function("lv_tap_eval"))
         params.cb_eval_user_data = self.tap.user_data
         self.handle = mtmd_cpp.mtmd_init_from_file(os.fsencode(path), model.handle, params)
@@ -79,23 +98,18 @@ class VisionTower:
             raise UnsupportedModel(f"projector '{path.name}' has no vision tower")
         self.causal = not mtmd_cpp.mtmd_decode_use_non_causal(self.handle, None)
 
-    def _repairs_needed(self) -> int:
-        return REPAIR_LLAVA_CLS if self.family.name == "llava" and self.tower.cls else 0
-
     @property
     def repair_names(self) -> tuple[str, ...]:
-        return ("llava-cls-order",) if self.repairs & REPAIR_LLAVA_CLS else ()
+        return self.family.repairs if self.repairs else ()
 
     def lay_out(self, width: int, height: int) -> Picture:
         """Where the tokens of a width x height picture lie, without encoding it."""
-        bitmap = self._lib.mtmd_bitmap_init(width, height, None)
-        chunks = self._chunks(bitmap)
-        try:
-            return self._picture(chunks, width, height)
-        finally:
-            self._lib.mtmd_input_chunks_free(chunks)
+        if self.family.cut is not None:
+            return self._laid(self.family.cut(width, height), width, height)
+        with self._chunks(width, height, None) as chunks:
+            return self._stock_laid(chunks)
 
-    def encode(self, image: NDArray[np.uint8], attention: bool) -> Picture:
+    def encode(self, image: RGB, attention: bool) -> Picture:
         """Encodes (height, width, 3) uint8 RGB.
 
         Raises:
@@ -103,26 +117,27 @@ class VisionTower:
         """
         height, width = image.shape[:2]
         pixels = np.ascontiguousarray(image, np.uint8)
-        data = pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        chunks = self._chunks(self._lib.mtmd_bitmap_init(width, height, data))
-        try:
-            picture = self._picture(chunks, width, height)
-            started = time.perf_counter()
-            picture.rows = np.empty((picture.layout.n_tokens, self._model.n_embd_input), np.float32)
-            towers: list[Float32] = []
-            at = 0
-            for i in range(self._lib.mtmd_input_chunks_size(chunks)):
-                chunk = self._lib.mtmd_input_chunks_get(chunks, i)
-                if self._lib.mtmd_input_chunk_get_type(chunk) == self._lib.MTMD_INPUT_CHUNK_TYPE_IMAGE:
-                    n = int(self._lib.mtmd_input_chunk_get_n_tokens(chunk))
-                    picture.rows[at : at + n] = self._encode_chunk(chunk, n, attention, towers)
-                    at += n
-            if attention and towers:
-                picture.tower = np.concatenate(towers, axis=1)
-            picture.ms = (time.perf_counter() - started) * 1e3
-            return picture
-        finally:
-            self._lib.mtmd_input_chunks_free(chunks)
+        if self.family.cut is None:
+            return self._stock_encode(pixels)
+        cut = self.family.cut(width, height)
+        picture = self._laid(cut, width, height)
+        started = time.perf_counter()
+        rows: list[Float32] = []
+        towers: list[Float32] = []
+        for block in cut:
+            if isinstance(block, Block):
+                found = [
+                    self._tile(t, p, attention) for t, p in zip(block.tiles, draw(pixels, block.tiles), strict=True)
+                ]
+                rows.append(block.gather(np.concatenate([f[0] for f in found]), self._row_end()))
+                if attention:
+                    mass = block.gather(np.concatenate([f[1] for f in found], axis=1).T, np.float32(0))
+                    towers.append(mass[block.shows()].T)
+        picture.rows = np.concatenate(rows)
+        if attention:
+            picture.tower = np.concatenate(towers, axis=1)
+        picture.ms = (time.perf_counter() - started) * 1e3
+        return picture
 
     def close(self) -> None:
         if self.handle:
@@ -130,23 +145,83 @@ class VisionTower:
             self.handle = None
         self.tap.close()
 
-    def _chunks(self, bitmap: Any) -> Any:
-        """The input chunks of one bitmap, which is freed."""
-        if not bitmap:
-            raise ImageError("the picture could not be handed to the vision tower")
-        part = self._lib.mtmd_input_part(text=None, bitmap=bitmap)
-        parts = (ctypes.POINTER(self._lib.mtmd_input_part) * 1)(ctypes.pointer(part))
-        chunks = self._lib.mtmd_input_chunks_init()
-        status = self._lib.mtmd_tokenize_from_parts(self.handle, chunks, parts, 1, False)
-        self._lib.mtmd_bitmap_free(bitmap)
-        if status != 0:
-            self._lib.mtmd_input_chunks_free(chunks)
-            raise ImageError(f"the vision tower refused the picture (code {status})")
-        return chunks
+    # pictures cut by us
 
-    def _picture(self, chunks: Any, width: int, height: int) -> Picture:
+    def _laid(self, cut: Cut, width: int, height: int) -> Picture:
         pieces: list[Piece] = []
-        first = 0
+        boxes: list[Float32] = []
+        first = n_tokens = n_pos = 0
+        for part in cut:
+            if isinstance(part, str):
+                ids = self._model.vocabulary.tokenize_run([(part, True)])
+                pieces.append(Piece(ids=tuple(int(i) for i in ids)))
+                n_pos += len(ids)
+                continue
+            shows = part.shows()
+            token = np.where(shows, n_tokens + np.cumsum(shows) - 1, -1).astype(np.int32)
+            relative, taken = self._relative(part)
+            pieces.append(Piece((), first, token, relative, taken))
+            boxes.append(part.boxes(width, height)[shows])
+            first, n_tokens, n_pos = first + part.n, n_tokens + int(shows.sum()), n_pos + taken
+        blocks = [p for p in cut if isinstance(p, Block)]
+        grid = blocks[0].raster if len(blocks) == 1 else None
+        return Picture(ImageLayout(n_tokens, np.concatenate(boxes), grid, n_pos), tuple(pieces))
+
+    def _relative(self, block: Block) -> tuple[Int32, int]:
+        """Positions of a block's rows from where it begins, and how many it takes.
+
+        M-RoPE (Qwen2-VL, 2409.12191): a picture of R x C tokens that begins at p gives its token (r, c) the place
+        (p, p + r, p + c), and text goes on at p + max(R, C).
+        """
+        n = block.n
+        if not self._model.mrope:
+            return np.repeat(np.arange(n, dtype=np.int32)[:, None], 3, axis=1), n
+        if block.raster is None or block.raster[0] * block.raster[1] != n:
+            raise UnsupportedModel("this family's tiles have no place in an M-RoPE model", "pass --stock-tiling")
+        rows, columns = block.raster
+        place = np.zeros((rows, columns, 3), np.int32)
+        place[..., 1], place[..., 2] = np.arange(rows)[:, None], np.arange(columns)
+        return place.reshape(-1, 3), max(rows, columns)
+
+    def _row_end(self) -> Float32:
+        """(width,) the row that the family puts after each row of tokens."""
+        if not self.family.row_end:
+            return np.zeros(self._model.n_embd_input, np.float32)
+        if self._end is None:
+            self._end = vector(self._header, self.family.row_end)
+        return self._end
+
+    def _tile(self, tile: Tile, pixels: RGB, attention: bool) -> tuple[Float32, Float32]:
+        """Rows (n, width) of a tile, and its attention (n_layer, n), merged patches summed."""
+        height, width = pixels.shape[:2]
+        patches = Patches(height // self.tower.patch, width // self.tower.patch, tile)
+        n_patches = patches.rows * patches.columns
+        mode = TowerMode.OFF
+        if attention:
+            mode = TowerMode.CLS if self.tower.cls else TowerMode.RECEIVED
+        with self._chunks(width, height, pixels) as chunks:
+            chunk = next(self._image_chunks(chunks))
+            n = int(self._lib.mtmd_input_chunk_get_n_tokens(chunk))
+            if n != tile.n:
+                raise UnsupportedModel(
+                    f"llama.cpp makes {n} tokens of a {width}x{height} tile where {self.family.name} has {tile.n}",
+                    "pass --stock-tiling",
+                )
+            self.tap.tower_begin(self.tower.n_layer, n_patches, n_patches if self.tower.cls else -1, mode, self.repairs)
+            rows = self._encode_chunk(chunk, n)
+        if mode == TowerMode.OFF:
+            return rows, np.zeros((0, n), np.float32)
+        mass = self.tap.tower_read()
+        owner = self.family.token_of_patch(replace(patches, window=self.tap.window_index()))
+        out = np.zeros((mass.shape[0], n), np.float32)
+        np.add.at(out.T, owner, mass.T)
+        return rows, out
+
+    # pictures cut by llama.cpp
+
+    def _stock_laid(self, chunks: Any) -> Picture:
+        pieces: list[Piece] = []
+        first = n_pos = 0
         for i in range(self._lib.mtmd_input_chunks_size(chunks)):
             chunk = self._lib.mtmd_input_chunks_get(chunks, i)
             kind = self._lib.mtmd_input_chunk_get_type(chunk)
@@ -155,39 +230,67 @@ class VisionTower:
                 ids = self._lib.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
                 pieces.append(Piece(ids=tuple(ids[: count.value])))
             elif kind == self._lib.MTMD_INPUT_CHUNK_TYPE_IMAGE:
-                piece = self._image_piece(chunk, first)
+                piece = self._stock_piece(chunk, first)
                 pieces.append(piece)
                 first += piece.n
-        images = [p for p in pieces if p.n]
-        grid = images[0].raster if len(images) == 1 else None
-        boxes = None
-        if grid is not None and self.family.name != "unknown" and grid[0] * grid[1] == first:
-            cell = self.tower.patch * self.tower.merge
-            boxes = raster_boxes(width, height, grid[1], grid[0], cell)
-        n_pos = sum(p.n_pos or len(p.ids) for p in pieces)
-        return Picture(ImageLayout(first, boxes, grid, n_pos), tuple(pieces))
+            n_pos += pieces[-1].n_pos or len(pieces[-1].ids)
+        return Picture(ImageLayout(first, None, None, n_pos), tuple(pieces))
 
-    def _image_piece(self, chunk: Any, first: int) -> Piece:
+    def _stock_piece(self, chunk: Any, first: int) -> Piece:
         n = int(self._lib.mtmd_input_chunk_get_n_tokens(chunk))
         n_pos = int(self._lib.mtmd_input_chunk_get_n_pos(chunk))
         tokens = self._lib.mtmd_input_chunk_get_tokens_image(chunk)
-        raster: tuple[int, int] | None
+        relative = np.repeat(np.arange(n, dtype=np.int32)[:, None], 3, axis=1)
         if self._model.mrope:
             places = [self._lib.mtmd_image_tokens_get_decoder_pos(tokens, 0, i) for i in range(n)]
             relative = np.array([(p.t, p.y, p.x) for p in places], np.int32).reshape(n, 3)
-            raster = (int(relative[:, 1].max()) + 1, int(relative[:, 2].max()) + 1)
-        else:
-            relative = np.repeat(np.arange(n, dtype=np.int32)[:, None], 3, axis=1)
-            side = round(n**0.5)
-            raster = (side, side) if self.family.fixed and side * side == n else None
-        return Piece(first=first, n=n, relative=relative, n_pos=n_pos, raster=raster)
+        return Piece((), first, np.arange(first, first + n, dtype=np.int32), relative, n_pos)
 
-    def _encode_chunk(self, chunk: Any, n: int, attention: bool, towers: list[Float32]) -> Float32:
-        n_patches = n * self.tower.merge**2
-        mode = TowerMode.OFF
-        if attention and self.family.name != "unknown":
-            mode = TowerMode.CLS if self.tower.cls else TowerMode.RECEIVED
-        self.tap.tower_begin(self.tower.n_layer, n_patches, n_patches if self.tower.cls else -1, mode, self.repairs)
+    def _stock_encode(self, pixels: RGB) -> Picture:
+        height, width = pixels.shape[:2]
+        with self._chunks(width, height, pixels) as chunks:
+            picture = self._stock_laid(chunks)
+            started = time.perf_counter()
+            rows: list[Float32] = []
+            for chunk in self._image_chunks(chunks):
+                n = int(self._lib.mtmd_input_chunk_get_n_tokens(chunk))
+                n_patches = n * self.tower.merge**2
+                cls = n_patches if self.tower.cls else -1
+                self.tap.tower_begin(self.tower.n_layer, n_patches, cls, TowerMode.OFF, self.repairs)
+                rows.append(self._encode_chunk(chunk, n))
+            picture.rows = np.concatenate(rows)
+            picture.ms = (time.perf_counter() - started) * 1e3
+            return picture
+
+    # libmtmd
+
+    @contextmanager
+    def _chunks(self, width: int, height: int, pixels: RGB | None) -> Iterator[Any]:
+        """The input chunks of one picture."""
+        data = None if pixels is None else pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        bitmap = self._lib.mtmd_bitmap_init(width, height, data)
+        if not bitmap:
+            raise ImageError("the picture could not be handed to the vision tower")
+        part = self._lib.mtmd_input_part(text=None, bitmap=bitmap)
+        parts = (ctypes.POINTER(self._lib.mtmd_input_part) * 1)(ctypes.pointer(part))
+        chunks = self._lib.mtmd_input_chunks_init()
+        status = self._lib.mtmd_tokenize_from_parts(self.handle, chunks, parts, 1, False)
+        self._lib.mtmd_bitmap_free(bitmap)
+        try:
+            if status != 0:
+                raise ImageError(f"the vision tower refused the picture (code {status})")
+            yield chunks
+        finally:
+            self._lib.mtmd_input_chunks_free(chunks)
+
+    def _image_chunks(self, chunks: Any) -> Iterator[Any]:
+        for i in range(self._lib.mtmd_input_chunks_size(chunks)):
+            chunk = self._lib.mtmd_input_chunks_get(chunks, i)
+            if self._lib.mtmd_input_chunk_get_type(chunk) == self._lib.MTMD_INPUT_CHUNK_TYPE_IMAGE:
+                yield chunk
+
+    def _encode_chunk(self, chunk: Any, n: int) -> Float32:
+        """Rows (n, width) of a chunk; the tap's tower_begin was called."""
         try:
             status = self._lib.mtmd_encode_chunk(self.handle, chunk)
         finally:
@@ -196,18 +299,7 @@ class VisionTower:
             raise UnsupportedModel(f"the vision tower failed (code {status})")
         if self.repairs and self.tap.repaired() != self.repairs:
             raise UnsupportedModel("the vision tower's graph has changed: its repair did not run", "pass --stock-tower")
-        if mode != TowerMode.OFF:
-            towers.append(self._per_token(self.tap.tower_read(), n))
         pointer = self._lib.mtmd_get_output_embd(self.handle)
         if not pointer:
             raise Interrupted()
         return np.ctypeslib.as_array(pointer, (n, self._model.n_embd_input)).copy()
-
-    def _per_token(self, patches: Float32, n: int) -> Float32:
-        """(n_layer, n_patches) in tower order -> (n_layer, n) in token order, merged patches summed."""
-        if self.family.token_of_patch is None:
-            return patches
-        owner = self.family.token_of_patch(patches.shape[1], self.tap.window_index())
-        out = np.zeros((patches.shape[0], n), np.float32)
-        np.add.at(out.T, owner, patches.T)
-        return out

@@ -46,8 +46,8 @@ def mix_at(step: int) -> dict[str, float]:
     """What is asked at that step: lists and plain look-ups first, the rest when these begin to be known."""
     if step >= 3800:  # counting comes last
         return {
-            "caption": 0.2, "describe": 0.3, "colour": 0.2, "shape": 0.2, "where": 0.4, "read": 1.2,
-            "exist": 0.6, "relation": 1.2, "step": 0.2, "count": 5.0,
+            "caption": 0.2, "describe": 0.3, "colour": 0.2, "shape": 0.2, "where": 0.4, "read": 1.5,
+            "exist": 1.2, "relation": 1.2, "step": 0.2, "count": 4.0,
         }  # fmt: skip
     if step >= 2200:
         return {

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localvlm.engine.api import Attention
-from localvlm.engine.families import raster_boxes
+from localvlm.engine.families.base import Tile
 from localvlm.guidance import AGGREGATIONS, resample
 
 SIZE = 24
@@ -49,8 +49,11 @@ def test_resample_counts_pixels(sx, sy, tx, ty, seed) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (480, 640), (97, 1000), (1, 1), (336, 336)])
 def test_resample_conserves_mass_between_real_grids(width: int, height: int) -> None:
-    """A letterboxed 24x24 raster to another tower's, and back: no mass appears or is lost."""
-    source, target = raster_boxes(width, height, 24, 24, 14), raster_boxes(width, height, 31, 17, 28)
+    """A padded 24x24 raster to another tower's, and back: no mass appears or is lost."""
+    long = max(width, height)
+    canvas = (long, long, (long - width) // 2, (long - height) // 2)
+    source = Tile(((336, 336),), (0, 0, 336, 336), 24, 24, canvas).boxes(width, height)
+    target = Tile(((868, 476),), (0, 0, 868, 476), 17, 31).boxes(width, height)
     area = (source[:, 2] - source[:, 0]) * (source[:, 3] - source[:, 1])
     scores = np.where(area > 0, np.random.default_rng(1).random(len(source)), 0).astype(np.float32)
     there = resample(scores, source, target)
@@ -67,7 +70,7 @@ def test_resample_drops_what_lies_on_padding() -> None:
 
 
 def test_same_grid_is_left_alone() -> None:
-    boxes = raster_boxes(50, 40, 4, 4, 14)
+    boxes = Tile((), (0, 0, 50, 40), 4, 4).boxes(50, 40)
     scores = np.arange(16, dtype=np.float32)
     np.testing.assert_array_equal(resample(scores, boxes, boxes.copy()), scores)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.zoo.row import RGB, Case, Drawing, Int32, Row, filler
+from tests.zoo.row import RGB, Case, Drawing, Grid, Int32, Row, filler
 from tests.zoo.text import TextConfig, text_weights
 from tests.zoo.tokenizer import MERGES, Tokenizer
 from tests.zoo.weights import SHARP, Float32, Weights
@@ -240,8 +240,7 @@ def make_row(name: str, text: TextConfig, vision: VisionConfig, seed: int) -> Ro
         name=name,
         text=text,
         tokenizer=TOKENIZER,
-        wrap=("", ""),
-        grid=lambda width, height: (vision.side, vision.side),
+        spell=lambda width, height: (Grid(vision.side, vision.side),),
         tower_layers=vision.layers - 1,
         repairs=("llava-cls-order",),
         cases=_cases(vision.image),

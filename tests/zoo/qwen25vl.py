@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.zoo.row import RGB, Case, Drawing, Int32, Row, filler
+from tests.zoo.row import RGB, Case, Drawing, Grid, Int32, Row, Spelling, filler
 from tests.zoo.text import TextConfig, text_weights
 from tests.zoo.tokenizer import MERGES, Tokenizer
 from tests.zoo.weights import SHARP, Float32, Weights
@@ -222,8 +222,8 @@ def _patches(image: RGB) -> tuple[Float32, tuple[int, int]]:
     return np.ascontiguousarray(frames.reshape(rows * columns, -1), np.float32), (rows, columns)
 
 
-def _grid(width: int, height: int) -> tuple[int, int]:
-    return height // (PATCH * MERGE), width // (PATCH * MERGE)
+def _spell(width: int, height: int) -> Spelling:
+    return ("<|vision_start|>", Grid(height // (PATCH * MERGE), width // (PATCH * MERGE)), "<|vision_end|>")
 
 
 CASES = (
@@ -257,8 +257,7 @@ def make_row(name: str, text: TextConfig, vision: VisionConfig, seed: int) -> Ro
         name=name,
         text=text,
         tokenizer=TOKENIZER,
-        wrap=("<|vision_start|>", "<|vision_end|>"),
-        grid=_grid,
+        spell=_spell,
         tower_layers=vision.layers,
         repairs=(),
         cases=CASES,

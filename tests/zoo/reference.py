@@ -73,9 +73,9 @@ def _attention(name: str, found: Float32, ids: Int32, n_prompt: int) -> dict[str
 
     found: (n_layer, n_head, n, n) probabilities.
     """
-    image = np.flatnonzero(ids < 0)
+    image, tail = np.flatnonzero(ids == -1), int(np.flatnonzero(ids < 0)[-1]) + 1
     columns = found[:, :, :, image]
-    parts = {"prompt": slice(image[-1] + 1, n_prompt), "generated": slice(n_prompt, None)}
+    parts = {"prompt": slice(tail, n_prompt), "generated": slice(n_prompt, None)}
     out = {f"{name}/last": columns[:, :, n_prompt - 1]}
     for part, rows in parts.items():
         p = columns[:, :, rows]
@@ -95,6 +95,14 @@ def _selectivity(p: Float32) -> Float32:
     return ((1.0 - entropy / np.log(p.shape[-1])) ** 2).astype(np.float32)
 
 
+def _stays(ids: Int32, keep: list[tuple[int, ...]], counts: list[int]) -> NDArray[np.bool_]:
+    """(n,) which rows the pruned run has: all but the image tokens that are not in ``keep``."""
+    kept = np.concatenate([np.isin(np.arange(n), k) for k, n in zip(keep, counts, strict=True)])
+    stays = np.ones(len(ids), bool)
+    stays[ids == -1] = kept
+    return stays
+
+
 def _case(row: Row, reference: Reference, case: Case) -> dict[str, NDArray[np.generic]]:
     name, prompt = case.name, row.case_ids(case)
     out: dict[str, NDArray[np.generic]] = {f"{name}/ids": prompt, f"{name}/fed": np.array(case.fed, np.int32)}
@@ -103,7 +111,7 @@ def _case(row: Row, reference: Reference, case: Case) -> dict[str, NDArray[np.ge
     for i in order:
         image = case.images[i].pixels()
         features, tower = reference.encode(image)
-        out |= {f"{name}/image{i}": image, f"{name}/rows{i}": features, f"{name}/tower{i}": tower}
+        out |= {f"{name}/rows{i}": features, f"{name}/tower{i}": tower}
         out[f"{name}/stock{i}"] = reference.encode_stock(image)
         rows.append(features)
     ids = np.concatenate([prompt, out[f"{name}/fed"]]).astype(np.int32)
@@ -113,23 +121,21 @@ def _case(row: Row, reference: Reference, case: Case) -> dict[str, NDArray[np.ge
     out[f"{name}/logits"] = logits[len(prompt) - 1 :]
     out |= _attention(name, attention, ids, len(prompt))
 
-    kept_image = np.concatenate([np.isin(np.arange(len(r)), case.keep[i]) for i, r in zip(order, rows, strict=True)])
-    kept = np.ones(len(ids), bool)
-    kept[ids < 0] = kept_image
-    logits, attention = reference.decode(ids[kept], joined[kept_image], where[:, kept])
-    n_prompt = int(kept[: len(prompt)].sum())
+    stays = _stays(ids, [case.keep[i] for i in order], [row.image_tokens(case, i) for i in order])
+    logits, attention = reference.decode(ids[stays], joined[stays[ids < 0]], where[:, stays])
+    n_prompt = int(stays[: len(prompt)].sum())
     out[f"{name}/pruned_logits"] = logits[n_prompt - 1 :]
-    compact = np.broadcast_to(np.arange(int(kept.sum()), dtype=np.int32), where[:, kept].shape)
-    out[f"{name}/compact_logits"] = reference.decode(ids[kept], joined[kept_image], compact)[0][n_prompt - 1 :]
-    out |= _attention(f"{name}/pruned", attention, ids[kept], n_prompt)
+    compact = np.broadcast_to(np.arange(int(stays.sum()), dtype=np.int32), where[:, stays].shape)
+    out[f"{name}/compact_logits"] = reference.decode(ids[stays], joined[stays[ids < 0]], compact)[0][n_prompt - 1 :]
+    out |= _attention(f"{name}/pruned", attention, ids[stays], n_prompt)
     return out
 
 
 def expected(row: Row) -> dict[str, NDArray[np.generic]]:
     """All expected values of a row, keyed ``case/name``.
 
-    ids (n,) int32; fed (m,) int32, may be empty; image{i} (h, w, 3) uint8; rows{i} (n_tokens, width); stock{i} the
-    same as llama.cpp computes it unrepaired; tower{i} (tower_layers, n_tokens); logits (1 + m, n_vocab) after the
+    ids (n,) int32, -1 at image tokens, -2 at ends of rows; fed (m,) int32, may be empty; rows{i} (n, width); stock{i}
+    the same as llama.cpp computes it unrepaired; tower{i} (tower_layers, n_tokens); logits (1 + m, n_vocab) after the
     prompt and after each fed token; prompt, generated, last (n_layer, n_head, n_image), and prompt_weighted,
     prompt_maximum and so on. With pruned_ or pruned/ in front: from the kept tokens at their original positions,
     attention columns of these alone.

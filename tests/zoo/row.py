@@ -14,7 +14,7 @@ from tests.zoo.text import TextConfig
 from tests.zoo.tokenizer import Tokenizer
 from tests.zoo.weights import Float32
 
-__all__ = ["Case", "Drawing", "Reference", "Row", "ZooModel", "filler", "positions"]
+__all__ = ["Case", "Drawing", "Grid", "Reference", "Row", "Spelling", "ZooModel", "filler", "positions"]
 
 Int32 = NDArray[np.int32]
 RGB = NDArray[np.uint8]
@@ -55,6 +55,27 @@ class Case:
     keep: tuple[tuple[int, ...], ...]
 
 
+@dataclass(frozen=True)
+class Grid:
+    """A raster of image tokens in a prompt. ``ends``: rows that show nothing, id -2, stand "between" its rows, "after"
+    each of them, or nowhere ("").
+    """
+
+    rows: int
+    columns: int
+    ends: str = ""
+
+    def ids(self) -> list[int]:
+        """-1 at image tokens, -2 at ends."""
+        row = [-1] * self.columns + ([-2] if self.ends else [])
+        ids = row * self.rows
+        return ids[:-1] if self.ends == "between" else ids
+
+
+Spelling = tuple[str | Grid, ...]
+"""A picture in a prompt: control texts and grids."""
+
+
 def filler(first: int, n: int) -> str:
     """``n`` different sentences; 30 of them fill a batch of llama.cpp's (512 rows)."""
     return "".join(f"the thing at {i * i} is red and not {i}. " for i in range(first, first + n))
@@ -64,15 +85,17 @@ class Reference(Protocol):
     """A row's model in transformers (torch tensors go in and out of :meth:`decode` as arrays)."""
 
     def encode(self, image: RGB) -> tuple[Float32, Float32]:
-        """Projected rows (n_tokens, width), and the tower's attention as ``Encoded.tower`` defines it."""
+        """Projected rows (n, width) as the prompt has them, ends included, and the tower's attention as
+        ``Encoded.tower`` defines it. ``image`` is the picture before any resizing: the family's own processor cuts it.
+        """
         ...
 
     def encode_stock(self, image: RGB) -> Float32:
-        """The rows (n_tokens, width) that llama.cpp's unrepaired graph gives; those of ``encode`` if it is right."""
+        """The rows (n, width) that llama.cpp's unrepaired graph gives; those of ``encode`` if it is right."""
         ...
 
     def decode(self, ids: Int32, rows: Float32, positions: Int32) -> tuple[Float32, Float32]:
-        """One causal pass over a prompt with ``rows`` in place of the -1 of ``ids``.
+        """One pass over a prompt with ``rows`` in place of the negative ``ids``.
 
         positions: (3, n) or (1, n). Returns logits (n, n_vocab) and attention (n_layer, n_head, n, n).
         """
@@ -84,9 +107,8 @@ class Row:
     """One row of the table.
 
     Attributes:
-        wrap: control tokens that llama.cpp puts around a picture.
         marker: what the chat template writes for a picture.
-        grid: (width, height) of a picture at tower size -> (rows, columns) of tokens.
+        spell: (width, height) of a picture -> what stands for it in the prompt.
         tower_layers: blocks whose output is used.
         repairs: repairs that the engine must report.
     """
@@ -94,8 +116,7 @@ class Row:
     name: str
     text: TextConfig
     tokenizer: Tokenizer
-    wrap: tuple[str, str]
-    grid: Callable[[int, int], tuple[int, int]]
+    spell: Callable[[int, int], Spelling]
     tower_layers: int
     repairs: tuple[str, ...]
     cases: tuple[Case, ...]
@@ -104,9 +125,22 @@ class Row:
     reference: Callable[[Mapping[str, Float32]], Reference]
 
     def case_ids(self, case: Case) -> Int32:
-        """(n,) prompt ids of a case, -1 at image tokens."""
-        counts = [int(np.prod(self.grid(d.width, d.height))) for d in case.images]
-        return np.array(self.tokenizer.prompt(case.segments, counts, self.wrap), np.int32)
+        """(n,) prompt ids of a case, -1 at image tokens, -2 at ends of rows."""
+        ids = [self.tokenizer.id(self.tokenizer.bos)] if self.tokenizer.bos else []
+        for segment in case.segments:
+            parts = (segment,) if isinstance(segment, str) else self.spelling(case, segment)
+            for part in parts:
+                ids += self.tokenizer.encode(part) if isinstance(part, str) else part.ids()
+        return np.array(ids, np.int32)
+
+    def spelling(self, case: Case, image: int) -> Spelling:
+        """What stands for a picture of a case."""
+        drawing = case.images[image]
+        return self.spell(drawing.width, drawing.height)
+
+    def image_tokens(self, case: Case, image: int) -> int:
+        """Image tokens of a picture of a case, ends of rows not counted."""
+        return sum(part.ids().count(-1) for part in self.spelling(case, image) if isinstance(part, Grid))
 
 
 @dataclass(frozen=True)
@@ -126,7 +160,13 @@ def positions(row: Row, case: Case, ids: Int32) -> Int32:
     """
     if not row.text.mrope:
         return np.arange(len(ids), dtype=np.int32)[None]
-    grids = [row.grid(case.images[s].width, case.images[s].height) for s in case.segments if isinstance(s, int)]
+    grids = [
+        part
+        for segment in case.segments
+        if isinstance(segment, int)
+        for part in row.spelling(case, segment)
+        if isinstance(part, Grid)
+    ]
     out: list[tuple[int, int, int]] = []
     at, i = 0, 0
     while i < len(ids):
@@ -134,7 +174,7 @@ def positions(row: Row, case: Case, ids: Int32) -> Int32:
             out.append((at, at, at))
             at, i = at + 1, i + 1
             continue
-        rows, columns = grids.pop(0)
-        out += [(at, at + r, at + c) for r in range(rows) for c in range(columns)]
-        at, i = at + max(rows, columns), i + rows * columns
+        grid = grids.pop(0)
+        out += [(at, at + r, at + c) for r in range(grid.rows) for c in range(grid.columns)]
+        at, i = at + max(grid.rows, grid.columns), i + grid.rows * grid.columns
     return np.array(out, np.int32).T

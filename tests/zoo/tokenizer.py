@@ -7,7 +7,6 @@ inside " word" pieces, so that llama.cpp's pre-tokenizers (``gpt-2`` and ``qwen2
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,20 +105,3 @@ class Tokenizer:
         writer.add_eos_token_id(self.id(self.eos))
         writer.add_add_bos_token(bool(self.bos))
         writer.add_chat_template(self.template)
-
-    def prompt(self, segments: Sequence[str | int], image_tokens: Sequence[int], wrap: tuple[str, str]) -> list[int]:
-        """Ids of a whole prompt, -1 at image tokens.
-
-        Args:
-            segments: text, or the index of a picture.
-            image_tokens: tokens of each picture.
-            wrap: control tokens that llama.cpp puts around a picture ("" for none).
-        """
-        ids = [self.id(self.bos)] if self.bos else []
-        before, after = ([self.id(w)] if w else [] for w in wrap)
-        for segment in segments:
-            if isinstance(segment, str):
-                ids += self.encode(segment)
-            else:
-                ids += [*before, *([-1] * image_tokens[segment]), *after]
-        return ids
