@@ -6,6 +6,7 @@ To add a family: write a module with an opener (:data:`Opener`) and give it a ro
 from __future__ import annotations
 
 from localvlm.engine.families.base import Block, Cut, Family, Opener, Patches, Projector, Tile, Tower, draw
+from localvlm.engine.families.idefics3 import open_idefics3
 from localvlm.engine.families.llava import open_llava
 from localvlm.engine.families.qwen import open_qwen25
 from localvlm.engine.gguf_header import Header
@@ -13,6 +14,7 @@ from localvlm.engine.gguf_header import Header
 __all__ = ["FAMILIES", "Block", "Cut", "Family", "Patches", "Tile", "Tower", "describe", "draw"]
 
 FAMILIES: dict[str, tuple[Opener, ...]] = {
+    "idefics3": (open_idefics3,),
     "mlp": (open_llava,),
     "qwen2.5vl_merger": (open_qwen25,),
 }

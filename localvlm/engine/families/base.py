@@ -57,6 +57,7 @@ class Tile:
         resample: Pillow's filter.
         row_end: one more row of the tower's output follows each row of tokens and shows nothing ([IMG_BREAK]), but for
             the last.
+        view: (width, height) of the part of the crop, from its left top corner, that the tokens cover; None: all.
     """
 
     sizes: tuple[Size, ...]
@@ -67,6 +68,7 @@ class Tile:
     ground: tuple[int, int, int] = (0, 0, 0)
     resample: str = "BICUBIC"
     row_end: bool = False
+    view: Size | None = None
 
     @property
     def n(self) -> int:
@@ -78,10 +80,11 @@ class Tile:
         rows that show nothing.
         """
         x0, y0, x1, y1 = self.crop
+        view_w, view_h = self.view or (x1 - x0, y1 - y0)
         full_w, full_h, left, top = self.canvas or (width, height, 0, 0)
         last_w, last_h = self.sizes[-1] if self.sizes else (full_w, full_h)
-        x = np.clip(np.linspace(x0, x1, self.columns + 1) * (full_w / last_w) - left, 0, width)
-        y = np.clip(np.linspace(y0, y1, self.rows + 1) * (full_h / last_h) - top, 0, height)
+        x = np.clip(np.linspace(x0, x0 + view_w, self.columns + 1) * (full_w / last_w) - left, 0, width)
+        y = np.clip(np.linspace(y0, y0 + view_h, self.rows + 1) * (full_h / last_h) - top, 0, height)
         boxes = np.zeros((self.rows, self.columns + self.row_end, 4), np.float32)
         c = self.columns
         boxes[:, :c, 0], boxes[:, :c, 2] = x[None, :-1], x[None, 1:]

@@ -1,0 +1,139 @@
+"""A SigLIP tower (2303.15343) as several families carry it: its weights, and its half of the projector file.
+
+Names on the left are those of transformers, on the right those of ``conversion/`` in llama.cpp; every tensor is F32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.zoo.weights import SHARP, Float32, Weights
+
+__all__ = ["SiglipConfig", "siglip_weights", "write_siglip"]
+
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class SiglipConfig:
+    """Sizes of the tower."""
+
+    hidden: int
+    layers: int
+    heads: int
+    ffn: int
+    image: int
+    patch: int
+    eps: float = 1e-6
+
+    @property
+    def side(self) -> int:
+        """Patches along each side of a picture of ``image`` pixels."""
+        return self.image // self.patch
+
+    def hf(self) -> dict[str, Any]:
+        """Arguments of the Hugging Face configuration."""
+        return {
+            "hidden_size": self.hidden,
+            "intermediate_size": self.ffn,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "image_size": self.image,
+            "patch_size": self.patch,
+            "layer_norm_eps": self.eps,
+            "hidden_act": "gelu_pytorch_tanh",
+        }
+
+
+def siglip_weights(out: Weights, prefix: str, vision: SiglipConfig, positions: int) -> None:
+    """Adds the tower's tensors; ``positions`` rows of position embeddings."""
+    v = vision
+    out.matrix(f"{prefix}.embeddings.patch_embedding.weight", v.hidden, 3, v.patch, v.patch, gain=2.0)
+    out.bias(f"{prefix}.embeddings.patch_embedding.bias", v.hidden)
+    out.normal(f"{prefix}.embeddings.position_embedding.weight", positions, v.hidden, std=1.0)
+    out.norm(f"{prefix}.post_layernorm", v.hidden, bias=True)
+    for i in range(v.layers):
+        layer = f"{prefix}.encoder.layers.{i}"
+        for name, gain in (("q_proj", SHARP), ("k_proj", SHARP), ("v_proj", 1.0), ("out_proj", 1.0)):
+            out.linear(f"{layer}.self_attn.{name}", v.hidden, v.hidden, bias=True, gain=gain)
+        out.norm(f"{layer}.layer_norm1", v.hidden, bias=True)
+        out.norm(f"{layer}.layer_norm2", v.hidden, bias=True)
+        out.linear(f"{layer}.mlp.fc1", v.ffn, v.hidden, bias=True)
+        out.linear(f"{layer}.mlp.fc2", v.hidden, v.ffn, bias=True)
+
+
+NAMES = {
+    "embeddings.patch_embedding": "v.patch_embd",
+    "embeddings.position_embedding": "v.position_embd",
+    "post_layernorm": "v.post_ln",
+}
+BLOCK_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.out_proj": "attn_out",
+    "layer_norm1": "ln1",
+    "layer_norm2": "ln2",
+    "mlp.fc1": "ffn_up",
+    "mlp.fc2": "ffn_down",
+}
+
+
+def _tensors(prefix: str, vision: SiglipConfig, tensors: Mapping[str, Float32]) -> dict[str, Float32]:
+    """The tower's tensors by llama.cpp names."""
+    names = {f"{prefix}.{hf}": ours for hf, ours in NAMES.items()}
+    for i in range(vision.layers):
+        names |= {f"{prefix}.encoder.layers.{i}.{hf}": f"v.blk.{i}.{ours}" for hf, ours in BLOCK_NAMES.items()}
+    kinds = [(f"{hf}.{kind}", f"{ours}.{kind}") for hf, ours in names.items() for kind in ("weight", "bias")]
+    return {ours: tensors[hf] for hf, ours in kinds if hf in tensors}
+
+
+def write_siglip(
+    path: Path,
+    projector: str,
+    vision: SiglipConfig,
+    prefix: str,
+    tensors: Mapping[str, Float32],
+    *,
+    width: int,
+    values: Mapping[str, int | bool],
+    names: Mapping[str, str],
+) -> None:
+    """Writes a projector file.
+
+    Args:
+        width: of the decoder's embeddings.
+        values: the projector's own keys.
+        names: its tensors, llama.cpp's name -> transformers' name.
+    """
+    from gguf import GGUFWriter, LlamaFileType
+
+    v = vision
+    writer = GGUFWriter(path, "clip")
+    writer.add_file_type(LlamaFileType.ALL_F32)
+    writer.add_clip_has_vision_encoder(True)
+    writer.add_clip_projector_type(projector)
+    writer.add_vision_use_gelu(True)
+    writer.add_vision_image_size(v.image)
+    writer.add_vision_patch_size(v.patch)
+    writer.add_vision_embedding_length(v.hidden)
+    writer.add_vision_feed_forward_length(v.ffn)
+    writer.add_vision_projection_dim(width)
+    writer.add_vision_head_count(v.heads)
+    writer.add_vision_attention_layernorm_eps(v.eps)
+    writer.add_vision_block_count(v.layers)
+    writer.add_vision_image_mean(MEAN)
+    writer.add_vision_image_std(STD)
+    for key, value in values.items():
+        writer.add_bool(key, value) if isinstance(value, bool) else writer.add_uint32(key, value)
+    for name, tensor in (_tensors(prefix, v, tensors) | {ours: tensors[hf] for ours, hf in names.items()}).items():
+        writer.add_tensor(name, np.ascontiguousarray(tensor))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
