@@ -1,4 +1,4 @@
-"""The language-model half of a row: a small Llama or Qwen2 decoder, its weights and its GGUF file."""
+"""The language-model half of a row: a small Llama, Qwen2 or Qwen3 decoder, its weights and its GGUF file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ PREFIX = "model.language_model"
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Sizes of a decoder. ``mrope`` are the rotary pairs of t, y, x; empty for one position a token."""
+    """Sizes of a decoder.
+
+    Attributes:
+        mrope: rotary pairs of t, y, x; empty for one position a token.
+        head_size: width of a head; 0: hidden / heads.
+        qk_norm: queries and keys are normalised head by head.
+        deepstack: layers after which more features of a picture are added; they stand behind its embeddings.
+    """
 
     arch: str
     hidden: int
@@ -31,10 +38,18 @@ class TextConfig:
     qkv_bias: bool = False
     mrope: tuple[int, ...] = ()
     context: int = 1024
+    head_size: int = 0
+    qk_norm: bool = False
+    deepstack: int = 0
 
     @property
     def head_dim(self) -> int:
-        return self.hidden // self.heads
+        return self.head_size or self.hidden // self.heads
+
+    @property
+    def input_width(self) -> int:
+        """Width of a picture's rows."""
+        return self.hidden * (1 + self.deepstack)
 
     def hf(self) -> dict[str, Any]:
         """Arguments of the Hugging Face configuration."""
@@ -42,6 +57,7 @@ class TextConfig:
         if self.mrope:
             rope["mrope_section"] = list(self.mrope)
         return {
+            **({"head_dim": self.head_size} if self.head_size else {}),
             "vocab_size": self.vocab,
             "hidden_size": self.hidden,
             "intermediate_size": self.ffn,
@@ -58,7 +74,7 @@ class TextConfig:
 
 def text_weights(out: Weights, config: TextConfig) -> None:
     """Adds the decoder's tensors. Logits get a standard deviation of about 3."""
-    c, kv = config, config.kv_heads * config.head_dim
+    c, q, kv = config, config.heads * config.head_dim, config.kv_heads * config.head_dim
     out.normal(f"{PREFIX}.embed_tokens.weight", c.vocab, c.hidden, std=1.0)
     out.norm(f"{PREFIX}.norm", c.hidden)
     out.matrix("lm_head.weight", c.vocab, c.hidden, gain=3.0)
@@ -66,10 +82,12 @@ def text_weights(out: Weights, config: TextConfig) -> None:
         layer = f"{PREFIX}.layers.{i}"
         out.norm(f"{layer}.input_layernorm", c.hidden)
         out.norm(f"{layer}.post_attention_layernorm", c.hidden)
-        out.linear(f"{layer}.self_attn.q_proj", c.hidden, c.hidden, bias=c.qkv_bias, gain=SHARP)
+        out.linear(f"{layer}.self_attn.q_proj", q, c.hidden, bias=c.qkv_bias, gain=SHARP)
         out.linear(f"{layer}.self_attn.k_proj", kv, c.hidden, bias=c.qkv_bias, gain=SHARP)
         out.linear(f"{layer}.self_attn.v_proj", kv, c.hidden, bias=c.qkv_bias)
-        out.linear(f"{layer}.self_attn.o_proj", c.hidden, c.hidden, bias=False)
+        out.linear(f"{layer}.self_attn.o_proj", c.hidden, q, bias=False)
+        for name in ("q_norm", "k_norm") if c.qk_norm else ():
+            out.normal(f"{layer}.self_attn.{name}.weight", c.head_dim, std=0.1, mean=SHARP)
         out.linear(f"{layer}.mlp.gate_proj", c.ffn, c.hidden, bias=False)
         out.linear(f"{layer}.mlp.up_proj", c.ffn, c.hidden, bias=False)
         out.linear(f"{layer}.mlp.down_proj", c.hidden, c.ffn, bias=False)
@@ -82,6 +100,8 @@ LAYER_NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -114,6 +134,11 @@ def write_text(path: Path, config: TextConfig, weights: Mapping[str, Float32], t
     writer.add_layer_norm_rms_eps(c.eps)
     writer.add_vocab_size(c.vocab)
     writer.add_rope_dimension_count(c.head_dim)
+    if c.head_size:
+        writer.add_key_length(c.head_dim)
+        writer.add_value_length(c.head_dim)
+    if c.deepstack:
+        writer.add_num_deepstack_layers(c.deepstack)
     if c.mrope:
         writer.add_rope_dimension_sections([*c.mrope, 0])
     tokenizer.write(writer)
