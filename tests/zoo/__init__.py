@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.zoo import llava15, qwen25vl
-from tests.zoo.row import Case, Row, ZooModel
+from tests.zoo import llava15, qwen25vl, smolvlm
+from tests.zoo.row import Case, Row, ZooModel, cases
 from tests.zoo.text import write_text
 
 __all__ = [
@@ -25,13 +25,14 @@ __all__ = [
     "Row",
     "ZooModel",
     "build",
+    "cases",
     "committed",
     "fingerprint",
     "pair",
     "write",
 ]
 
-FAMILIES: dict[str, Row] = {row.name: row for row in (llava15.ROW, qwen25vl.ROW)}
+FAMILIES: dict[str, Row] = {row.name: row for row in (llava15.ROW, qwen25vl.ROW, smolvlm.ROW, smolvlm.IDEFICS3)}
 LARGE: dict[str, Row] = {"llava15": llava15.LARGE, "qwen25vl": qwen25vl.LARGE}
 """For each family a deeper and wider model with the same tokenizer: the large half of a pair."""
 EXPECTED = Path(__file__).parent / "expected"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,26 +19,28 @@ __all__ = ["Decoder", "expected", "recorded_attention"]
 
 
 class Decoder:
-    """The language model of a Hugging Face VLM, in eager attention."""
+    """The language model of a Hugging Face VLM, in eager attention; ``text`` where it is not ``language_model``."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, text: Any = None) -> None:
+        self._model, self._text = model, model.model.language_model if text is None else text
 
     def decode(self, ids: Int32, rows: Float32, positions: Int32) -> tuple[Float32, Float32]:
         """See :meth:`tests.zoo.row.Reference.decode`."""
-        text = self._model.model.language_model
-        n = len(ids)
+        text, n = self._text, len(ids)
         mask = torch.full((n, n), torch.finfo(torch.float32).min).triu(1)[None, None]
         where = torch.from_numpy(positions.astype(np.int64))
         with torch.no_grad():
             embedded = text.embed_tokens(torch.from_numpy(np.maximum(ids, 0)).long()).clone()
-            embedded[torch.from_numpy(ids < 0)] = torch.from_numpy(rows)
+            features = torch.from_numpy(rows).split(embedded.shape[1], dim=1)
+            embedded[torch.from_numpy(ids < 0)] = features[0]
+            deeper = {"visual_pos_masks": torch.from_numpy(ids < 0)[None], "deepstack_visual_embeds": features[1:]}
             out = text(
                 inputs_embeds=embedded[None],
-                attention_mask=mask if len(where) == 1 else {"full_attention": mask},
+                attention_mask=mask,
                 position_ids=where if len(where) == 1 else where[:, None],
                 output_attentions=True,
                 use_cache=False,
+                **(deeper if len(features) > 1 else {}),
             )
             logits = self._model.lm_head(out.last_hidden_state[0])
         return logits.numpy(), np.stack([a[0].numpy() for a in out.attentions])
@@ -47,8 +50,7 @@ class Decoder:
 def recorded_attention(tower: Any) -> Iterator[list[list[Float32]]]:
     """Collects the attention of a tower that does not give it: for each block the probabilities (heads, n, n) of each
     stretch that attends within itself, in row order."""
-    import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl as modeling
-
+    modeling: Any = sys.modules[type(tower).__module__]
     layers: list[list[Float32]] = []
     owners: dict[int, list[Float32]] = {}
     eager = modeling.eager_attention_forward
@@ -112,7 +114,9 @@ def _case(row: Row, reference: Reference, case: Case) -> dict[str, NDArray[np.ge
         image = case.images[i].pixels()
         features, tower = reference.encode(image)
         out |= {f"{name}/rows{i}": features, f"{name}/tower{i}": tower}
-        out[f"{name}/stock{i}"] = reference.encode_stock(image)
+        stock = reference.encode_stock(image)
+        if not np.array_equal(stock, features):
+            out[f"{name}/stock{i}"] = stock
         rows.append(features)
     ids = np.concatenate([prompt, out[f"{name}/fed"]]).astype(np.int32)
     where = positions(row, case, ids)
@@ -135,7 +139,7 @@ def expected(row: Row) -> dict[str, NDArray[np.generic]]:
     """All expected values of a row, keyed ``case/name``.
 
     ids (n,) int32, -1 at image tokens, -2 at ends of rows; fed (m,) int32, may be empty; rows{i} (n, width); stock{i}
-    the same as llama.cpp computes it unrepaired; tower{i} (tower_layers, n_tokens); logits (1 + m, n_vocab) after the
+    the same as llama.cpp computes it unrepaired, if that differs; tower{i} (tower_layers, n_tokens); logits (1 + m, n_vocab) after the
     prompt and after each fed token; prompt, generated, last (n_layer, n_head, n_image), and prompt_weighted,
     prompt_maximum and so on. With pruned_ or pruned/ in front: from the kept tokens at their original positions,
     attention columns of these alone.

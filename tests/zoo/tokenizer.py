@@ -49,7 +49,7 @@ def byte_symbols() -> list[str]:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """One vocabulary: bytes, merges, then ``controls``.
+    """One vocabulary: bytes, ``merges``, then ``controls``.
 
     Attributes:
         pre: llama.cpp's name of the pre-tokenizer.
@@ -62,14 +62,15 @@ class Tokenizer:
     bos: str
     eos: str
     template: str
+    merges: tuple[tuple[str, str], ...] = MERGES
 
     @property
     def tokens(self) -> list[str]:
-        return [*byte_symbols(), *(a + b for a, b in MERGES), *self.controls]
+        return [*byte_symbols(), *(a + b for a, b in self.merges), *self.controls]
 
     def id(self, control: str) -> int:
         """Id of a control token."""
-        return 256 + len(MERGES) + self.controls.index(control)
+        return 256 + len(self.merges) + self.controls.index(control)
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, control tokens recognised, no BOS added."""
@@ -82,25 +83,25 @@ class Tokenizer:
     def _plain(self, text: str) -> list[int]:
         symbols = byte_symbols()
         word = [symbols[b] for b in text.encode()]
-        ranks = {pair: rank for rank, pair in enumerate(MERGES)}
+        ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         while len(word) > 1:
             rank, at = min((ranks.get((word[i], word[i + 1]), len(ranks)), i) for i in range(len(word) - 1))
             if rank == len(ranks):
                 break
             word[at : at + 2] = [word[at] + word[at + 1]]
-        index = {token: i for i, token in enumerate(self.tokens[: 256 + len(MERGES)])}
+        index = {token: i for i, token in enumerate(self.tokens[: 256 + len(self.merges)])}
         return [index[w] for w in word]
 
     def write(self, writer: Any) -> None:
         """Adds the vocabulary to a ``gguf.GGUFWriter``."""
         from gguf import TokenType
 
-        n_plain = 256 + len(MERGES)
+        n_plain = 256 + len(self.merges)
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(self.tokens)
         writer.add_token_types([TokenType.NORMAL] * n_plain + [TokenType.CONTROL] * len(self.controls))
-        writer.add_token_merges([f"{a} {b}" for a, b in MERGES])
+        writer.add_token_merges([f"{a} {b}" for a, b in self.merges])
         writer.add_bos_token_id(self.id(self.bos or self.eos))
         writer.add_eos_token_id(self.id(self.eos))
         writer.add_add_bos_token(bool(self.bos))
