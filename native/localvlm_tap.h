@@ -144,6 +144,9 @@ enum lv_repair {
     /* llama.cpp's LLaVA graph appends CLS last but numbers positions and picks rows as if it came first:
      * rewrite `positions` (patch i: i+1, last row: 0) and `patches` (0..N-1). ggml-org/llama.cpp 25814. */
     LV_REPAIR_LLAVA_CLS = 1,
+    /* The InternVL graph appends CLS last too, but adds the learned positions in file order, CLS's first: patch i gets
+     * row i instead of i + 1. The rows of the weight are rolled for the run, and put back by lv_tower_end. */
+    LV_REPAIR_POSITIONS = 2,
 };
 
 /* Describes the next mtmd_encode_chunk. n_layer bounds the layers. cls_row is used by LV_TOWER_CLS alone.

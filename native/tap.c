@@ -33,7 +33,7 @@ void lv_tap_free(lv_tap *tap) {
     }
     struct lv_buf *single[] = {&tap->image, &tap->rows, &tap->pos, &tap->armed, &tap->cleared,
                                &tap->tower.out, &tap->tower.window, &tap->tower.heads,
-                               &tap->tower.rows};
+                               &tap->tower.rows, &tap->tower.table};
     for (size_t i = 0; i < sizeof single / sizeof single[0]; i++) {
         free(single[i]->data);
     }

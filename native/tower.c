@@ -17,7 +17,7 @@ static const char *wrong(int32_t n_layer, int32_t n_patches, int32_t cls_row, in
     if (n_layer < 0 || n_layer > LV_MAX_LAYERS || n_patches < 0 || n_patches > LV_MAX_ROWS) {
         return "layers or patches are out of range";
     }
-    if (mode < LV_TOWER_OFF || mode > LV_TOWER_RECEIVED || repairs > LV_REPAIR_LLAVA_CLS) {
+    if (mode < LV_TOWER_OFF || mode > LV_TOWER_RECEIVED || repairs > (LV_REPAIR_LLAVA_CLS | LV_REPAIR_POSITIONS)) {
         return "unknown mode or repair";
     }
     if (mode != LV_TOWER_OFF && (n_layer < 1 || n_patches < 1)) {
@@ -29,6 +29,15 @@ static const char *wrong(int32_t n_layer, int32_t n_patches, int32_t cls_row, in
     return repairs != 0 && n_patches < 1 ? "a repair needs the number of patches" : NULL;
 }
 
+/* Weights are as the file has them whenever no encoder runs. */
+static void unroll(lv_tap *tap) {
+    struct lv_tower *tower = &tap->tower;
+    if (tower->rolled != NULL) {
+        lv_write(tap, tower->rolled, tower->table.data, ggml_nbytes(tower->rolled));
+        tower->rolled = NULL;
+    }
+}
+
 int lv_tower_begin(lv_tap *tap, int32_t n_layer, int32_t n_patches, int32_t cls_row, int mode, const uint8_t *layers,
                    uint32_t repairs) {
     const char *why = tap != NULL ? wrong(n_layer, n_patches, cls_row, mode, repairs) : "no tap";
@@ -37,6 +46,7 @@ int lv_tower_begin(lv_tap *tap, int32_t n_layer, int32_t n_patches, int32_t cls_
     }
     struct lv_tower *tower = &tap->tower;
     lv_restore_flags(tap);
+    unroll(tap); /* of a run that was never ended */
     tap->phase = LV_IDLE;
     tap->status = LV_OK;
     tap->error[0] = '\0';
@@ -58,7 +68,7 @@ int lv_tower_begin(lv_tap *tap, int32_t n_layer, int32_t n_patches, int32_t cls_
         tower->layers[il] = layers == NULL || layers[il] != 0;
     }
     tower->n_mended = 0;
-    tower->positions_done = tower->patches_done = tower->window_done = false;
+    tower->positions_done = tower->patches_done = tower->window_done = tower->roll_done = false;
     tower->n_window = 0;
     tap->phase = LV_TOWER;
     return LV_OK;
@@ -69,6 +79,7 @@ int lv_tower_end(lv_tap *tap) {
         return LV_E_ARG;
     }
     lv_restore_flags(tap);
+    unroll(tap);
     if (tap->phase != LV_TOWER) {
         return refuse(tap, "lv_tower_end without lv_tower_begin");
     }
@@ -109,8 +120,11 @@ int64_t lv_tower_window_index(const lv_tap *tap, int32_t *out, size_t n) {
 }
 
 uint32_t lv_tower_repaired(const lv_tap *tap) {
-    const bool both = tap != NULL && tap->tower.positions_done && tap->tower.patches_done;
-    return both ? LV_REPAIR_LLAVA_CLS : LV_REPAIR_NONE;
+    if (tap == NULL) {
+        return LV_REPAIR_NONE;
+    }
+    const bool both = tap->tower.positions_done && tap->tower.patches_done;
+    return (both ? LV_REPAIR_LLAVA_CLS : 0u) | (tap->tower.roll_done ? LV_REPAIR_POSITIONS : 0u);
 }
 
 /* ---- in the callback ---- */
@@ -154,6 +168,29 @@ static void mend(lv_tap *tap, struct ggml_tensor *t, bool positions) {
     }
 }
 
+/* Position rows CLS, 0, 1, ... become 0, 1, ..., CLS, as the graph has its rows. */
+static void roll(lv_tap *tap, struct ggml_tensor *t) {
+    struct lv_tower *tower = &tap->tower;
+    const size_t size = t != NULL ? ggml_nbytes(t) : 0;
+    if (t == NULL || !ggml_is_contiguous(t) || ggml_nrows(t) != (int64_t)tower->n_patches + 1) {
+        lv_fail(tap, LV_E_GRAPH, "'%s' has %lld rows, %d expected: the repair of positions does not fit this encoder",
+                t != NULL ? t->name : "", t != NULL ? (long long)ggml_nrows(t) : 0, tower->n_patches + 1);
+        return;
+    }
+    const char *rows = lv_host(tap, &tap->fetch[0], t, size);
+    if (rows == NULL || !lv_grow(tap, &tower->table, size) || !lv_grow(tap, &tap->fetch[1], size)) {
+        return;
+    }
+    const size_t row = t->nb[1];
+    memcpy(tower->table.data, rows, size);
+    memcpy(tap->fetch[1].data, rows + row, size - row);
+    memcpy((char *)tap->fetch[1].data + size - row, rows, row);
+    if (lv_write(tap, t, tap->fetch[1].data, size)) {
+        tower->rolled = t;
+        tower->roll_done = true;
+    }
+}
+
 static void look_at_rows(lv_tap *tap, struct ggml_tensor *index) {
     if (index == NULL) {
         return;
@@ -191,6 +228,10 @@ static bool wanted(const lv_tap *tap, const struct ggml_tensor *node) {
 bool lv_tower_ask(lv_tap *tap, struct ggml_tensor *t) {
     if (tap->status == LV_OK && t->op == GGML_OP_GET_ROWS) {
         look_at_rows(tap, t->src[1]);
+    }
+    if (tap->status == LV_OK && (tap->tower.repairs & LV_REPAIR_POSITIONS) != 0 && tap->tower.rolled == NULL &&
+        t->op == GGML_OP_ADD && lv_has_name(t, "pos_embed")) {
+        roll(tap, t->src[1]);
     }
     if (tap->status == LV_OK && (t->op == GGML_OP_FLASH_ATTN_EXT || t->op == GGML_OP_SOFT_MAX)) {
         return wanted(tap, t);

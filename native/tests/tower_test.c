@@ -17,7 +17,7 @@ struct tower {
     ggml_backend_sched_t sched;
     struct ggml_context *ctx;
     struct ggml_cgraph *graph;
-    struct ggml_tensor *q[LAYERS], *k[LAYERS], *v[LAYERS], *mask, *table, *positions, *patches, *window, *picked;
+    struct ggml_tensor *q[LAYERS], *k[LAYERS], *v[LAYERS], *mask, *table, *positions, *patches, *window, *picked, *weight, *placed;
     float hidden[N_POS][N_POS]; /* mask values */
 };
 
@@ -74,6 +74,7 @@ static void fill_inputs(struct tower *t) {
     ggml_backend_tensor_set(t->patches, raster + 1, 0, sizeof window); /* as llama.cpp fills it: 1..N */
     ggml_backend_tensor_set(t->window, window, 0, sizeof window);
     fill(t->table);
+    fill(t->weight);
     for (int il = 0; il < LAYERS; il++) {
         fill(t->q[il]);
         fill(t->k[il]);
@@ -91,11 +92,15 @@ static struct tower *tower_new(bool flash) {
     t->graph = ggml_new_graph(t->ctx);
     t->mask = named(ggml_new_tensor_2d(t->ctx, GGML_TYPE_F32, N_POS, N_POS), "window_mask", -1);
     t->table = named(ggml_new_tensor_2d(t->ctx, GGML_TYPE_F32, 4, N_POS), "table", -1);
+    t->weight = named(ggml_new_tensor_2d(t->ctx, GGML_TYPE_F32, 4, N_POS), "v.position_embd.weight", -1);
     t->positions = named(ggml_new_tensor_1d(t->ctx, GGML_TYPE_I32, N_POS), "positions", -1);
     t->patches = named(ggml_new_tensor_1d(t->ctx, GGML_TYPE_I32, N_PATCHES), "patches", -1);
     t->window = named(ggml_new_tensor_1d(t->ctx, GGML_TYPE_I32, N_PATCHES), "inv_window_idx", -1);
     struct ggml_tensor *x = ggml_get_rows(t->ctx, t->table, t->positions);
-    ggml_build_forward_expand(t->graph, x);
+    t->placed = ggml_add(t->ctx, x, t->weight);
+    ggml_set_name(t->placed, "pos_embed");
+    ggml_set_output(t->placed);
+    ggml_build_forward_expand(t->graph, t->placed);
     for (int il = 0; il < LAYERS; il++) {
         struct ggml_tensor *out = ggml_scale(t->ctx, block(t, il, flash), 1.0f);
         ggml_format_name(out, "layer_out-%d", il);
@@ -207,6 +212,51 @@ static void repair(void) {
     tower_free(t);
 }
 
+/* One run: row i must get row i + 1 of the weight if positions are repaired, the last row 0; the weight stays. */
+static void place(struct tower *t, lv_tap *tap, uint32_t repairs, float weight[N_POS][4]) {
+    float after[N_POS][4], raster[N_POS][4], placed[N_POS][4];
+    EXPECT(lv_tower_begin(tap, LAYERS, N_PATCHES, 0, LV_TOWER_OFF, NULL, repairs) == LV_OK, "begin");
+    compute(t, tap);
+    EXPECT(lv_tower_end(tap) == LV_OK && lv_tower_repaired(tap) == repairs, "repaired %u: %s", lv_tower_repaired(tap),
+           lv_tap_error(tap));
+    ggml_backend_tensor_get(t->weight, after, 0, sizeof after);
+    EXPECT(memcmp(weight, after, sizeof after) == 0, "the weight is not as it was");
+    ggml_backend_tensor_get(t->table, raster, 0, sizeof raster);
+    ggml_backend_tensor_get(t->placed, placed, 0, sizeof placed);
+    int wrong = 0;
+    for (int i = 0; i < N_POS; i++) {
+        for (int c = 0; c < 4; c++) {
+            wrong += placed[i][c] != raster[i][c] + weight[(i + (repairs != 0)) % N_POS][c];
+        }
+    }
+    EXPECT(wrong == 0, "repairs %u: %d wrong", repairs, wrong);
+}
+
+static void positions(bool copy) {
+    struct tower *t = tower_new(true);
+    lv_tap *tap = lv_tap_new();
+    tap->copy_always = copy;
+    float weight[N_POS][4], after[N_POS][4];
+    ggml_backend_tensor_get(t->weight, weight, 0, sizeof weight);
+    const uint32_t repairs[] = {LV_REPAIR_POSITIONS, LV_REPAIR_POSITIONS, LV_REPAIR_NONE};
+    for (int i = 0; i < 3; i++) {
+        place(t, tap, repairs[i], weight);
+    }
+    for (int i = 0; i < 2; i++) {
+        EXPECT(lv_tower_begin(tap, LAYERS, N_PATCHES, 0, LV_TOWER_OFF, NULL, LV_REPAIR_POSITIONS) == LV_OK, "begin");
+        compute(t, tap); /* and never ended */
+        place(t, tap, repairs[2 * i], weight);
+    }
+    EXPECT(lv_tower_begin(tap, LAYERS, N_PATCHES - 1, 0, LV_TOWER_OFF, NULL, LV_REPAIR_POSITIONS) == LV_OK, "begin");
+    compute(t, tap);
+    EXPECT(lv_tower_end(tap) == LV_E_GRAPH && lv_tower_repaired(tap) == 0, "a table that does not fit: %s",
+           lv_tap_error(tap));
+    ggml_backend_tensor_get(t->weight, after, 0, sizeof after);
+    EXPECT(memcmp(weight, after, sizeof after) == 0, "the weight is not as it was");
+    lv_tap_free(tap);
+    tower_free(t);
+}
+
 static void refusals(void) {
     struct tower *t = tower_new(true);
     lv_tap *tap = lv_tap_new();
@@ -214,7 +264,7 @@ static void refusals(void) {
     EXPECT(lv_tower_begin(tap, 1, -1, 0, LV_TOWER_CLS, NULL, 0) == LV_E_ARG, "patches");
     EXPECT(lv_tower_begin(tap, 1, 1, -1, LV_TOWER_CLS, NULL, 0) == LV_E_ARG, "CLS row");
     EXPECT(lv_tower_begin(tap, 1, 1, 0, 3, NULL, 0) == LV_E_ARG, "mode");
-    EXPECT(lv_tower_begin(tap, 1, 1, 0, 0, NULL, 2) == LV_E_ARG, "repair");
+    EXPECT(lv_tower_begin(tap, 1, 1, 0, 0, NULL, 4) == LV_E_ARG, "repair");
     EXPECT(lv_tower_begin(tap, 0, 0, 0, LV_TOWER_OFF, NULL, 0) == LV_OK && lv_tower_end(tap) == LV_OK, "off");
     EXPECT(lv_tower_begin(tap, LAYERS, N_PATCHES, N_POS, LV_TOWER_CLS, NULL, 0) == LV_OK, "begin");
     compute(t, tap);
@@ -243,5 +293,7 @@ void tower_tests(void) {
         }
     }
     repair();
+    positions(false);
+    positions(true);
     refusals();
 }
