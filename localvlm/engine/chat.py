@@ -10,6 +10,7 @@ import contextlib
 import re
 import secrets
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from localvlm.engine.api import Message, TextPart
 from localvlm.errors import ModelError
@@ -25,6 +26,8 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+PICTURE = "<image>"
+"""What templates that take lists of pictures and texts alone write for a picture (LLaVA, Idefics3, SmolVLM)."""
 MAX_OUTPUT = 1 << 20
 """Characters; texts are not counted, they are placeholders."""
 MAX_MEMORY = 1 << 28
@@ -53,7 +56,7 @@ def _little_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _expand(template: str, messages: Sequence[dict[str, str]], bos: str, eos: str) -> str:
+def _expand(template: str, messages: Sequence[dict[str, Any]], bos: str, eos: str) -> str:
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -80,33 +83,52 @@ def _expand(template: str, messages: Sequence[dict[str, str]], bos: str, eos: st
 def render(messages: Sequence[Message], template: str | None, family: str, bos: str, eos: str) -> list[TextPart | int]:
     """See :meth:`localvlm.engine.api.Vlm.chat`. Without a template, Vicuna's form for LLaVA and ChatML for others."""
     nonce = secrets.token_hex(8)
-    texts = [m.text for m in messages]
-    turns: list[dict[str, str]] = []
-    n_images = 0
     after = "\n" if template is None and family == "llava" else ""  # as LLaVA-1.5 was trained
-    for i, message in enumerate(messages):
-        pictures = "".join(f"[{nonce}i{n_images + k}]{after}" for k in range(message.n_images))
-        n_images += message.n_images
-        turns.append({"role": message.role, "content": pictures + f"[{nonce}t{i}]"})
-    try:
-        with _little_memory():
-            text = _expand(template or (VICUNA if family == "llava" else CHATML), turns, bos, eos)
-    except ModelError:
-        raise
-    except Exception as error:  # noqa: BLE001  a template may raise anything
-        raise ModelError(f"the model's chat template fails: {type(error).__name__}: {error}") from None
-    parts: list[TextPart | int] = []
-    seen: list[tuple[str, int]] = []
-    for piece in re.split(rf"(\[{nonce}[it]\d+\])", text):
-        mark = re.fullmatch(rf"\[{nonce}([it])(\d+)\]", piece)
-        if mark is None:
-            if piece:
-                parts.append(TextPart(piece, special=True))
+    template = template or (VICUNA if family == "llava" else CHATML)
+    reason: ModelError | None = None
+    for typed in (False, True):
+        turns = _turns(messages, nonce, after, typed)
+        try:
+            with _little_memory():
+                text = _expand(template, turns, bos, eos)
+        except ModelError:
+            raise
+        except Exception as error:  # noqa: BLE001  a template may raise anything
+            reason = reason or ModelError(f"the model's chat template fails: {type(error).__name__}: {error}")
+            if isinstance(error, MemoryError):
+                break
             continue
-        number = int(mark[2])
-        seen.append((mark[1], number))
-        parts.append(number if mark[1] == "i" else TextPart(texts[number]))
-    wanted = [("i", k) for k in range(n_images)] + [("t", i) for i in range(len(texts))]
-    if sorted(seen) != sorted(wanted):
-        raise ModelError("the model's chat template drops or repeats a text or a picture")
+        if typed:
+            first, *others = text.split(PICTURE)
+            text = first + "".join(f"[{nonce}i{k}]{rest}" for k, rest in enumerate(others))
+        parts = _parts(text, nonce, messages)
+        if parts is not None:
+            return parts
+        reason = reason or ModelError("the model's chat template drops or repeats a text or a picture")
+    assert reason is not None
+    raise reason from None
+
+
+def _turns(messages: Sequence[Message], nonce: str, after: str, typed: bool) -> list[dict[str, Any]]:
+    """The conversation as templates take it: contents are texts, or (``typed``) lists of pictures and texts."""
+    turns: list[dict[str, Any]] = []
+    n_images = 0
+    for i, message in enumerate(messages):
+        pictures = [f"[{nonce}i{n_images + k}]{after}" for k in range(message.n_images)]
+        n_images += message.n_images
+        words = f"[{nonce}t{i}]"
+        items = [*({"type": "image"} for _ in pictures), {"type": "text", "text": words}]
+        turns.append({"role": message.role, "content": items if typed else "".join(pictures) + words})
+    return turns
+
+
+def _parts(text: str, nonce: str, messages: Sequence[Message]) -> list[TextPart | int] | None:
+    """What a template wrote, placeholders filled in; None if one is missing or there twice."""
+    n_images = sum(m.n_images for m in messages)
+    wanted: dict[str, TextPart | int] = {f"[{nonce}i{k}]": k for k in range(n_images)}
+    wanted |= {f"[{nonce}t{i}]": TextPart(m.text) for i, m in enumerate(messages)}
+    pieces = re.split(rf"(\[{nonce}[it]\d+\])", text)
+    if sorted(pieces[1::2]) != sorted(wanted):
+        return None
+    parts = [wanted[p] if p in wanted else TextPart(p, special=True) for p in pieces]
     return [p for p in parts if not (isinstance(p, TextPart) and not p.text)]

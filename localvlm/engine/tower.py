@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from localvlm.engine.api import ImageLayout, LoadOptions
 from localvlm.engine.families import Block, Cut, Family, Patches, Tile, describe, draw
 from localvlm.engine.gguf_header import Header
+from localvlm.engine.last_block import LAST_BLOCK, add_block
 from localvlm.engine.llama import Model, flash_attention, last_log_lines, thread_count
 from localvlm.engine.native import REPAIRS, Tap, TowerMode
 from localvlm.engine.token_table import vector
@@ -55,11 +56,14 @@ class Piece:
 @dataclass
 class Picture:
     """A laid out, and after encoding also encoded, picture. ``rows`` are all rows of the projector that the prompt
-    holds, those that show nothing included.
+    holds, those that show nothing included. ``before`` and ``after`` are control texts around the pieces, to be tokenised
+    together with the text that the picture stands in, as processors do.
     """
 
     layout: ImageLayout
     pieces: tuple[Piece, ...]
+    before: str = ""
+    after: str = ""
     rows: Float32 | None = None
     tower: Float32 | None = None
     ms: float = 0.0
@@ -74,8 +78,10 @@ class VisionTower:
         self._lib, self._model = mtmd_cpp, model
         family = describe(header, options.image_tokens)
         self.family: Family = replace(family, cut=None) if options.stock_tiling else family
-        self.tower = family.tower
-        self.repairs = 0 if options.stock_tower else sum(REPAIRS[name] for name in family.repairs)
+        self.repair_names = () if options.stock_tower else family.repairs
+        self.repairs = sum(REPAIRS[name] for name in self.repair_names if name != LAST_BLOCK)
+        unmended = LAST_BLOCK in family.repairs and options.stock_tower
+        self.tower = replace(family.tower, n_layer=family.tower.n_layer - unmended)
         self._header = header
         self._end: Float32 | None = None
         self.tap = Tap(path.name, thread_count(options), options.gpu_layers != 0)
@@ -96,11 +102,12 @@ class VisionTower:
         if not mtmd_cpp.mtmd_support_vision(self.handle):
             self.close()
             raise UnsupportedModel(f"projector '{path.name}' has no vision tower")
+        if LAST_BLOCK in self.repair_names and not add_block(mtmd_cpp._libmtmd, self.handle, header):
+            self.close()
+            raise UnsupportedModel(
+                f"projector '{path.name}' lacks a block, and this llama.cpp cannot be told", "pass --stock-tower"
+            )
         self.causal = not mtmd_cpp.mtmd_decode_use_non_causal(self.handle, None)
-
-    @property
-    def repair_names(self) -> tuple[str, ...]:
-        return self.family.repairs if self.repairs else ()
 
     def lay_out(self, width: int, height: int) -> Picture:
         """Where the tokens of a width x height picture lie, without encoding it."""
@@ -124,11 +131,10 @@ class VisionTower:
         started = time.perf_counter()
         rows: list[Float32] = []
         towers: list[Float32] = []
+        drawn = iter(draw(pixels, [t for block in cut if isinstance(block, Block) for t in block.tiles]))
         for block in cut:
             if isinstance(block, Block):
-                found = [
-                    self._tile(t, p, attention) for t, p in zip(block.tiles, draw(pixels, block.tiles), strict=True)
-                ]
+                found = [self._tile(t, next(drawn), attention) for t in block.tiles]
                 rows.append(block.gather(np.concatenate([f[0] for f in found]), self._row_end()))
                 if attention:
                     mass = block.gather(np.concatenate([f[1] for f in found], axis=1).T, np.float32(0))
@@ -150,8 +156,11 @@ class VisionTower:
     def _laid(self, cut: Cut, width: int, height: int) -> Picture:
         pieces: list[Piece] = []
         boxes: list[Float32] = []
-        first = n_tokens = n_pos = 0
-        for part in cut:
+        at = [i for i, part in enumerate(cut) if isinstance(part, Block)]
+        before, after = ("".join(map(str, texts)) for texts in (cut[: at[0]], cut[at[-1] + 1 :]))
+        n_pos = sum(len(self._model.vocabulary.tokenize_run([(text, True)])) for text in (before, after) if text)
+        first = n_tokens = 0
+        for part in cut[at[0] : at[-1] + 1]:
             if isinstance(part, str):
                 ids = self._model.vocabulary.tokenize_run([(part, True)])
                 pieces.append(Piece(ids=tuple(int(i) for i in ids)))
@@ -165,7 +174,8 @@ class VisionTower:
             first, n_tokens, n_pos = first + part.n, n_tokens + int(shows.sum()), n_pos + taken
         blocks = [p for p in cut if isinstance(p, Block)]
         grid = blocks[0].raster if len(blocks) == 1 else None
-        return Picture(ImageLayout(n_tokens, np.concatenate(boxes), grid, n_pos), tuple(pieces))
+        layout = ImageLayout(n_tokens, np.concatenate(boxes), grid, n_pos)
+        return Picture(layout, tuple(pieces), before, after)
 
     def _relative(self, block: Block) -> tuple[Int32, int]:
         """Positions of a block's rows from where it begins, and how many it takes.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from localvlm.engine.api import Message, TextPart
 from localvlm.engine.chat import render
 from localvlm.errors import ModelError
-from tests.zoo import llava15, qwen25vl
+from tests.zoo import llava15, qwen25vl, smolvlm
 
 CHATML = qwen25vl.TOKENIZER.template
 TALK = [
@@ -51,6 +51,14 @@ def test_without_a_template_others_speak_chatml() -> None:
     assert flat(parts) == "<|im_start|>user\n<#0><#1>What is it?<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_templates_that_take_lists_alone() -> None:
+    parts = render(TALK[1:], smolvlm.TOKENIZER.template, "idefics3", "", "<end_of_utterance>")
+    assert flat(parts) == (
+        "<|im_start|>User:<#0><#1>What is it?<end_of_utterance>\nAssistant: A cat.<end_of_utterance>\n"
+        "User:<#2>And this?<end_of_utterance>\nAssistant:"
+    )
+
+
 @pytest.mark.parametrize("template", [llava15.TOKENIZER.template, CHATML, None])
 def test_roles_pictures_and_texts_keep_their_order(template: str | None) -> None:
     parts = render(TALK, template, "llava", "<s>", "</s>")
@@ -59,7 +67,9 @@ def test_roles_pictures_and_texts_keep_their_order(template: str | None) -> None
     assert seen == [texts[0], 0, 1, texts[1], texts[2], 2, texts[3]]
 
 
-@pytest.mark.parametrize("template", [CHATML, None, "{% for m in messages %}{{ m['content']|trim }}{% endfor %}"])
+@pytest.mark.parametrize(
+    "template", [CHATML, smolvlm.TOKENIZER.template, None, "{% for m in messages %}{{ m['content']|trim }}{% endfor %}"]
+)
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_users_write_is_never_special(template: str | None, text: str) -> None:
     parts = render([Message("user", text, 1)], template, "llava", "<s>", "</s>")
