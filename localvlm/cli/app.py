@@ -45,6 +45,7 @@ class App:
             stock_tower=params["stock_tower"],
             stock_tiling=params["stock_tiling"],
             image_tokens=params["image_max_tokens"],
+            kv_type=params["kv_type"],
         )
         engine = self.engine(params["verbose"] > 1)
         with Interrupts(engine):

@@ -17,6 +17,7 @@ __all__ = ["METHODS", "ConfiguredCommand", "Setting", "WholeType", "answer_optio
 
 METHODS = ("sgl+", "sgl", "none", "random", "grid")
 """Names of localvlm.pruning.METHODS, known here without loading numpy."""
+KV_TYPES = ("f16", "q8_0")
 _F = TypeVar("_F", bound=Callable[..., Any])
 _KNOWN: dict[str, Setting] = {}
 
@@ -257,6 +258,10 @@ engine_options = _group(
     setting(
         "--ctx-size", metavar="N", type=WholeType(0), default=0,
         help="Context in tokens [default: the model's own, at most 4096].",
+    ),
+    setting(
+        "--kv-type", type=click.Choice(KV_TYPES), metavar="TYPE", default="f16", show_default=True,
+        help="Type of the KV cache: f16, or q8_0 in half the memory.",
     ),
     setting(
         "--image-max-tokens", metavar="N", type=WholeType(0), default=0,

@@ -52,6 +52,8 @@ class LoadOptions:
     """Let llama.cpp cut pictures into tiles; where their tokens lie is then not known."""
     image_tokens: int = 0
     """Most tokens of a picture, for families of dynamic size; 0 = the family's own bound."""
+    kv_type: str = "f16"
+    """Type of the KV cache: "f16", or "q8_0" in 17/32 of the memory."""
 
 
 @dataclass(frozen=True)

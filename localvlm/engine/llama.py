@@ -219,12 +219,19 @@ class Context:
         params.n_seq_max = 1
         params.n_outputs_max = min(MAX_OUTPUTS, params.n_batch)
         params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = flash_attention(options)
+        quantized = options.kv_type != "f16"
+        params.flash_attn_type = 1 if quantized else flash_attention(options)  # V can be quantized with it alone
+        params.type_k = params.type_v = getattr(lib, f"GGML_TYPE_{options.kv_type.upper()}")
         params.cb_eval = lib.ggml_backend_sched_eval_callback(tap.function("lv_tap_eval"))
         params.cb_eval_user_data = tap.user_data
         params.no_perf = True
+        _log.clear()
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
+            if quantized and "block size" in (reason := _why("")):
+                raise UnsupportedModel(
+                    f"'{model.path.name}' cannot have a {options.kv_type} KV cache: {reason}", "pass --kv-type f16"
+                )
             raise NotEnoughMemory(
                 f"no context of {params.n_ctx} cells could be made for '{model.path.name}': {_why('out of memory')}",
                 "lower --ctx-size",

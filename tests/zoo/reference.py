@@ -12,22 +12,38 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tests.zoo.row import Case, Int32, Reference, Row, positions
+from tests.zoo.row import Case, Int32, Reference, Row, cases, positions
 from tests.zoo.weights import Float32
 
 __all__ = ["Decoder", "expected", "recorded_attention"]
 
 
 class Decoder:
-    """The language model of a Hugging Face VLM, in eager attention; ``text`` where it is not ``language_model``."""
+    """The language model of a Hugging Face VLM, in eager attention; ``text`` where it is not ``language_model``.
 
-    def __init__(self, model: Any, text: Any = None) -> None:
+    ``window``: rows that sliding layers see, counted as the rows stand; tokens of one picture then see each other in
+    both directions (``create_masks_for_vision_model`` of transformers' Gemma 3).
+    """
+
+    def __init__(self, model: Any, text: Any = None, *, window: int = 0) -> None:
         self._model, self._text = model, model.model.language_model if text is None else text
+        self._window = window
+
+    def _mask(self, ids: Int32) -> Any:
+        """What is added to scores: 0 or the least float. (1, 1, n, n), or one for each kind of layer."""
+        distance = np.arange(len(ids))[:, None] - np.arange(len(ids))
+        seen = distance >= 0
+        if not self._window:
+            return _added(seen)
+        image = ids == -1
+        picture = np.cumsum(image & ~np.concatenate([[False], image[:-1]])) * image
+        seen |= (picture[:, None] == picture) & image
+        near = seen & (distance < self._window)
+        return {"full_attention": _added(seen), "sliding_attention": _added(near)}
 
     def decode(self, ids: Int32, rows: Float32, positions: Int32) -> tuple[Float32, Float32]:
         """See :meth:`tests.zoo.row.Reference.decode`."""
-        text, n = self._text, len(ids)
-        mask = torch.full((n, n), torch.finfo(torch.float32).min).triu(1)[None, None]
+        text = self._text
         where = torch.from_numpy(positions.astype(np.int64))
         with torch.no_grad():
             embedded = text.embed_tokens(torch.from_numpy(np.maximum(ids, 0)).long()).clone()
@@ -36,7 +52,7 @@ class Decoder:
             deeper = {"visual_pos_masks": torch.from_numpy(ids < 0)[None], "deepstack_visual_embeds": features[1:]}
             out = text(
                 inputs_embeds=embedded[None],
-                attention_mask=mask,
+                attention_mask=self._mask(ids),
                 position_ids=where if len(where) == 1 else where[:, None],
                 output_attentions=True,
                 use_cache=False,
@@ -44,6 +60,10 @@ class Decoder:
             )
             logits = self._model.lm_head(out.last_hidden_state[0])
         return logits.numpy(), np.stack([a[0].numpy() for a in out.attentions])
+
+
+def _added(seen: NDArray[np.bool_]) -> torch.Tensor:
+    return torch.where(torch.from_numpy(seen), 0.0, torch.finfo(torch.float32).min)[None, None]
 
 
 @contextmanager
@@ -113,11 +133,13 @@ def _case(row: Row, reference: Reference, case: Case) -> dict[str, NDArray[np.ge
     for i in order:
         image = case.images[i].pixels()
         features, tower = reference.encode(image)
+        rows.append(features)
+        if name == "border":  # its picture is the first case's
+            continue
         out |= {f"{name}/rows{i}": features, f"{name}/tower{i}": tower}
         stock = reference.encode_stock(image)
         if not np.array_equal(stock, features):
             out[f"{name}/stock{i}"] = stock
-        rows.append(features)
     ids = np.concatenate([prompt, out[f"{name}/fed"]]).astype(np.int32)
     where = positions(row, case, ids)
     joined = np.concatenate(rows)
@@ -143,10 +165,11 @@ def expected(row: Row) -> dict[str, NDArray[np.generic]]:
     prompt and after each fed token; prompt, generated, last (n_layer, n_head, n_image), and prompt_weighted,
     prompt_maximum and so on. With pruned_ or pruned/ in front: from the kept tokens at their original positions,
     attention columns of these alone.
+    The case "border" has no rows{i}, stock{i} and tower{i}: they are the first case's.
     compact_logits: the same at positions without gaps, which is wrong, to show that the bounds can tell.
     """
     reference = row.reference(row.weights())
     out: dict[str, NDArray[np.generic]] = {}
-    for case in row.cases:
+    for case in cases(row):
         out |= _case(row, reference, case)
     return {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in out.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from tests.zoo.text import TextConfig
 from tests.zoo.tokenizer import Tokenizer
 from tests.zoo.weights import Float32
 
-__all__ = ["Case", "Drawing", "Grid", "Reference", "Row", "Spelling", "ZooModel", "filler", "positions"]
+__all__ = ["Case", "Drawing", "Grid", "Reference", "Row", "Spelling", "ZooModel", "cases", "filler", "positions"]
 
 Int32 = NDArray[np.int32]
 RGB = NDArray[np.uint8]
@@ -81,6 +81,34 @@ def filler(first: int, n: int) -> str:
     return "".join(f"the thing at {i * i} is red and not {i}. " for i in range(first, first + n))
 
 
+BATCH = 512
+"""Rows of one batch of the engine."""
+
+
+def cases(row: Row) -> tuple[Case, ...]:
+    """A row's cases, and "border": its first picture again, whose rows straddle the end of the first batch, pruned or
+    not.
+    """
+    case = row.cases[0]
+    lead, image, *rest = case.segments
+    assert isinstance(lead, str)
+    assert image == 0
+    dropped = row.image_tokens(case, 0) - len(case.keep[0])
+    rows = len(row.case_ids(replace(case, segments=(0,)))) - dropped
+    start = BATCH - rows // 2
+
+    def begins_at(text: str) -> int:
+        return len(row.case_ids(replace(case, segments=(text,))))
+
+    n = 1
+    while begins_at(lead + filler(1, n + 1)) <= start:
+        n += 1
+    lead += filler(1, n)
+    while begins_at(lead) < start:
+        lead += "z"
+    return (*row.cases, replace(case, name="border", segments=(lead, 0, *rest), fed=()))
+
+
 class Reference(Protocol):
     """A row's model in transformers (torch tensors go in and out of :meth:`decode` as arrays)."""
 
@@ -127,11 +155,15 @@ class Row:
     def case_ids(self, case: Case) -> Int32:
         """(n,) prompt ids of a case, -1 at image tokens, -2 at ends of rows."""
         ids = [self.tokenizer.id(self.tokenizer.bos)] if self.tokenizer.bos else []
+        text = ""
         for segment in case.segments:
-            parts = (segment,) if isinstance(segment, str) else self.spelling(case, segment)
-            for part in parts:
-                ids += self.tokenizer.encode(part) if isinstance(part, str) else part.ids()
-        return np.array(ids, np.int32)
+            for part in (segment,) if isinstance(segment, str) else self.spelling(case, segment):
+                if isinstance(part, str):
+                    text += part  # processors spell pictures in the text, and tokenise once
+                    continue
+                ids += self.tokenizer.encode(text) + part.ids()
+                text = ""
+        return np.array(ids + self.tokenizer.encode(text), np.int32)
 
     def spelling(self, case: Case, image: int) -> Spelling:
         """What stands for a picture of a case."""
