@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.zoo.mmproj import write_projector
 from tests.zoo.weights import SHARP, Float32, Weights
 
 __all__ = ["SiglipConfig", "siglip_weights", "write_siglip"]
@@ -111,29 +112,5 @@ def write_siglip(
         values: the projector's own keys.
         names: its tensors, llama.cpp's name -> transformers' name.
     """
-    from gguf import GGUFWriter, LlamaFileType
-
-    v = vision
-    writer = GGUFWriter(path, "clip")
-    writer.add_file_type(LlamaFileType.ALL_F32)
-    writer.add_clip_has_vision_encoder(True)
-    writer.add_clip_projector_type(projector)
-    writer.add_vision_use_gelu(True)
-    writer.add_vision_image_size(v.image)
-    writer.add_vision_patch_size(v.patch)
-    writer.add_vision_embedding_length(v.hidden)
-    writer.add_vision_feed_forward_length(v.ffn)
-    writer.add_vision_projection_dim(width)
-    writer.add_vision_head_count(v.heads)
-    writer.add_vision_attention_layernorm_eps(v.eps)
-    writer.add_vision_block_count(v.layers)
-    writer.add_vision_image_mean(MEAN)
-    writer.add_vision_image_std(STD)
-    for key, value in values.items():
-        writer.add_bool(key, value) if isinstance(value, bool) else writer.add_uint32(key, value)
-    for name, tensor in (_tensors(prefix, v, tensors) | {ours: tensors[hf] for ours, hf in names.items()}).items():
-        writer.add_tensor(name, np.ascontiguousarray(tensor))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    named = _tensors(prefix, vision, tensors) | {ours: tensors[hf] for ours, hf in names.items()}
+    write_projector(path, projector, vision, named, width=width, mean=MEAN, std=STD, values=values)
