@@ -29,12 +29,16 @@ def raster(xs: list[int], ys: list[int]) -> np.ndarray:
 
 
 def by_pixels(scores: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Spreads every source token over its pixels, then counts the pixels of every target token."""
+    """Spreads every source token over its pixels, splits each pixel among the target tokens on it, and counts."""
     canvas = np.zeros((SIZE, SIZE))
     for score, (x0, y0, x1, y1) in zip(scores, source.astype(int), strict=True):
         pixels = canvas[y0:y1, x0:x1]
         if pixels.size:
             pixels += score / pixels.size
+    layers = np.zeros((SIZE, SIZE))
+    for x0, y0, x1, y1 in target.astype(int):
+        layers[y0:y1, x0:x1] += 1
+    canvas /= np.maximum(layers, 1)
     return np.array([canvas[y0:y1, x0:x1].sum() for x0, y0, x1, y1 in target.astype(int)])
 
 
@@ -45,6 +49,49 @@ def test_resample_counts_pixels(sx, sy, tx, ty, seed) -> None:
     got = resample(scores, source, target)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, by_pixels(scores, source, target), rtol=1e-5, atol=1e-6)
+
+
+def boxes(least: int) -> st.SearchStrategy[np.ndarray]:
+    """Any boxes: apart, upon one another, empty."""
+    side = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(sorted)
+    box = st.tuples(side, side).map(lambda s: (s[0][0], s[1][0], s[0][1], s[1][1]))
+    return st.lists(box, min_size=least, max_size=12).map(lambda b: np.array(b, np.float32).reshape(-1, 4))
+
+
+@given(boxes(1), boxes(1), st.integers(0, 2**31))
+def test_resample_counts_pixels_of_boxes_that_overlap(source, target, seed) -> None:
+    if np.array_equal(source, target):
+        return
+    scores = np.random.default_rng(seed).random(len(source)).astype(np.float32)
+    np.testing.assert_allclose(
+        resample(scores, source, target), by_pixels(scores, source, target), rtol=1e-5, atol=1e-6
+    )
+
+
+def tiled(width: int, height: int, columns: int, rows: int) -> np.ndarray:
+    """Boxes of an overview and of tiles, 4 x 4 tokens each."""
+    tile, picture = 56, (width, height)
+    size = (columns * tile, rows * tile)
+    crops = [(x * tile, y * tile) for y in range(rows) for x in range(columns)]
+    found = [Tile((size,), (x, y, x + tile, y + tile), 4, 4).boxes(*picture) for x, y in crops]
+    return np.concatenate([*found, Tile(((tile, tile),), (0, 0, tile, tile), 4, 4).boxes(*picture)])
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (479, 641), (97, 1000)])
+def test_a_place_seen_twice_counts_once(width: int, height: int) -> None:
+    """Between one raster and overview with tiles, both ways: each quarter keeps its mass, half of it in tiles."""
+    plain, both = Tile(((868, 476),), (0, 0, 868, 476), 16, 32).boxes(width, height), tiled(width, height, 2, 4)
+    middle = np.array([width / 2, height / 2])
+    for source, target in ((plain, both), (both, plain)):
+        scores = np.random.default_rng(1).random(len(source)).astype(np.float32)
+        found = resample(scores, source, target)
+        for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            low = middle * corner
+            quarter = np.array([[*low, *(low + middle)]], np.float32)
+            want = resample(scores, source, quarter)
+            np.testing.assert_allclose(resample(found, target, quarter), want, rtol=1e-4)
+    to_tiles = resample(np.ones(len(plain), np.float32), plain, both)
+    np.testing.assert_allclose(to_tiles[:-16].sum(), to_tiles[-16:].sum(), rtol=1e-4)
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (480, 640), (97, 1000), (1, 1), (336, 336)])
