@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tests.zoo.mmproj import write_projector
 from tests.zoo.weights import SHARP, Float32, Weights
 
