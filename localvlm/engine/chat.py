@@ -83,7 +83,8 @@ def _expand(template: str, messages: Sequence[dict[str, Any]], bos: str, eos: st
 def render(messages: Sequence[Message], template: str | None, family: str, bos: str, eos: str) -> list[TextPart | int]:
     """See :meth:`localvlm.engine.api.Vlm.chat`. Without a template, Vicuna's form for LLaVA and ChatML for others."""
     nonce = secrets.token_hex(8)
-    after = "\n" if template is None and family == "llava" else ""  # as LLaVA-1.5 was trained
+    # as they were trained; InternVL's templates say so only where contents are lists
+    after = "\n" if family == "internvl" or (template is None and family == "llava") else ""
     template = template or (VICUNA if family == "llava" else CHATML)
     reason: ModelError | None = None
     for typed in (False, True):

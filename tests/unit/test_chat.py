@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from localvlm.engine.api import Message, TextPart
 from localvlm.engine.chat import render
 from localvlm.errors import ModelError
-from tests.zoo import llava15, qwen25vl, smolvlm
+from tests.zoo import internvl, llava15, qwen25vl, smolvlm
 
 CHATML = qwen25vl.TOKENIZER.template
 TALK = [
@@ -49,6 +49,12 @@ def test_without_a_template_llava_speaks_vicuna() -> None:
 def test_without_a_template_others_speak_chatml() -> None:
     parts = render(TALK[1:2], None, "qwen2.5vl", "", "<|im_end|>")
     assert flat(parts) == "<|im_start|>user\n<#0><#1>What is it?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_internvl_puts_a_line_break_after_each_picture() -> None:
+    for template in (None, internvl.TOKENIZER.template):
+        parts = render(TALK[1:2], template, "internvl", "", "<|im_end|>")
+        assert flat(parts) == "<|im_start|>user\n<#0>\n<#1>\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_templates_that_take_lists_alone() -> None:
