@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +21,13 @@ from tests.zoo.text import TextConfig, text_weights
 from tests.zoo.tokenizer import MERGES, Tokenizer
 from tests.zoo.weights import SHARP, Float32, Weights
 
-__all__ = ["LARGE", "ROW", "write_mmproj"]
+__all__ = ["LARGE", "NEWLINE", "ROW", "TOKENIZER", "VOCAB", "LlavaReference", "VisionConfig", "weights", "write_mmproj"]
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 TOWER = "model.vision_tower"
 PROJECTOR = "model.multi_modal_projector"
+NEWLINE = "model.image_newline"
 
 TOKENIZER = Tokenizer(
     pre="gpt-2",
@@ -46,7 +48,8 @@ TOKENIZER = Tokenizer(
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Sizes of the tower; ``layers`` counts the block that LLaVA does not use."""
+    """Sizes of the tower; ``layers`` counts the block that LLaVA does not use. ``pinpoints`` (height, width) of tiled
+    pictures make it a LLaVA-NeXT."""
 
     hidden: int
     layers: int
@@ -55,6 +58,7 @@ class VisionConfig:
     image: int
     patch: int = 14
     eps: float = 1e-5
+    pinpoints: tuple[tuple[int, int], ...] = ()
 
     @property
     def side(self) -> int:
@@ -79,6 +83,8 @@ def weights(text: TextConfig, vision: VisionConfig, seed: int) -> dict[str, Floa
         out.linear(f"{layer}.mlp.fc2", v.hidden, v.ffn, bias=True)
     out.linear(f"{PROJECTOR}.linear_1", text.hidden, v.hidden, bias=True)
     out.linear(f"{PROJECTOR}.linear_2", text.hidden, text.hidden, bias=True)
+    if v.pinpoints:
+        out.normal(NEWLINE, text.hidden, std=1.0)
     text_weights(out, text)
     return out.tensors
 
@@ -126,6 +132,10 @@ def write_mmproj(
     writer.add_vision_block_count(n_blocks)
     if blocks == "explicit":
         writer.add_array("clip.vision.feature_layer", [v.layers - 1])
+    if v.pinpoints:
+        writer.add_array("clip.vision.image_grid_pinpoints", [n for size in v.pinpoints for n in size])
+        writer.add_string("clip.vision.mm_patch_merge_type", "spatial_unpad")
+        writer.add_tensor(NEWLINE, tensors[NEWLINE])
     writer.add_vision_image_mean(MEAN)
     writer.add_vision_image_std(STD)
     writer.add_tensor("v.class_embd", tensors[f"{TOWER}.embeddings.class_embedding"])
@@ -147,14 +157,16 @@ def write_mmproj(
 class LlavaReference:
     """The model in transformers; torch is imported here and nowhere else in this file."""
 
-    def __init__(self, text: TextConfig, vision: VisionConfig, tensors: Mapping[str, Float32]) -> None:
+    CLASSES = "Llava"
+
+    def __init__(self, text: TextConfig, vision: VisionConfig, tensors: Mapping[str, Float32], **settings: Any) -> None:
         import torch
-        from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+        import transformers
 
         from tests.zoo.reference import Decoder
 
-        config = LlavaConfig(
-            vision_config=CLIPVisionConfig(
+        config = getattr(transformers, f"{self.CLASSES}Config")(
+            vision_config=transformers.CLIPVisionConfig(
                 hidden_size=vision.hidden,
                 intermediate_size=vision.ffn,
                 num_hidden_layers=vision.layers,
@@ -164,43 +176,56 @@ class LlavaReference:
                 layer_norm_eps=vision.eps,
                 hidden_act="quick_gelu",
             ),
-            text_config=LlamaConfig(**text.hf()),
+            text_config=transformers.LlamaConfig(**text.hf()),
             vision_feature_layer=-2,
             image_token_index=TOKENIZER.id("<image>"),
             attn_implementation="eager",
+            **settings,
         )
-        self._model = LlavaForConditionalGeneration(config).eval()
+        self._model = getattr(transformers, f"{self.CLASSES}ForConditionalGeneration")(config).eval()
         self._model.load_state_dict({k: torch.from_numpy(t) for k, t in tensors.items()}, strict=True)
         self._layers, self._torch = vision.layers, torch
         self._decoder = Decoder(self._model)
+        self._size = {"size": {"shortest_edge": vision.image}, "crop_size": {"height": vision.image, "width": vision.image}}
 
-    def _tower(self, image: RGB) -> tuple[Float32, Float32]:
-        """Projected rows, and attention (layers, heads, 1 + patches, 1 + patches) of the blocks used."""
-        pixels = (image.astype(np.float32) / 255.0 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
-        batch = self._torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32))
+    def _processor(self) -> Any:
+        from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+        return LlavaImageProcessorPil(**self._size, do_pad=True)
+
+    def _cut(self, image: RGB) -> Any:
+        """What the processor makes of a picture: pixel_values, and sizes if it gives them."""
+        return self._processor()(image, input_data_format="channels_last", return_tensors="pt")
+
+    def _features(self, cut: Any) -> tuple[Any, Float32]:
+        """Rows (n, width) that transformers packs, and attention (layers, tiles, 1 + patches) of CLS in the blocks
+        used, head means."""
         with self._torch.no_grad():
-            out = self._model.model.get_image_features(batch, return_dict=True, output_attentions=True)
-        attention = np.stack([a[0].numpy() for a in out.attentions[: self._layers - 1]])
-        return out.pooler_output[0].numpy(), attention
+            out = self._model.model.get_image_features(**cut, return_dict=True, output_attentions=True)
+        attention = np.stack([a[:, :, 0].mean(dim=1).numpy() for a in out.attentions[: self._layers - 1]])
+        return out.pooler_output[0], attention
 
     def encode(self, image: RGB) -> tuple[Float32, Float32]:
-        rows, attention = self._tower(image)
-        return rows, attention[:, :, 0, 1:].mean(axis=1)
+        rows, attention = self._features(self._cut(image))
+        return rows.numpy(), attention[:, 0, 1:]
 
     def encode_stock(self, image: RGB) -> Float32:
-        """llama.cpp appends CLS after the N patches but numbers positions and picks rows as if it came first
-        (ggml-org/llama.cpp 25814): patch i gets position row i, CLS row N, and the rows taken are patches 1 .. N-1
-        and CLS."""
-        config, table = self._model.config, self._model.model.vision_tower.embeddings.position_embedding.weight
+        with self._torch.no_grad():
+            return np.asarray(self._stock_tiles(self._cut(image)["pixel_values"])[0].numpy())
+
+    def _stock_tiles(self, tiles: Any) -> Any:
+        """(tiles, N, width): llama.cpp appends CLS after the N patches but numbers positions and picks rows as if it
+        came first (ggml-org/llama.cpp 25814): patch i gets position row i, CLS row N, and the rows taken are patches
+        1 .. N-1 and CLS."""
+        model = self._model.model
+        table = model.vision_tower.embeddings.position_embedding.weight
         right = table.detach().clone()
         try:
             table.data = right.roll(1, dims=0)
-            config.vision_feature_select_strategy = "full"
-            rows, _ = self._tower(image)
+            hidden = model.vision_tower(tiles, output_hidden_states=True).hidden_states[-2]
         finally:
             table.data = right
-            config.vision_feature_select_strategy = "default"
-        return np.concatenate([rows[2:], rows[:1]])
+        return model.multi_modal_projector(self._torch.cat([hidden[:, 2:], hidden[:, :1]], dim=1))
 
     def decode(self, ids: Int32, rows: Float32, positions: Int32) -> tuple[Float32, Float32]:
         return self._decoder.decode(ids, rows, positions)
@@ -208,7 +233,7 @@ class LlavaReference:
 
 def _cases(image: int) -> tuple[Case, ...]:
     n = (image // 14) ** 2
-    noise, squares, other = Drawing(image, image, 1, 11), Drawing(image, image, 7, 12), Drawing(image, image, 10, 13)
+    noise, wide, tall = Drawing(image, image, 1, 11), Drawing(150, 70, 7, 12), Drawing(31, 120, 10, 13)
     return (
         Case(
             "noise",
@@ -220,14 +245,14 @@ def _cases(image: int) -> tuple[Case, ...]:
         Case(
             "two",
             ("USER: look: ", 0, "\nand then the other one: ", 1, "\nwhat differs? ASSISTANT:"),
-            (squares, other),
+            (wide, tall),
             fed=(120, 33, 270, 64),
             keep=((0, 2, 3, 11, n - 1), tuple(range(5, n, 7))),
         ),
         Case(
             "long",
             (f"USER: {filler(1, 9)}", 0, f"\n{filler(10, 25)} what is where? ASSISTANT:"),
-            (Drawing(image, image, 14, 14),),
+            (Drawing(2 * image, image + 1, 14, 14),),
             fed=(),
             keep=((4, 5, 17, 18, n - 2),),
         ),

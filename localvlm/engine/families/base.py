@@ -217,6 +217,7 @@ class Family:
         row_end: tensor of the projector file that is put where ``Block.order`` is -1.
         bounds: fewest and most tokens of a tile, as mtmd is told, so that it leaves tiles as they are; -1: its own.
         repairs: names of the repairs its tower needs (``engine/native.py``, REPAIRS).
+        notes: what these files lack, or what could not be known of them, for ``-v``.
     """
 
     name: str
@@ -227,6 +228,7 @@ class Family:
     row_end: str = ""
     bounds: tuple[int, int] = (-1, -1)
     repairs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 Opener = Callable[[Projector], Family | None]

@@ -5,20 +5,32 @@ from __future__ import annotations
 from localvlm.engine.families.base import Block, Cut, Family, Projector, Tile, Tower
 from localvlm.engine.gguf_header import Header
 
-__all__ = ["clip_tower", "open_llava"]
+__all__ = ["PINPOINTS", "clip_notes", "clip_repairs", "clip_tower", "open_llava"]
 
 GROUND = (122, 116, 104)
 """CLIP's mean colour, times 255, rounded down (``expand2square`` of the LLaVA repository)."""
+PINPOINTS = "clip.vision.image_grid_pinpoints"
+BLOCKS = {768: 12, 1024: 24, 1152: 27, 1280: 32}
+"""Width of a published tower -> its blocks: CLIP and SigLIP B, CLIP and SigLIP L, SigLIP So400m, CLIP H."""
+
+
+def _lacks_block(mmproj: Header) -> bool:
+    """Whether the file holds no more than the blocks that LLaVA uses and does not say so (ggml-org/llama.cpp 25817):
+    the converter dropped the last block of the tower, and llama.cpp then leaves out one more.
+    """
+    blocks = BLOCKS.get(mmproj.integer("clip.vision.embedding_length"))
+    said = mmproj.integers("clip.vision.feature_layer")
+    return not said and blocks == mmproj.integer("clip.vision.block_count") + 1
 
 
 def clip_tower(mmproj: Header) -> Tower:
-    """The CLIP tower of a LLaVA-like projector file. llama.cpp leaves the last block out unless the file says which
-    layer's output is used.
+    """The CLIP tower of a LLaVA-like projector file, as it is with its repairs. llama.cpp leaves the last block out
+    unless the file says which layer's output is used.
     """
     blocks = mmproj.integer("clip.vision.block_count")
     deepest = max(mmproj.integers("clip.vision.feature_layer"), default=-1)
     return Tower(
-        n_layer=deepest if deepest >= 0 else blocks - 1,
+        n_layer=deepest if deepest >= 0 else blocks - (not _lacks_block(mmproj)),
         cls="v.class_embd" in mmproj.tensors,
         merge=1,
         patch=mmproj.integer("clip.vision.patch_size"),
@@ -26,10 +38,24 @@ def clip_tower(mmproj: Header) -> Tower:
     )
 
 
+def clip_repairs(mmproj: Header) -> tuple[str, ...]:
+    """What llama.cpp's tower needs to be right for this file."""
+    order = ("llava-cls-order",) if "v.class_embd" in mmproj.tensors else ()
+    return order + (("llava-last-block",) if _lacks_block(mmproj) else ())
+
+
+def clip_notes(mmproj: Header) -> tuple[str, ...]:
+    """What cannot be known of this file's tower."""
+    width = mmproj.integer("clip.vision.embedding_length")
+    if mmproj.integers("clip.vision.feature_layer") or width in BLOCKS:
+        return ()
+    return (f"whether the projector file lacks a block of its tower cannot be told for one of width {width}",)
+
+
 def open_llava(projector: Projector) -> Family | None:
     """LLaVA-1.5; not the tiled ones."""
     mmproj = projector.header
-    if "clip.vision.image_grid_pinpoints" in mmproj.array_lengths:
+    if PINPOINTS in mmproj.array_lengths:
         return None
     tower = clip_tower(mmproj)
     side = tower.image_size // tower.patch if tower.patch else 0
@@ -46,5 +72,6 @@ def open_llava(projector: Projector) -> Family | None:
         "LLaVA-1.5, github.com/haotian-liu/LLaVA llava/mm_utils.py",
         tower,
         cut,
-        repairs=("llava-cls-order",) if tower.cls else (),
+        repairs=clip_repairs(mmproj),
+        notes=clip_notes(mmproj),
     )
