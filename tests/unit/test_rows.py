@@ -13,20 +13,25 @@ from localvlm.engine.rows import Placed, lay_rows
 from localvlm.engine.tower import Picture, Piece
 
 
-def picture(shapes: list[tuple[int, int]], mrope: bool, wrap: tuple[int, ...] = ()) -> Picture:
-    """One piece per (rows, columns), with ``wrap`` tokens before, between and after the pieces."""
+def picture(
+    shapes: list[tuple[int, int]], mrope: bool, wrap: tuple[int, ...] = (), blank: frozenset[int] = frozenset()
+) -> Picture:
+    """One piece per (rows, columns), with ``wrap`` tokens before, between and after the pieces; the rows numbered in
+    ``blank`` show nothing."""
     pieces: list[Piece] = [Piece(ids=wrap)] if wrap else []
-    first = 0
+    first = tokens = 0
     for rows, columns in shapes:
         n = rows * columns
         y, x = np.divmod(np.arange(n), columns)
         relative = np.stack([0 * y, y, x] if mrope else [np.arange(n)] * 3, axis=1).astype(np.int32)
-        pieces.append(Piece(first=first, n=n, relative=relative, n_pos=max(rows, columns) if mrope else n))
-        first += n
+        shows = np.array([first + i not in blank for i in range(n)])
+        token = np.where(shows, tokens + np.cumsum(shows) - 1, -1).astype(np.int32)
+        pieces.append(Piece((), first, token, relative, max(rows, columns) if mrope else n))
+        first, tokens = first + n, tokens + int(shows.sum())
         if wrap:
             pieces.append(Piece(ids=wrap))
     n_pos = sum(p.n_pos or len(p.ids) for p in pieces)
-    return Picture(ImageLayout(first, None, None, n_pos), tuple(pieces))
+    return Picture(ImageLayout(tokens, None, None, n_pos), tuple(pieces))
 
 
 def by_hand(parts: list) -> dict[str, list]:
@@ -44,17 +49,20 @@ def by_hand(parts: list) -> dict[str, list]:
             for token in part:
                 text(token)
             continue
-        local = 0
+        local = shown = 0
         for piece in part.picture.pieces:
             for token in piece.ids:
                 text(token)
             for i in range(piece.n):
                 place = tuple(int(v) + position for v in piece.relative[i])
-                kept = part.keep is None or local in set(part.keep.tolist())
-                rows.append({"id": -1, "at": place, "image": image, "local": local, "kept": kept})
-                image, local = image + 1, local + 1
+                shows = piece.token[i] >= 0
+                kept = not shows or part.keep is None or shown in set(part.keep.tolist())
+                rows.append(
+                    {"id": -2 + shows, "at": place, "image": image if shows else -1, "local": local, "kept": kept}
+                )
+                image, shown, local = image + shows, shown + shows, local + 1
             position += piece.n_pos
-    last_image = max((i for i, row in enumerate(rows) if row["image"] >= 0), default=len(rows))
+    last_image = max((i for i, row in enumerate(rows) if row["id"] < 0), default=len(rows))
     for i, row in enumerate(rows):
         row["class"] = ROW_PROMPT * (i > last_image) | ROW_LAST * (i > last_image and i == len(rows) - 1)
     kept = [row for row in rows if row["kept"]]
@@ -79,7 +87,7 @@ def agree(parts: list) -> None:
     assert not got.runs or got.runs[-1].stop == got.n
     for run in got.runs:
         assert run.stop > run.start
-        assert {run.picture is not None} == {bool(i >= 0) for i in got.image[run.start : run.stop]}
+        assert {run.picture is not None} == {bool(i >= 0) for i in got.local[run.start : run.stop]}
 
 
 texts = st.lists(st.integers(0, 99), max_size=4)
@@ -93,7 +101,8 @@ def test_any_prompt(data, mrope: bool) -> None:
         parts.append(data.draw(texts))
         wrap = tuple(data.draw(st.lists(st.integers(100, 105), max_size=2)))
         shapes = data.draw(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=2))
-        placed = picture(shapes, mrope, wrap)
+        n_rows = sum(r * c for r, c in shapes)
+        placed = picture(shapes, mrope, wrap, data.draw(st.frozensets(st.integers(1, n_rows))))
         chosen = data.draw(st.none() | st.sets(st.integers(0, placed.layout.n_tokens - 1)))
         parts.append(Placed(placed, None if chosen is None else np.array(sorted(chosen), np.int32)))
     parts.append(data.draw(st.lists(st.integers(0, 99), min_size=1, max_size=4)))
@@ -128,3 +137,13 @@ def test_text_alone_and_pictures_last() -> None:
 def test_text_between_pictures_is_no_prompt_row() -> None:
     rows = lay_rows([[1], Placed(picture([(1, 2)], False), None), [2, 3], Placed(picture([(1, 1)], False), None), [4]])
     assert rows.classes.tolist() == [0, 0, 0, 0, 0, 0, ROW_PROMPT | ROW_LAST]
+
+
+@pytest.mark.parametrize("keep", [[], [7], list(range(12))])
+def test_text_between_tiles_always_stays(keep: list[int]) -> None:
+    """A picture of three tiles with control tokens around each, pruned to nothing, to one token, and not at all."""
+    rows = lay_rows([[1], Placed(picture([(2, 2)] * 3, False, (8, 9)), np.array(keep, np.int32)), [2]])
+    assert rows.ids[rows.ids >= 0].tolist() == [1, *[8, 9] * 4, 2]
+    assert rows.image[rows.ids < 0].tolist() == keep
+    assert rows.positions[rows.ids >= 0, 0].tolist() == [0, 1, 2, 7, 8, 13, 14, 19, 20, 21]
+    assert rows.classes[rows.ids >= 0].tolist() == [0] * 7 + [ROW_PROMPT] * 2 + [ROW_PROMPT | ROW_LAST]
