@@ -81,6 +81,8 @@ class VlmInfo:
     tower_cls: bool
     repairs: tuple[str, ...] = ()
     """Names of the repairs applied to llama.cpp's graphs for this model."""
+    notes: tuple[str, ...] = ()
+    """What its files lack, or what could not be known of them."""
     vocab_hash: str = ""
     """Equal for two VLMs that share a tokenizer."""
 

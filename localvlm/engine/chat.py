@@ -84,8 +84,9 @@ def render(messages: Sequence[Message], template: str | None, family: str, bos: 
     """See :meth:`localvlm.engine.api.Vlm.chat`. Without a template, Vicuna's form for LLaVA and ChatML for others."""
     nonce = secrets.token_hex(8)
     # as they were trained; InternVL's templates say so only where contents are lists
-    after = "\n" if family == "internvl" or (template is None and family == "llava") else ""
-    template = template or (VICUNA if family == "llava" else CHATML)
+    llava = family.startswith("llava")
+    after = "\n" if family == "internvl" or (template is None and llava) else ""
+    template = template or (VICUNA if llava else CHATML)
     reason: ModelError | None = None
     for typed in (False, True):
         turns = _turns(messages, nonce, after, typed)

@@ -17,10 +17,11 @@ SIZES = [
 ]  # fmt: skip
 
 
-def header(values: dict, tensors: tuple[str, ...] = ("v.class_embd",), lengths: dict | None = None) -> Header:
+def header(values: dict, tensors: tuple[str, ...] = ("v.class_embd",)) -> Header:
     infos = {name: TensorInfo(name, (1,), 0, 0, 4) for name in tensors}
     values = {"clip.projector_type": "mlp", **values}
-    return Header(Path("mmproj.gguf"), values, array_lengths=lengths or {}, tensors=infos)
+    lengths = {key: len(value) for key, value in values.items() if isinstance(value, tuple)}
+    return Header(Path("mmproj.gguf"), values, array_lengths=lengths, tensors=infos)
 
 
 def test_llava_runs_one_block_less_unless_the_file_says_which() -> None:
@@ -30,10 +31,6 @@ def test_llava_runs_one_block_less_unless_the_file_says_which() -> None:
     assert (family.name, tower.n_layer, tower.cls, tower.merge, tower.patch) == ("llava", 23, True, 1, 14)
     assert describe(header({**values, "clip.vision.feature_layer": (23,)})).tower.n_layer == 23
     assert describe(header({**values, "clip.vision.feature_layer": (3, 8, 20)})).tower.n_layer == 20
-
-
-def test_tiled_llava_has_no_token_map_yet() -> None:
-    assert describe(header({}, lengths={"clip.vision.image_grid_pinpoints": 10})).name == "unknown"
 
 
 def test_qwen_merges_patches_and_unknown_projectors_are_unknown() -> None:
@@ -53,6 +50,10 @@ def test_windowed_rows_map_to_raster_tokens() -> None:
 
 
 LLAVA = {"clip.vision.block_count": 24, "clip.vision.patch_size": 14, "clip.vision.image_size": 336}
+NEXT = LLAVA | {
+    "clip.vision.embedding_length": 1024,
+    "clip.vision.image_grid_pinpoints": (336, 672, 672, 336, 672, 672, 1008, 336, 336, 1008),
+}
 QWEN25 = {"clip.projector_type": "qwen2.5vl_merger", "clip.vision.block_count": 32, "clip.vision.patch_size": 14}
 SMOLVLM = {
     "clip.projector_type": "idefics3",
@@ -61,8 +62,15 @@ SMOLVLM = {
     "clip.vision.image_size": 128,
     "clip.vision.projector.scale_factor": 4,
 }
+INTERNVL = LLAVA | {
+    "clip.projector_type": "internvl",
+    "clip.vision.image_size": 448,
+    "clip.vision.projector.scale_factor": 2,
+}
 CUTTING = {
+    "internvl": describe(header(INTERNVL)),
     "llava": describe(header(LLAVA)),
+    "llava-next": describe(header(NEXT, ("v.class_embd", "model.image_newline"))),
     "qwen2.5vl": describe(header(QWEN25, tensors=())),
     "smolvlm": describe(header(SMOLVLM, tensors=())),
 }

@@ -21,7 +21,7 @@ from tests.zoo.text import TextConfig, text_weights
 from tests.zoo.tokenizer import MERGES, Tokenizer
 from tests.zoo.weights import SHARP, Float32, Weights
 
-__all__ = ["LARGE", "NEWLINE", "ROW", "TOKENIZER", "VOCAB", "LlavaReference", "VisionConfig", "weights", "write_mmproj"]
+__all__ = ["LARGE", "ROW", "TOKENIZER", "VOCAB", "LlavaReference", "VisionConfig", "weights", "write_mmproj"]
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -186,7 +186,10 @@ class LlavaReference:
         self._model.load_state_dict({k: torch.from_numpy(t) for k, t in tensors.items()}, strict=True)
         self._layers, self._torch = vision.layers, torch
         self._decoder = Decoder(self._model)
-        self._size = {"size": {"shortest_edge": vision.image}, "crop_size": {"height": vision.image, "width": vision.image}}
+        self._size = {
+            "size": {"shortest_edge": vision.image},
+            "crop_size": {"height": vision.image, "width": vision.image},
+        }
 
     def _processor(self) -> Any:
         from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil

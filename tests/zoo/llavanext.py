@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.zoo.llava15 import NEWLINE, TOKENIZER, VOCAB, LlavaReference, VisionConfig, weights, write_mmproj
+from tests.zoo.llava15 import TOKENIZER, VOCAB, LlavaReference, VisionConfig, weights, write_mmproj
 from tests.zoo.row import RGB, Case, Drawing, Grid, Row, Spelling, filler
 from tests.zoo.text import TextConfig
 from tests.zoo.weights import Float32
@@ -44,7 +44,9 @@ class LlavaNextReference(LlavaReference):
 
     def _packed(self, tiles: Any, cut: Any, end: Any) -> Float32:
         """(tiles, N, width) -> (n, width) as transformers puts rows of tiles together."""
-        return np.asarray(self._model.model.pack_image_features([tiles], cut["image_sizes"], "default", end)[0][0].numpy())
+        return np.asarray(
+            self._model.model.pack_image_features([tiles], cut["image_sizes"], "default", end)[0][0].numpy()
+        )
 
     def encode(self, image: RGB) -> tuple[Float32, Float32]:
         cut = self._cut(image)

@@ -64,8 +64,9 @@ def open_llava(projector: Projector) -> Family | None:
         long = max(width, height)
         canvas = (long, long, (long - width) // 2, (long - height) // 2)
         target = (tower.image_size, tower.image_size)
+        view = (side * tower.patch, side * tower.patch)
         resized = () if (width, height) == target else (target,)
-        return [Block((Tile(resized, (0, 0, *target), side, side, canvas, GROUND),))]
+        return [Block((Tile(resized, (0, 0, *target), side, side, canvas, GROUND, view=view),))]
 
     return Family(
         "llava",

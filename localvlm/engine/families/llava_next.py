@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,7 +24,7 @@ ROW_ENDS = ("v.image_newline", "model.image_newline")
 
 
 def best_resolution(width: int, height: int, resolutions: Sequence[Size]) -> Size:
-    """The resolution that keeps most of a picture's pixels, and of several the one with least padding; else the first."""
+    """The resolution that keeps most of a picture's pixels; of several that with the least padding, else the first."""
 
     def merit(size: Size) -> Size:
         scale = min(size[0] / width, size[1] / height)
@@ -83,6 +84,7 @@ def open_llava_next(projector: Projector) -> Family | None:
     merge = mmproj.text("clip.vision.mm_patch_merge_type", "spatial_unpad")
     if resolutions is None or merge != "spatial_unpad":
         return None
+    view = side * tower.patch, side * tower.patch
     row_end = next((name for name in ROW_ENDS if name in mmproj.tensors), "")
 
     def grid(width: int, height: int, size: Size) -> tuple[tuple[Tile, ...], Int32]:
@@ -91,7 +93,7 @@ def open_llava_next(projector: Projector) -> Family | None:
         left, top = ((full - n) // 2 for full, n in zip(size, inner, strict=True))
         sizes = () if inner == (width, height) else (inner,)
         tiles = tuple(
-            Tile(sizes, (x - left, y - top, x - left + tile, y - top + tile), side, side)
+            Tile(sizes, (x - left, y - top, x - left + tile, y - top + tile), side, side, view=view)
             for y in range(0, size[1], tile)
             for x in range(0, size[0], tile)
         )
@@ -99,8 +101,9 @@ def open_llava_next(projector: Projector) -> Family | None:
         return tiles, index[unpadded(width, height, *index.shape)]
 
     def cut(width: int, height: int) -> Cut:
-        overview = whole(width, height, (tile, tile), side, side)
-        tiles, index = (), np.zeros((1, 0), np.int32)
+        overview = replace(whole(width, height, (tile, tile), side, side), view=view)
+        tiles: tuple[Tile, ...] = ()
+        index = np.zeros((1, 0), np.int32)
         if resolutions:
             tiles, index = grid(width, height, best_resolution(width, height, resolutions))
         ends = np.full((len(index), 1 if row_end else 0), -1, np.int32)
