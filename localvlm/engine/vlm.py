@@ -84,6 +84,7 @@ class LlamaVlm:
             tower_layers=self.tower.tower.n_layer,
             tower_cls=self.tower.tower.cls,
             repairs=self.tower.repair_names,
+            notes=self.tower.family.notes,
             vocab_hash=hashlib.sha256(tokens.encode()).hexdigest()[:16],
         )
         self._pictures: dict[int, Picture] = {}
@@ -172,12 +173,11 @@ class LlamaVlm:
             if isinstance(part, TextPart):
                 run.append((part.text, part.special))
                 continue
-            if run:
-                laid.append(self._vocab.tokenize_run(run))
-                run = []
-            laid.append(Placed(self._picture(part.image), self._checked_keep(part)))
-        if run:
-            laid.append(self._vocab.tokenize_run(run))
+            picture = self._picture(part.image)
+            laid.append(self._vocab.tokenize_run([*run, (picture.before, True)]))
+            laid.append(Placed(picture, self._checked_keep(part)))
+            run = [(picture.after, True)]
+        laid.append(self._vocab.tokenize_run(run))
         return lay_rows(laid)
 
     @staticmethod
