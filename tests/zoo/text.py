@@ -1,4 +1,4 @@
-"""The language-model half of a row: a small Llama, Qwen2 or Qwen3 decoder, its weights and its GGUF file."""
+"""The language-model half of a row: a small Llama, Qwen2, Qwen3 or Gemma 3 decoder, its weights and its GGUF file."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.zoo.tokenizer import Tokenizer
 from tests.zoo.weights import SHARP, Float32, Weights
 
 __all__ = ["TextConfig", "text_weights", "write_text"]
 
 PREFIX = "model.language_model"
+GEMMA, PATTERN = "gemma3", 3
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class TextConfig:
         head_size: width of a head; 0: hidden / heads.
         qk_norm: queries and keys are normalised head by head.
         deepstack: layers after which more features of a picture are added; they stand behind its embeddings.
+        window: rows that the sliding layers of Gemma 3 see, two of three (published: five of six); their rotary base is
+            10000.
     """
 
     arch: str
@@ -41,6 +46,7 @@ class TextConfig:
     head_size: int = 0
     qk_norm: bool = False
     deepstack: int = 0
+    window: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -56,7 +62,10 @@ class TextConfig:
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
         if self.mrope:
             rope["mrope_section"] = list(self.mrope)
+        if self.window:
+            rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
         return {
+            **(self._sliding() if self.window else {}),
             **({"head_dim": self.head_size} if self.head_size else {}),
             "vocab_size": self.vocab,
             "hidden_size": self.hidden,
@@ -71,13 +80,20 @@ class TextConfig:
             "eos_token_id": None,
         }
 
+    def _sliding(self) -> dict[str, Any]:
+        kinds = ["full_attention" if i % PATTERN == PATTERN - 1 else "sliding_attention" for i in range(self.layers)]
+        return {"sliding_window": self.window, "layer_types": kinds, "query_pre_attn_scalar": self.head_dim}
+
 
 def text_weights(out: Weights, config: TextConfig) -> None:
-    """Adds the decoder's tensors. Logits get a standard deviation of about 3."""
+    """Adds the decoder's tensors. Logits get a standard deviation of about 3, those of Gemma of 1."""
     c, q, kv = config, config.heads * config.head_dim, config.kv_heads * config.head_dim
-    out.normal(f"{PREFIX}.embed_tokens.weight", c.vocab, c.hidden, std=1.0)
+    if c.arch == GEMMA:  # tied, and scaled by the root of the width; larger, every token would be followed by itself
+        out.matrix(f"{PREFIX}.embed_tokens.weight", c.vocab, c.hidden)
+    else:
+        out.normal(f"{PREFIX}.embed_tokens.weight", c.vocab, c.hidden, std=1.0)
+        out.matrix("lm_head.weight", c.vocab, c.hidden, gain=3.0)
     out.norm(f"{PREFIX}.norm", c.hidden)
-    out.matrix("lm_head.weight", c.vocab, c.hidden, gain=3.0)
     for i in range(c.layers):
         layer = f"{PREFIX}.layers.{i}"
         out.norm(f"{layer}.input_layernorm", c.hidden)
@@ -87,10 +103,15 @@ def text_weights(out: Weights, config: TextConfig) -> None:
         out.linear(f"{layer}.self_attn.v_proj", kv, c.hidden, bias=c.qkv_bias)
         out.linear(f"{layer}.self_attn.o_proj", c.hidden, q, bias=False)
         for name in ("q_norm", "k_norm") if c.qk_norm else ():
-            out.normal(f"{layer}.self_attn.{name}.weight", c.head_dim, std=0.1, mean=SHARP)
+            out.normal(f"{layer}.self_attn.{name}.weight", c.head_dim, std=0.1, mean=1.2 if c.arch == GEMMA else SHARP)
+        for name in ("pre", "post") if c.arch == GEMMA else ():
+            out.norm(f"{layer}.{name}_feedforward_layernorm", c.hidden)
         out.linear(f"{layer}.mlp.gate_proj", c.ffn, c.hidden, bias=False)
         out.linear(f"{layer}.mlp.up_proj", c.ffn, c.hidden, bias=False)
         out.linear(f"{layer}.mlp.down_proj", c.hidden, c.ffn, bias=False)
+    for name, tensor in out.tensors.items():
+        if c.arch == GEMMA and name.startswith(PREFIX) and name.endswith("norm.weight"):
+            tensor -= np.float32(1)  # Gemma3RMSNorm multiplies by 1 + weight
 
 
 LAYER_NAMES = {
@@ -105,6 +126,12 @@ LAYER_NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+}
+GEMMA_NAMES = {
+    **LAYER_NAMES,
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
 }
 
 
@@ -137,20 +164,27 @@ def write_text(path: Path, config: TextConfig, weights: Mapping[str, Float32], t
     if c.head_size:
         writer.add_key_length(c.head_dim)
         writer.add_value_length(c.head_dim)
+    if c.window:
+        writer.add_sliding_window(c.window)
+        writer.add_sliding_window_pattern(PATTERN)
     if c.deepstack:
         writer.add_num_deepstack_layers(c.deepstack)
     if c.mrope:
         writer.add_rope_dimension_sections([*c.mrope, 0])
     tokenizer.write(writer)
     writer.add_tensor("token_embd.weight", weights[f"{PREFIX}.embed_tokens.weight"])
-    writer.add_tensor("output_norm.weight", weights[f"{PREFIX}.norm.weight"])
-    writer.add_tensor("output.weight", weights["lm_head.weight"])
+    shift = np.float32(c.arch == GEMMA)
+    writer.add_tensor("output_norm.weight", weights[f"{PREFIX}.norm.weight"] + shift)
+    if "lm_head.weight" in weights:
+        writer.add_tensor("output.weight", weights["lm_head.weight"])
     for i in range(c.layers):
-        for hf, ours in LAYER_NAMES.items():
+        for hf, ours in (GEMMA_NAMES if c.arch == GEMMA else LAYER_NAMES).items():
             for kind in ("weight", "bias"):
                 tensor = weights.get(f"{PREFIX}.layers.{i}.{hf}.{kind}")
                 if tensor is None:
                     continue
+                if hf.endswith("norm"):
+                    tensor = tensor + shift
                 if c.arch == "llama" and ours in ("attn_q", "attn_k"):
                     tensor = _interleaved(tensor, c.heads if ours == "attn_q" else c.kv_heads)
                 writer.add_tensor(f"blk.{i}.{ours}.{kind}", tensor)
