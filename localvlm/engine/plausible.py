@@ -158,12 +158,15 @@ def check_projector(mmproj: Header) -> None:
     embedder = mmproj.tensors.get("v.patch_embd.weight")
     if embedder is None or embedder.shape != (patch, patch, 3, width):
         check.fail(f"'v.patch_embd.weight' has shape {list(embedder.shape) if embedder else None}, not that of a patch")
-    if family.name == "llava":
+    if family.name in ("llava", "llava-next"):
         check.shape("v.position_embd.weight", width, (size // patch) ** 2 + tower.cls)
         if "v.position_embd.weight" not in mmproj.tensors:
             check.fail("tensor 'v.position_embd.weight' is missing")
-    if family.name in ("llava", "qwen2.5vl"):
-        check.matrix("mm.2", check.matrix("mm.0", width * tower.merge**2))
+    if family.name in ("llava", "llava-next", "qwen2vl", "qwen2.5vl", "qwen3vl"):
+        layers = len(mmproj.integers(f"{vision}.feature_layer")) or 1  # side by side
+        out = check.matrix("mm.2", check.matrix("mm.0", width * tower.merge**2 * layers))
+        if family.row_end:
+            check.shape(family.row_end, out)
     if family.name == "qwen2.5vl":
         check.between(f"{vision}.n_wa_pattern", 2, blocks)
         out = mmproj.tensors["mm.2.weight"].shape[1]

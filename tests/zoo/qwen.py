@@ -1,0 +1,319 @@
+"""What Qwen2-VL, Qwen2.5-VL and Qwen3-VL have in common: a tower for pictures of any size, a 2x2 merger, M-RoPE.
+
+Names and layouts of the projector file are those of ``conversion/qwenvl.py`` and ``qwen3vl.py``: the 3-D patch
+convolution becomes two 2-D ones, which llama.cpp adds for a still picture. Every tensor is F32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.zoo.row import RGB, Case, Drawing, Grid, Int32, Row, Spelling, filler
+from tests.zoo.text import TextConfig, text_weights
+from tests.zoo.tokenizer import MERGES, Tokenizer
+from tests.zoo.weights import SHARP, Float32, Weights
+
+__all__ = ["EPS", "MERGE", "TOKENIZER", "VOCAB", "VisionConfig", "make_cases", "make_row", "token_ids"]
+
+TOWER = "model.visual"
+MERGE = 2
+EPS = 1e-6
+"""transformers fixes it in the tower; llama.cpp reads it from the file."""
+MOST = 1024
+"""The engine's bound on the tokens of a picture; the published one is 16384."""
+
+TOKENIZER = Tokenizer(
+    pre="qwen2",
+    controls=(
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|vision_pad|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    ),
+    bos="",
+    eos="<|im_end|>",
+    template=(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for c in m.content %}{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+        "{% else %}{{ c.text }}{% endif %}{% endfor %}"
+        "{% endif %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+)
+VOCAB = 256 + len(MERGES) + len(TOKENIZER.controls)
+
+
+def token_ids() -> dict[str, int]:
+    """Arguments of the Hugging Face configuration."""
+    names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    return {f"{hf}_token_id": TOKENIZER.id(f"<|{name}|>") for hf, name in names.items()}
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A tower.
+
+    Attributes:
+        projector: llama.cpp's name of the family.
+        mlp: transformers' names of a block's matrices -> llama.cpp's.
+        merger: transformers' names of the merger's norm and its two matrices.
+        grids: (width, height) of the cases' pictures -> rows and columns of tokens, checked against transformers'
+            processor where the expected values are made.
+        values: more keys of the projector file.
+        mean, std: of the pixels, each channel.
+        norm_bias: LayerNorm, and not RMSNorm.
+        split: qkv is split in the projector file.
+        least: fewest tokens of a picture.
+        window: pixels along a window; 0: all blocks attend to the whole picture.
+        side: patches along a side of the table of position embeddings; 0: none, and no bias of patches either.
+        deepstack: blocks whose outputs go into the decoder's first layers.
+    """
+
+    projector: str
+    mlp: Mapping[str, str]
+    merger: tuple[str, str, str]
+    grids: Mapping[tuple[int, int], tuple[int, int]]
+    hidden: int = 64
+    layers: int = 4
+    heads: int = 2
+    ffn: int = 96
+    patch: int = 14
+    values: Mapping[str, int | bool] = field(default_factory=dict)
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    norm_bias: bool = True
+    split: bool = True
+    least: int = 4
+    window: int = 0
+    side: int = 0
+    deepstack: tuple[int, ...] = ()
+
+    @property
+    def cell(self) -> int:
+        """Pixels along a token."""
+        return self.patch * MERGE
+
+    @property
+    def blocks(self) -> dict[str, str]:
+        """transformers' names of a block's parts -> llama.cpp's."""
+        return {"norm1": "ln1", "norm2": "ln2", "attn.qkv": "attn_qkv", "attn.proj": "attn_out", **self.mlp}
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """Rows and columns of a picture's tokens."""
+        return self.grids.get((width, height), (height // self.cell, width // self.cell))
+
+
+def _merger(out: Weights, parts: tuple[str, str, str], norm: int, merged: int, width: int, bias: bool) -> None:
+    out.norm(f"{TOWER}.{parts[0]}", norm, bias=bias)
+    out.linear(f"{TOWER}.{parts[1]}", merged, merged, bias=True)
+    out.linear(f"{TOWER}.{parts[2]}", width, merged, bias=True)
+
+
+def _deeper(vision: VisionConfig, i: int) -> tuple[str, str, str]:
+    """Names of the merger of the i-th deepstack features."""
+    norm, first, second = (name.replace("merger", f"deepstack_merger_list.{i}") for name in vision.merger)
+    return norm, first, second
+
+
+def weights(text: TextConfig, vision: VisionConfig, seed: int) -> dict[str, Float32]:
+    """The whole model by Hugging Face names."""
+    out, v = Weights(seed), vision
+    out.matrix(f"{TOWER}.patch_embed.proj.weight", v.hidden, 3, 2, v.patch, v.patch, gain=2.0)
+    if v.side:
+        out.bias(f"{TOWER}.patch_embed.proj.bias", v.hidden)
+        out.normal(f"{TOWER}.pos_embed.weight", v.side**2, v.hidden, std=1.0)
+    for i in range(v.layers):
+        for hf, ours in v.blocks.items():
+            name = f"{TOWER}.blocks.{i}.{hf}"
+            if ours.startswith("ln"):
+                out.norm(name, v.hidden, bias=v.norm_bias)
+            elif ours == "attn_qkv":
+                out.linear(name, 3 * v.hidden, v.hidden, bias=True)
+                out.tensors[f"{name}.weight"][: 2 * v.hidden] *= np.float32(SHARP)
+            else:
+                wide = {"ffn_up": (v.ffn, v.hidden), "ffn_gate": (v.ffn, v.hidden), "ffn_down": (v.hidden, v.ffn)}
+                out.linear(name, *wide.get(ours, (v.hidden, v.hidden)), bias=True)
+    merged = v.hidden * MERGE**2
+    _merger(out, v.merger, v.hidden, merged, text.hidden, v.norm_bias)
+    for i in range(len(v.deepstack)):
+        _merger(out, _deeper(v, i), merged, merged, text.hidden, v.norm_bias)
+    text_weights(out, text)
+    return out.tensors
+
+
+def _mmproj_tensors(vision: VisionConfig, tensors: Mapping[str, Float32]) -> dict[str, Float32]:
+    """The projector file's tensors by llama.cpp names."""
+    v = vision
+    names = {"patch_embed.proj": "v.patch_embd", "pos_embed": "v.position_embd"}
+    names |= dict(zip(v.merger, ("v.post_ln", "mm.0", "mm.2"), strict=True))
+    for i in range(v.layers):
+        names |= {f"blocks.{i}.{hf}": f"v.blk.{i}.{ours}" for hf, ours in v.blocks.items()}
+    for i, block in enumerate(v.deepstack):
+        ours = (f"v.deepstack.{block}.{part}" for part in ("norm", "fc1", "fc2"))
+        names |= dict(zip(_deeper(v, i), ours, strict=True))
+    out: dict[str, Float32] = {}
+    for hf, name in names.items():
+        for kind in ("weight", "bias"):
+            tensor = tensors.get(f"{TOWER}.{hf}.{kind}")
+            if tensor is None:
+                continue
+            if v.split and name.endswith("attn_qkv"):
+                for letter, part in zip("qkv", np.split(tensor, 3), strict=True):
+                    out[f"{name.replace('qkv', letter)}.{kind}"] = part
+            elif tensor.ndim == 5:  # (hidden, 3, frames, patch, patch)
+                out[f"{name}.weight"], out[f"{name}.weight.1"] = tensor[:, :, 0], tensor[:, :, 1]
+            else:
+                out[f"{name}.{kind}"] = tensor
+    return out
+
+
+def write_mmproj(text: TextConfig, vision: VisionConfig, path: Path, tensors: Mapping[str, Float32]) -> None:
+    """Writes the projector file."""
+    from gguf import GGUFWriter, LlamaFileType
+
+    v = vision
+    writer = GGUFWriter(path, "clip")
+    writer.add_file_type(LlamaFileType.ALL_F32)
+    writer.add_clip_has_vision_encoder(True)
+    writer.add_clip_projector_type(v.projector)
+    writer.add_vision_image_size(v.side * v.patch or 560)
+    writer.add_vision_patch_size(v.patch)
+    writer.add_vision_embedding_length(v.hidden)
+    writer.add_vision_feed_forward_length(v.ffn)
+    writer.add_vision_projection_dim(text.hidden)
+    writer.add_vision_head_count(v.heads)
+    writer.add_vision_attention_layernorm_eps(EPS)
+    writer.add_vision_block_count(v.layers)
+    writer.add_vision_image_mean(v.mean)
+    writer.add_vision_image_std(v.std)
+    for key, value in v.values.items():
+        writer.add_bool(key, value) if isinstance(value, bool) else writer.add_uint32(key, value)
+    if v.deepstack:
+        writer.add_vision_is_deepstack_layers([i in v.deepstack for i in range(v.layers)])
+    for name, tensor in _mmproj_tensors(v, tensors).items():
+        writer.add_tensor(name, np.ascontiguousarray(tensor))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+Build = Callable[[TextConfig, VisionConfig], Any]
+"""The family's model in transformers, eager attention."""
+
+
+class QwenReference:
+    """The model in transformers; torch is imported here and nowhere else in this file."""
+
+    def __init__(self, build: Build, text: TextConfig, vision: VisionConfig, tensors: Mapping[str, Float32]) -> None:
+        import torch
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+        from tests.zoo.reference import Decoder
+
+        self._torch, self._vision = torch, vision
+        self._model = build(text, vision).eval()
+        self._model.load_state_dict({k: torch.from_numpy(t) for k, t in tensors.items()}, strict=True)
+        self._decoder = Decoder(self._model)
+        self._processor = Qwen2VLImageProcessorPil(
+            patch_size=vision.patch,
+            merge_size=MERGE,
+            image_mean=list(vision.mean),
+            image_std=list(vision.std),
+            size={"shortest_edge": vision.least * vision.cell**2, "longest_edge": MOST * vision.cell**2},
+        )
+
+    def encode(self, image: RGB) -> tuple[Float32, Float32]:
+        """Attention received: mean over queries and heads, summed over the 2x2 patches of a token, tokens in raster
+        order."""
+        from PIL import Image
+
+        from tests.zoo.reference import recorded_attention
+
+        visual, v = self._model.model.visual, self._vision
+        batch = self._processor(images=Image.fromarray(image), return_tensors="pt")
+        thw = batch["image_grid_thw"]
+        grid = (int(thw[0, 1]) // MERGE, int(thw[0, 2]) // MERGE)
+        assert grid == v.grid(image.shape[1], image.shape[0]), f"transformers has {grid} for {image.shape}"
+        with self._torch.no_grad(), recorded_attention(visual) as layers:
+            out = visual(batch["pixel_values"], grid_thw=thw)
+        rows = self._torch.cat([out.pooler_output, *(out.deepstack_features if v.deepstack else ())], dim=1)
+        received = np.stack([np.concatenate([a.mean(axis=0).sum(axis=0) for a in chunks]) for chunks in layers])
+        per_token = (received / received.shape[1]).reshape(len(layers), -1, MERGE**2).sum(axis=2)
+        tower = np.empty_like(per_token)
+        tower[:, self._order(thw)] = per_token
+        return rows.numpy(), tower
+
+    def _order(self, thw: Any) -> Int32:
+        """(n_tokens,) where in the raster each token of the tower is."""
+        from transformers.vision_utils import get_vision_window_index
+
+        if not self._vision.window:
+            return np.arange(int(thw.prod()) // MERGE**2, dtype=np.int32)
+        v = self._vision
+        order, _ = get_vision_window_index(thw, spatial_merge_size=MERGE, window_size=v.window, patch_size=v.patch)
+        return order.numpy().astype(np.int32)
+
+    def encode_stock(self, image: RGB) -> Float32:
+        return self.encode(image)[0]
+
+    def decode(self, ids: Int32, rows: Float32, positions: Int32) -> tuple[Float32, Float32]:
+        return self._decoder.decode(ids, rows, positions)
+
+
+QUESTION = "what is the thing in red, what is left of it, and what is below? say it in a word or two."
+"""Long enough for a batch of 64 rows: llama.cpp adds up the values of fewer in F16."""
+START, END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+
+
+def make_cases(*pictures: tuple[Drawing, tuple[int, ...]]) -> tuple[Case, ...]:
+    """Cases of four pictures and the tokens kept of each; any more are asked about together."""
+    drawings, keeps = zip(*pictures, strict=True)
+    some = (
+        Case("wide", (START, 0, f"{QUESTION}{END}"), drawings[:1], (83, 266, 7, 201, 40, 99), keeps[:1]),
+        Case(
+            "two",
+            (f"{START}look: ", 0, "and then the other: ", 1, f"what differs?{END}"),
+            drawings[1:3],
+            (120, 33, 270, 64),
+            keeps[1:3],
+        ),
+        Case("long", (f"{START}{filler(1, 9)}", 0, f"{filler(10, 25)}{END}"), drawings[3:4], (), keeps[3:4]),
+    )
+    if len(drawings) == 4:
+        return some
+    between = [part for i in range(len(drawings) - 4) for part in (f"{i}: ", i)]
+    return (*some, Case("shapes", (START, *between, f"which is the red one?{END}"), drawings[4:], (71,), keeps[4:]))
+
+
+def _spell(vision: VisionConfig, width: int, height: int) -> Spelling:
+    return ("<|vision_start|>", Grid(*vision.grid(width, height)), "<|vision_end|>")
+
+
+def make_row(
+    name: str, text: TextConfig, vision: VisionConfig, build: Build, seed: int, cases: tuple[Case, ...]
+) -> Row:
+    """A model of the given sizes."""
+    return Row(
+        name=name,
+        text=text,
+        tokenizer=TOKENIZER,
+        spell=partial(_spell, vision),
+        tower_layers=vision.layers,
+        repairs=(),
+        cases=cases,
+        weights=partial(weights, text, vision, seed),
+        write_mmproj=partial(write_mmproj, text, vision),
+        reference=partial(QwenReference, build, text, vision),
+    )
