@@ -124,6 +124,25 @@ def test_pictures_compete_for_one_budget(pipeline: Pipeline) -> None:
     assert swapped.tokens.kept == answer.tokens.kept
 
 
+@pytest.mark.parametrize("name", ["internvl", "smolvlm"])
+def test_tiles_of_one_picture_compete_for_one_budget(folder: Path, name: str) -> None:
+    """Tiles of four tokens, with no text between them or with some, which is never dropped."""
+    pair = Pair(None, files(zoo.build("llava15", folder)), files(zoo.build(name, folder)))
+    shown = picture(190, 100, 5)
+    with Pipeline.open(pair, LoadOptions(threads=1)) as opened:
+        layout = opened.vlm("model").layout(*shown.size)
+        unpruned = ask(opened, "none", None, shown, max_tokens=1)
+        answers = {m: ask(opened, m, 0.3, shown, max_tokens=1) for m in ("sgl", "random", "grid")}
+        mass = opened.saliency(opened.look([shown], QUESTION, 1), "sum", [layout])
+    assert layout.grid is None
+    n, k = layout.n_tokens, round(0.3 * layout.n_tokens)
+    for answer in answers.values():
+        assert len(set(answer.kept_indices)) == k
+        assert unpruned.tokens.prompt - answer.tokens.prompt == n - k
+    assert set(answers["sgl"].kept_indices) == set(np.argsort(-mass, kind="stable")[:k])
+    assert {i // 4 for i in answers["grid"].kept_indices} == set(range(n // 4))
+
+
 def test_random_follows_its_seed(pipeline: Pipeline) -> None:
     first, again, other = (ask(pipeline, "random", 0.3, seed=s, max_tokens=1).kept_indices for s in (1, 1, 2))
     assert first == again != other
