@@ -78,8 +78,10 @@ def test_odd_files_are_left_to_llama_cpp_or_say_what_they_lack() -> None:
     assert "image_newline" in bare.notes[0]
     assert block_of(bare, 640, 480).n == 576 + 36 * 48
     for odd in ((336,), (335, 336), (0, 336), (336 * 65, 336), ()):
-        assert next_family(**{"clip.vision.image_grid_pinpoints": odd}).name == "unknown"
-    assert next_family(**{"clip.vision.mm_patch_merge_type": "flat"}).name == "unknown"
+        assert next_family(**{"clip.vision.image_grid_pinpoints": odd}).cut is None
+    flat = next_family(**{"clip.vision.mm_patch_merge_type": "flat"})
+    assert (flat.name, flat.cut, flat.repairs) == ("llava-next", None, ("llava-cls-order",))
+    assert "llama.cpp cuts" in flat.notes[0]
 
 
 @pytest.mark.parametrize(

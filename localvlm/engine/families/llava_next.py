@@ -73,17 +73,16 @@ def _resolutions(mmproj: Header, tile: int, side: int, most: int) -> list[Size] 
     return [size for size, n in zip(found, tiles, strict=True) if not most or (n + 1) * side**2 <= most]
 
 
-def open_llava_next(projector: Projector) -> Family | None:
-    """LLaVA-NeXT with the merge "spatial_unpad", the only published one. Resolutions of more tokens than the bound are
-    left out; where none is left the picture is one tile.
+def open_llava_next(projector: Projector) -> Family:
+    """LLaVA-NeXT with the merge "spatial_unpad", the only published one; others are left to llama.cpp. Resolutions of
+    more tokens than the bound are left out; where none is left the picture is one tile.
     """
     mmproj = projector.header
     tower = clip_tower(mmproj)
     tile, side = tower.image_size, tower.image_size // max(tower.patch, 1)
     resolutions = _resolutions(mmproj, tile, side, projector.max_tokens)
     merge = mmproj.text("clip.vision.mm_patch_merge_type", "spatial_unpad")
-    if resolutions is None or merge != "spatial_unpad":
-        return None
+    published = resolutions is not None and merge == "spatial_unpad"
     view = side * tower.patch, side * tower.patch
     row_end = next((name for name in ROW_ENDS if name in mmproj.tensors), "")
 
@@ -111,13 +110,17 @@ def open_llava_next(projector: Projector) -> Family | None:
         order = np.concatenate([np.arange(overview.n, dtype=np.int32), fine])
         return [Block((overview, *tiles), order)]
 
-    missing = () if row_end else ("the projector file has no image_newline: the rows of tiles have no ends",)
+    notes = clip_notes(mmproj)
+    if not published:
+        notes += ("the projector file's tiles are not those of a published model: llama.cpp cuts pictures",)
+    elif not row_end:
+        notes += ("the projector file has no image_newline: the rows of tiles have no ends",)
     return Family(
         "llava-next",
         "llava-vl.github.io/blog/2024-01-30-llava-next; transformers, models/llava_next",
         tower,
-        cut,
+        cut if published else None,
         row_end=row_end,
         repairs=clip_repairs(mmproj),
-        notes=clip_notes(mmproj) + missing,
+        notes=notes,
     )
