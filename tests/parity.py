@@ -1,11 +1,10 @@
-"""Compares localvlm with llama.cpp's own multimodal helper: ``python -m tests.parity [--images N] [--pair demo]``.
+"""Compares localvlm with llama.cpp's own multimodal helper: ``python -m tests.parity [NAME ...] [--images N]``.
 
 With nothing pruned and llama.cpp's own tower and tiles (``--method none --keep all --stock-tower --stock-tiling``),
 localvlm must give the greedy answer of ``mtmd_helper_eval_chunks`` on the same GGUF files and pixels, token for token.
-Its side runs in a
-process of its own over raw ctypes (``tests/zoo/stock.py``), ours through :class:`localvlm.pipeline.Pipeline`; both
-with one thread, the same context and batch sizes. Subjects are the zoo (noise and drawn rectangles of all shapes) and
-the demo pair (its held-out scenes), each VLM by itself. Prints how many answers are equal and, for those that are not,
+Its side runs in a process of its own over raw ctypes (``tests/zoo/stock.py``), ours through
+:class:`localvlm.pipeline.Pipeline`; both with one thread, the same context and batch sizes. Subjects are the zoo (noise
+and drawn rectangles of all shapes) and the demo pair (its held-out scenes), each VLM by itself. Prints how many answers are equal and, for those that are not,
 where they part and by how much the best logit led there. Leaves with 1 on a difference.
 """
 
@@ -195,16 +194,20 @@ def compare(subject: Subject, engine: Engine, directory: Path) -> Parity:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="parity", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--images", type=int, default=50, metavar="N", help="questions per VLM (default 50)")
-    parser.add_argument("--pair", choices=[*zoo.FAMILIES, "zoo", "demo", "all"], default="all", help="default all")
+    known = [*zoo.FAMILIES, "demo"]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; default all")
+    parser.add_argument("--all", action="store_true", help="all of them")
     args = parser.parse_args(arguments)
+    names = known if args.all or not args.names else args.names
+    if unknown := set(names) - set(known):
+        parser.error(f"unknown name {sorted(unknown)[0]!r}; known are {', '.join(known)}")
     from localvlm.engine.client import Engine as LlamaEngine
 
     bad = 0
     with tempfile.TemporaryDirectory() as folder, LlamaEngine() as engine:
         directory = Path(folder)
-        names = list(zoo.FAMILIES) if args.pair in ("all", "zoo") else [n for n in zoo.FAMILIES if n == args.pair]
-        subjects = [zoo_subject(name, directory, args.images) for name in names]
-        if args.pair in ("all", "demo"):
+        subjects = [zoo_subject(name, directory, args.images) for name in names if name != "demo"]
+        if "demo" in names:
             demo = demo_subjects(args.images, directory / "demo")
             if not demo:
                 print("demo: skipped, its files are not there")
@@ -213,7 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parity = compare(subject, engine, directory)
             print(
                 f"{parity.subject}: {parity.equal} of {parity.asked} answers equal "
-                f"({parity.tokens} tokens, {len(parity.answers)} different answers)"
+                f"({parity.tokens} tokens, {len(parity.answers)} different answers)",
+                flush=True,
             )
             print("".join(f"  {line}\n" for line in parity.differences), end="")
             bad += not parity.ok
