@@ -77,6 +77,6 @@ ROW = make_row(
         deepstack=(1, 2),
     ),
     build,
-    32,
+    31,
     CASES,
 )

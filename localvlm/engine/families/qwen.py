@@ -46,11 +46,8 @@ def groups_of_four(patches: Patches) -> Int32:
 
 
 def dynamic(projector: Projector, name: str, source: str, least: int, full: tuple[int, ...] | None = None) -> Family:
-    """A family of one tile, as large as the bounds allow.
-
-    Args:
-        least: fewest tokens, which the file does not carry.
-        full: blocks that attend to the whole tile; None: all.
+    """A family of one tile, as large as the bounds allow; ``least`` tokens, which files do not carry, and ``full`` the
+    blocks that attend to the whole tile, None for all.
     """
     mmproj = projector.header
     tower = Tower(
