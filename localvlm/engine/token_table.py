@@ -9,7 +9,7 @@ from localvlm.engine.gguf_header import Header
 
 __all__ = ["TokenTable", "vector"]
 
-UNSCALED = frozenset({"llama", "qwen2", "qwen2vl", "qwen3"})
+UNSCALED = frozenset({"llama", "mistral3", "qwen2", "qwen2vl", "qwen3"})
 """Architectures whose graph feeds token embeddings to the first layer as they are."""
 
 

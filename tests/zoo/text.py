@@ -12,7 +12,7 @@ import numpy as np
 from tests.zoo.tokenizer import Tokenizer
 from tests.zoo.weights import SHARP, Float32, Weights
 
-__all__ = ["TextConfig", "text_weights", "write_text"]
+__all__ = ["PREFIX", "TextConfig", "interleaved", "text_weights", "write_text"]
 
 PREFIX = "model.language_model"
 GEMMA, PATTERN = "gemma3", 3
@@ -135,9 +135,9 @@ GEMMA_NAMES = {
 }
 
 
-def _interleaved(tensor: Float32, n_head: int) -> Float32:
-    """Rows of a query or key projection from rotary halves (Hugging Face) to rotary pairs (llama.cpp's ``llama``),
-    as ``conversion/llama.py`` permutes them. (n_head * d, ...) -> the same shape."""
+def interleaved(tensor: Float32, n_head: int) -> Float32:
+    """Rows of a query or key projection from rotary halves (Hugging Face) to rotary pairs (llama.cpp's ``llama``,
+    ``mistral3`` and Pixtral's tower), as ``conversion/llama.py`` permutes them. (n_head * d, ...) -> the same shape."""
     d = tensor.shape[0] // n_head
     halves = tensor.reshape(n_head, 2, d // 2, *tensor.shape[1:])
     return halves.swapaxes(1, 2).reshape(tensor.shape)
@@ -185,8 +185,8 @@ def write_text(path: Path, config: TextConfig, weights: Mapping[str, Float32], t
                     continue
                 if hf.endswith("norm"):
                     tensor = tensor + shift
-                if c.arch == "llama" and ours in ("attn_q", "attn_k"):
-                    tensor = _interleaved(tensor, c.heads if ours == "attn_q" else c.kv_heads)
+                if c.arch in ("llama", "mistral3") and ours in ("attn_q", "attn_k"):
+                    tensor = interleaved(tensor, c.heads if ours == "attn_q" else c.kv_heads)
                 writer.add_tensor(f"blk.{i}.{ours}.{kind}", tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
