@@ -162,6 +162,8 @@ def check_projector(mmproj: Header) -> None:
         check.shape("v.position_embd.weight", width, (size // patch) ** 2 + tower.cls)
         if "v.position_embd.weight" not in mmproj.tensors:
             check.fail("tensor 'v.position_embd.weight' is missing")
+        for name in ("v.class_embd", "v.pre_ln.weight", "v.pre_ln.bias"):
+            check.shape(name, width)
     if family.name in ("llava", "llava-next", "qwen2vl", "qwen2.5vl", "qwen3vl"):
         layers = len(mmproj.integers(f"{vision}.feature_layer")) or 1  # side by side
         out = check.matrix("mm.2", check.matrix("mm.0", width * tower.merge**2 * layers))
