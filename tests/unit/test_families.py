@@ -55,6 +55,8 @@ NEXT = LLAVA | {
     "clip.vision.image_grid_pinpoints": (336, 672, 672, 336, 672, 672, 1008, 336, 336, 1008),
 }
 QWEN25 = {"clip.projector_type": "qwen2.5vl_merger", "clip.vision.block_count": 32, "clip.vision.patch_size": 14}
+QWEN2 = QWEN25 | {"clip.projector_type": "qwen2vl_merger"}
+QWEN3 = QWEN25 | {"clip.projector_type": "qwen3vl_merger", "clip.vision.patch_size": 16}
 SMOLVLM = {
     "clip.projector_type": "idefics3",
     "clip.vision.block_count": 12,
@@ -72,6 +74,8 @@ CUTTING = {
     "llava": describe(header(LLAVA)),
     "llava-next": describe(header(NEXT, ("v.class_embd", "model.image_newline"))),
     "qwen2.5vl": describe(header(QWEN25, tensors=())),
+    "qwen2vl": describe(header(QWEN2, tensors=())),
+    "qwen3vl": describe(header(QWEN3, tensors=())),
     "smolvlm": describe(header(SMOLVLM, tensors=())),
 }
 
