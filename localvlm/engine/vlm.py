@@ -27,6 +27,7 @@ from localvlm.engine.api import (
     VlmInfo,
 )
 from localvlm.engine.chat import render
+from localvlm.engine.families import NUMBER
 from localvlm.engine.gguf_header import Header, check_pair, read_header
 from localvlm.engine.llama import MAX_OUTPUTS, Context, Model, thread_count
 from localvlm.engine.native import ROW_GENERATED, Tap
@@ -169,12 +170,15 @@ class LlamaVlm:
         if self._vocab.add_bos:
             laid.append([self._vocab.bos])
         run: list[tuple[str, bool]] = []
+        n_pictures = 0
         for part in parts:
             if isinstance(part, TextPart):
                 run.append((part.text, part.special))
                 continue
             picture = self._picture(part.image)
-            laid.append(self._vocab.tokenize_run([*run, (picture.before, True)]))
+            before = picture.before.replace(NUMBER, str(n_pictures))
+            n_pictures += 1
+            laid.append(self._vocab.tokenize_run([*run, (before, True)]))
             laid.append(Placed(picture, self._checked_keep(part)))
             run = [(picture.after, True)]
         laid.append(self._vocab.tokenize_run(run))

@@ -41,7 +41,7 @@ def write_projector(
     width: int,
     mean: Sequence[float],
     std: Sequence[float],
-    values: Mapping[str, int | bool],
+    values: Mapping[str, int | bool | list[int]],
 ) -> None:
     """Writes ``tensors`` by llama.cpp names.
 
@@ -68,7 +68,10 @@ def write_projector(
     writer.add_vision_image_mean(mean)
     writer.add_vision_image_std(std)
     for key, value in values.items():
-        writer.add_bool(key, value) if isinstance(value, bool) else writer.add_uint32(key, value)
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        else:
+            writer.add_bool(key, value) if isinstance(value, bool) else writer.add_uint32(key, value)
     for name, tensor in tensors.items():
         writer.add_tensor(name, np.ascontiguousarray(tensor))
     writer.write_header_to_file()

@@ -100,7 +100,7 @@ def write_siglip(
     tensors: Mapping[str, Float32],
     *,
     width: int,
-    values: Mapping[str, int | bool],
+    values: Mapping[str, int | bool | list[int]],
     names: Mapping[str, str],
 ) -> None:
     """Writes a projector file.

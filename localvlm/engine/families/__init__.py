@@ -5,22 +5,24 @@ To add a family: write a module with an opener (:data:`Opener`) and give it a ro
 
 from __future__ import annotations
 
-from localvlm.engine.families.base import Block, Cut, Family, Opener, Patches, Projector, Tile, Tower, draw
+from localvlm.engine.families.base import NUMBER, Block, Cut, Family, Opener, Patches, Projector, Tile, Tower, draw
 from localvlm.engine.families.gemma import open_gemma3
 from localvlm.engine.families.idefics3 import open_idefics3
 from localvlm.engine.families.internvl import open_internvl
 from localvlm.engine.families.llava import open_llava
 from localvlm.engine.families.llava_next import open_llava_next
+from localvlm.engine.families.minicpmv import open_minicpmv46
 from localvlm.engine.families.pixtral import open_pixtral
 from localvlm.engine.families.qwen import open_qwen2, open_qwen3, open_qwen25
 from localvlm.engine.gguf_header import Header
 
-__all__ = ["FAMILIES", "Block", "Cut", "Family", "Patches", "Tile", "Tower", "describe", "draw"]
+__all__ = ["FAMILIES", "NUMBER", "Block", "Cut", "Family", "Patches", "Tile", "Tower", "describe", "draw"]
 
 FAMILIES: dict[str, tuple[Opener, ...]] = {
     "gemma3": (open_gemma3,),
     "idefics3": (open_idefics3,),
     "internvl": (open_internvl,),
+    "minicpmv4_6": (open_minicpmv46,),
     "mlp": (open_llava, open_llava_next),
     "pixtral": (open_pixtral,),
     "qwen2.5vl_merger": (open_qwen25,),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from localvlm.engine.gguf_header import Header
 
 __all__ = [
+    "NUMBER",
     "Block",
     "Cut",
     "Family",
@@ -144,6 +145,8 @@ class Block:
 
 Cut = Sequence[str | Block]
 """A picture in the prompt: texts in which control tokens are recognised, and blocks."""
+NUMBER = "{number}"
+"""Stands in the first text of a cut for how many pictures the prompt has before this one."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +220,7 @@ class Family:
         row_end: tensor of the projector file that is put where ``Block.order`` is -1.
         bounds: fewest and most tokens of a tile, as mtmd is told, so that it leaves tiles as they are; -1: its own.
         repairs: names of the repairs its tower needs (``engine/native.py``, REPAIRS).
+        text_positions: a picture's rows take one position each, as text does, in M-RoPE models too.
         notes: what these files lack, or what could not be known of them, for ``-v``.
     """
 
@@ -228,6 +232,7 @@ class Family:
     row_end: str = ""
     bounds: tuple[int, int] = (-1, -1)
     repairs: tuple[str, ...] = ()
+    text_positions: bool = False
     notes: tuple[str, ...] = ()
 
 
