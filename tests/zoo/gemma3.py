@@ -168,7 +168,7 @@ ROW = make_row(
         eps=1e-6,
         head_size=48,
         qk_norm=True,
-        window=64,
+        window=192,
     ),
     SiglipConfig(hidden=64, layers=3, heads=2, ffn=96, image=140, patch=14),
     seed=41,

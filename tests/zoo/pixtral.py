@@ -251,15 +251,15 @@ def text(arch: str) -> TextConfig:
     """A Mistral decoder, whose heads are narrower than hidden / heads in the published models."""
     return TextConfig(
         arch,
-        hidden=128,
+        hidden=160,
         layers=3,
         heads=4,
         kv_heads=2,
-        ffn=192,
+        ffn=224,
         vocab=len(TOKENIZER.tokens),
         rope_theta=1e6,
         eps=EPS,
-        head_size=24,
+        head_size=32,
     )
 
 
