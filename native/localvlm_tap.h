@@ -147,6 +147,9 @@ enum lv_repair {
     /* The InternVL graph appends CLS last too, but adds the learned positions in file order, CLS's first: patch i gets
      * row i instead of i + 1. The rows of the weight are rolled for the run, and put back by lv_tower_end. */
     LV_REPAIR_POSITIONS = 2,
+    /* The converter of LLaVA's towers knows CLIP's GELUs alone, and files with SigLIP get the quick one for the tanh
+     * form: its nodes are made the latter. */
+    LV_REPAIR_GELU = 4,
 };
 
 /* Describes the next mtmd_encode_chunk. n_layer bounds the layers. cls_row is used by LV_TOWER_CLS alone.

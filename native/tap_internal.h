@@ -56,7 +56,7 @@ struct lv_tower {
     int n_mended;
     bool positions_done, patches_done, window_done;
     struct ggml_tensor *rolled; /* position weight whose rows are rolled at present, NULL = none */
-    bool roll_done;
+    bool roll_done, gelu_done;
     struct lv_buf table;  /* its bytes as the file has them */
     struct lv_buf out;    /* (n_layer, n_patches) */
     struct lv_buf heads;  /* (n_head, n_patches) of the layer at hand */

@@ -17,7 +17,8 @@ static const char *wrong(int32_t n_layer, int32_t n_patches, int32_t cls_row, in
     if (n_layer < 0 || n_layer > LV_MAX_LAYERS || n_patches < 0 || n_patches > LV_MAX_ROWS) {
         return "layers or patches are out of range";
     }
-    if (mode < LV_TOWER_OFF || mode > LV_TOWER_RECEIVED || repairs > (LV_REPAIR_LLAVA_CLS | LV_REPAIR_POSITIONS)) {
+    const uint32_t known = LV_REPAIR_LLAVA_CLS | LV_REPAIR_POSITIONS | LV_REPAIR_GELU;
+    if (mode < LV_TOWER_OFF || mode > LV_TOWER_RECEIVED || (repairs & ~known) != 0) {
         return "unknown mode or repair";
     }
     if (mode != LV_TOWER_OFF && (n_layer < 1 || n_patches < 1)) {
@@ -68,7 +69,8 @@ int lv_tower_begin(lv_tap *tap, int32_t n_layer, int32_t n_patches, int32_t cls_
         tower->layers[il] = layers == NULL || layers[il] != 0;
     }
     tower->n_mended = 0;
-    tower->positions_done = tower->patches_done = tower->window_done = tower->roll_done = false;
+    tower->positions_done = tower->patches_done = tower->window_done = false;
+    tower->roll_done = tower->gelu_done = false;
     tower->n_window = 0;
     tap->phase = LV_TOWER;
     return LV_OK;
@@ -124,7 +126,8 @@ uint32_t lv_tower_repaired(const lv_tap *tap) {
         return LV_REPAIR_NONE;
     }
     const bool both = tap->tower.positions_done && tap->tower.patches_done;
-    return (both ? LV_REPAIR_LLAVA_CLS : 0u) | (tap->tower.roll_done ? LV_REPAIR_POSITIONS : 0u);
+    return (both ? LV_REPAIR_LLAVA_CLS : 0u) | (tap->tower.roll_done ? LV_REPAIR_POSITIONS : 0u) |
+           (tap->tower.gelu_done ? LV_REPAIR_GELU : 0u);
 }
 
 /* ---- in the callback ---- */
@@ -232,6 +235,11 @@ bool lv_tower_ask(lv_tap *tap, struct ggml_tensor *t) {
     if (tap->status == LV_OK && (tap->tower.repairs & LV_REPAIR_POSITIONS) != 0 && tap->tower.rolled == NULL &&
         t->op == GGML_OP_ADD && lv_has_name(t, "pos_embed")) {
         roll(tap, t->src[1]);
+    }
+    if ((tap->tower.repairs & LV_REPAIR_GELU) != 0 && t->op == GGML_OP_UNARY &&
+        ggml_get_unary_op(t) == GGML_UNARY_OP_GELU_QUICK) {
+        t->op_params[0] = GGML_UNARY_OP_GELU; /* the graph is built anew for each run */
+        tap->tower.gelu_done = true;
     }
     if (tap->status == LV_OK && (t->op == GGML_OP_FLASH_ATTN_EXT || t->op == GGML_OP_SOFT_MAX)) {
         return wanted(tap, t);

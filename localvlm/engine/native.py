@@ -17,7 +17,7 @@ __all__ = ["ROW_GENERATED", "ROW_LAST", "ROW_PROMPT", "Tap", "TowerMode", "libra
 ABI = 1
 ROW_PROMPT, ROW_GENERATED, ROW_LAST = 1, 2, 4
 REDUCTIONS = 3
-REPAIRS = {"llava-cls-order": 1, "internvl-positions": 2}
+REPAIRS = {"llava-cls-order": 1, "internvl-positions": 2, "siglip-gelu": 4}
 """Repairs of llama.cpp's towers by name (enum lv_repair)."""
 _E_CHECK, _E_CANCELLED = -4, -5
 _LAYER_TOLERANCE = 0.05

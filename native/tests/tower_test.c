@@ -17,7 +17,7 @@ struct tower {
     ggml_backend_sched_t sched;
     struct ggml_context *ctx;
     struct ggml_cgraph *graph;
-    struct ggml_tensor *q[LAYERS], *k[LAYERS], *v[LAYERS], *mask, *table, *positions, *patches, *window, *picked, *weight, *placed;
+    struct ggml_tensor *q[LAYERS], *k[LAYERS], *v[LAYERS], *mask, *table, *positions, *patches, *window, *picked, *weight, *placed, *gelu;
     float hidden[N_POS][N_POS]; /* mask values */
 };
 
@@ -101,6 +101,9 @@ static struct tower *tower_new(bool flash) {
     ggml_set_name(t->placed, "pos_embed");
     ggml_set_output(t->placed);
     ggml_build_forward_expand(t->graph, t->placed);
+    t->gelu = ggml_gelu_quick(t->ctx, t->placed);
+    ggml_set_output(t->gelu);
+    ggml_build_forward_expand(t->graph, t->gelu);
     for (int il = 0; il < LAYERS; il++) {
         struct ggml_tensor *out = ggml_scale(t->ctx, block(t, il, flash), 1.0f);
         ggml_format_name(out, "layer_out-%d", il);
@@ -257,6 +260,28 @@ static void positions(bool copy) {
     tower_free(t);
 }
 
+static void gelu(void) {
+    struct tower *t = tower_new(true);
+    lv_tap *tap = lv_tap_new();
+    const uint32_t repairs[] = {LV_REPAIR_NONE, LV_REPAIR_GELU};
+    for (int i = 0; i < 2; i++) {
+        float in[N_POS * 4], out[N_POS * 4], worst[2] = {0.0f, 0.0f}; /* from the quick and from the tanh form */
+        EXPECT(lv_tower_begin(tap, LAYERS, N_PATCHES, 0, LV_TOWER_OFF, NULL, repairs[i]) == LV_OK, "begin");
+        compute(t, tap);
+        EXPECT(lv_tower_end(tap) == LV_OK && lv_tower_repaired(tap) == repairs[i], "repaired %u", lv_tower_repaired(tap));
+        ggml_backend_tensor_get(t->placed, in, 0, sizeof in);
+        ggml_backend_tensor_get(t->gelu, out, 0, sizeof out);
+        for (int j = 0; j < N_POS * 4; j++) {
+            const float x = in[j], wave = tanhf(0.79788456f * (x + 0.044715f * x * x * x));
+            worst[0] = fmaxf(worst[0], fabsf(out[j] - x / (1.0f + expf(-1.702f * x))));
+            worst[1] = fmaxf(worst[1], fabsf(out[j] - 0.5f * x * (1.0f + wave)));
+        }
+        EXPECT(worst[i] < 4e-3f && worst[1 - i] > 1e-2f, "repairs %u: off by %g and %g", repairs[i], worst[0], worst[1]);
+    }
+    lv_tap_free(tap);
+    tower_free(t);
+}
+
 static void refusals(void) {
     struct tower *t = tower_new(true);
     lv_tap *tap = lv_tap_new();
@@ -264,7 +289,7 @@ static void refusals(void) {
     EXPECT(lv_tower_begin(tap, 1, -1, 0, LV_TOWER_CLS, NULL, 0) == LV_E_ARG, "patches");
     EXPECT(lv_tower_begin(tap, 1, 1, -1, LV_TOWER_CLS, NULL, 0) == LV_E_ARG, "CLS row");
     EXPECT(lv_tower_begin(tap, 1, 1, 0, 3, NULL, 0) == LV_E_ARG, "mode");
-    EXPECT(lv_tower_begin(tap, 1, 1, 0, 0, NULL, 4) == LV_E_ARG, "repair");
+    EXPECT(lv_tower_begin(tap, 1, 1, 0, 0, NULL, 8) == LV_E_ARG, "repair");
     EXPECT(lv_tower_begin(tap, 0, 0, 0, LV_TOWER_OFF, NULL, 0) == LV_OK && lv_tower_end(tap) == LV_OK, "off");
     EXPECT(lv_tower_begin(tap, LAYERS, N_PATCHES, N_POS, LV_TOWER_CLS, NULL, 0) == LV_OK, "begin");
     compute(t, tap);
@@ -295,5 +320,6 @@ void tower_tests(void) {
     repair();
     positions(false);
     positions(true);
+    gelu();
     refusals();
 }

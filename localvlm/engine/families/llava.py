@@ -40,8 +40,14 @@ def clip_tower(mmproj: Header) -> Tower:
 
 def clip_repairs(mmproj: Header) -> tuple[str, ...]:
     """What llama.cpp's tower needs to be right for this file."""
-    order = ("llava-cls-order",) if "v.class_embd" in mmproj.tensors else ()
-    return order + (("llava-last-block",) if _lacks_block(mmproj) else ())
+    cls = "v.class_embd" in mmproj.tensors
+    said = mmproj.integer("clip.use_gelu") or mmproj.integer("clip.use_silu")
+    needed = {
+        "llava-cls-order": cls,
+        "llava-last-block": _lacks_block(mmproj),
+        "siglip-gelu": not cls and not said,  # the converter takes SigLIP's tanh form for CLIP's quick one
+    }
+    return tuple(name for name, wanted in needed.items() if wanted)
 
 
 def clip_notes(mmproj: Header) -> tuple[str, ...]:
