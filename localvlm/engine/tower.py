@@ -184,7 +184,7 @@ class VisionTower:
         (p, p + r, p + c), and text goes on at p + max(R, C).
         """
         n = block.n
-        if not self._model.mrope:
+        if self.family.text_positions or not self._model.mrope:
             return np.repeat(np.arange(n, dtype=np.int32)[:, None], 3, axis=1), n
         if block.raster is None or block.raster[0] * block.raster[1] != n:
             raise UnsupportedModel("this family's tiles have no place in an M-RoPE model", "pass --stock-tiling")
