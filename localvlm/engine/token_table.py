@@ -9,16 +9,18 @@ from localvlm.engine.gguf_header import Header
 
 __all__ = ["TokenTable", "vector"]
 
-UNSCALED = frozenset({"llama", "mistral3", "qwen2", "qwen2vl", "qwen3"})
+UNSCALED = frozenset({"llama", "mistral3", "qwen2", "qwen2vl", "qwen3", "qwen3vl", "qwen3vlmoe"})
 """Architectures whose graph feeds token embeddings to the first layer as they are."""
 
 
 class TokenTable:
-    """Rows of ``token_embd.weight``, dequantised on demand."""
+    """Rows of ``token_embd.weight``, dequantised on demand. Where a model's input is wider (deepstack features lie
+    behind the embedding), the rest of a text row is zero, as in llama.cpp's graphs.
+    """
 
-    def __init__(self, header: Header) -> None:
+    def __init__(self, header: Header, width: int) -> None:
         tensor = header.tensors["token_embd.weight"]
-        self._kind = tensor.type
+        self._kind, self._width = tensor.type, width
         self._data = np.memmap(header.path, np.uint8, "r", tensor.offset, (tensor.n_bytes,)).reshape(
             tensor.shape[1], -1
         )
@@ -27,9 +29,9 @@ class TokenTable:
     def open(cls, header: Header, width: int) -> TokenTable | None:
         """The table, or None where text rows cannot be given as embeddings exactly."""
         tensor = header.tensors.get("token_embd.weight")
-        if header.architecture not in UNSCALED or tensor is None or tensor.shape[:1] != (width,):
+        if header.architecture not in UNSCALED or tensor is None or width % tensor.shape[0]:
             return None
-        table = cls(header)
+        table = cls(header, width)
         try:
             table.rows(np.zeros(1, np.int32))
         except (NotImplementedError, ValueError):
@@ -42,7 +44,8 @@ class TokenTable:
         from gguf.quants import dequantize
 
         raw = np.ascontiguousarray(self._data[ids])
-        return np.asarray(dequantize(raw, GGMLQuantizationType(self._kind)), np.float32)
+        found = np.asarray(dequantize(raw, GGMLQuantizationType(self._kind)), np.float32)
+        return np.pad(found, ((0, 0), (0, self._width - found.shape[1])))
 
 
 def vector(header: Header, name: str) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.zoo.mmproj import write_projector
 from tests.zoo.row import RGB, Case, Drawing, Grid, Int32, Row, Spelling, filler
 from tests.zoo.text import TextConfig, text_weights
 from tests.zoo.tokenizer import MERGES, Tokenizer
@@ -70,7 +71,7 @@ class VisionConfig:
         merger: transformers' names of the merger's norm and its two matrices.
         grids: (width, height) of the cases' pictures -> rows and columns of tokens, checked against transformers'
             processor where the expected values are made.
-        values: more keys of the projector file.
+        values: more keys of the projector file; ``gelu`` is said apart.
         mean, std: of the pixels, each channel.
         norm_bias: LayerNorm, and not RMSNorm.
         split: qkv is split in the projector file.
@@ -89,7 +90,9 @@ class VisionConfig:
     heads: int = 2
     ffn: int = 96
     patch: int = 14
-    values: Mapping[str, int | bool] = field(default_factory=dict)
+    values: Mapping[str, int | bool | list[int]] = field(default_factory=dict)
+    gelu: bool = False
+    eps: float = EPS
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     norm_bias: bool = True
@@ -98,6 +101,11 @@ class VisionConfig:
     window: int = 0
     side: int = 0
     deepstack: tuple[int, ...] = ()
+
+    @property
+    def image(self) -> int:
+        """What the projector file says, 560 where nothing depends on it."""
+        return self.side * self.patch or 560
 
     @property
     def cell(self) -> int:
@@ -180,33 +188,11 @@ def _mmproj_tensors(vision: VisionConfig, tensors: Mapping[str, Float32]) -> dic
 
 def write_mmproj(text: TextConfig, vision: VisionConfig, path: Path, tensors: Mapping[str, Float32]) -> None:
     """Writes the projector file."""
-    from gguf import GGUFWriter, LlamaFileType
-
-    v = vision
-    writer = GGUFWriter(path, "clip")
-    writer.add_file_type(LlamaFileType.ALL_F32)
-    writer.add_clip_has_vision_encoder(True)
-    writer.add_clip_projector_type(v.projector)
-    writer.add_vision_image_size(v.side * v.patch or 560)
-    writer.add_vision_patch_size(v.patch)
-    writer.add_vision_embedding_length(v.hidden)
-    writer.add_vision_feed_forward_length(v.ffn)
-    writer.add_vision_projection_dim(text.hidden)
-    writer.add_vision_head_count(v.heads)
-    writer.add_vision_attention_layernorm_eps(EPS)
-    writer.add_vision_block_count(v.layers)
-    writer.add_vision_image_mean(v.mean)
-    writer.add_vision_image_std(v.std)
-    for key, value in v.values.items():
-        writer.add_bool(key, value) if isinstance(value, bool) else writer.add_uint32(key, value)
+    v, values = vision, dict(vision.values)
     if v.deepstack:
-        writer.add_vision_is_deepstack_layers([i in v.deepstack for i in range(v.layers)])
-    for name, tensor in _mmproj_tensors(v, tensors).items():
-        writer.add_tensor(name, np.ascontiguousarray(tensor))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        values["clip.vision.is_deepstack_layers"] = [i in v.deepstack for i in range(v.layers)]
+    ours = _mmproj_tensors(v, tensors)
+    write_projector(path, v.projector, v, ours, width=text.hidden, mean=v.mean, std=v.std, values=values, gelu=v.gelu)
 
 
 Build = Callable[[TextConfig, VisionConfig], Any]
@@ -272,8 +258,6 @@ class QwenReference:
         return self._decoder.decode(ids, rows, positions)
 
 
-QUESTION = "what is the thing in red, what is left of it, and what is below? say it in a word or two."
-"""Long enough for a batch of 64 rows: llama.cpp adds up the values of fewer in F16."""
 START, END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -281,7 +265,7 @@ def make_cases(*pictures: tuple[Drawing, tuple[int, ...]]) -> tuple[Case, ...]:
     """Cases of four pictures and the tokens kept of each; any more are asked about together."""
     drawings, keeps = zip(*pictures, strict=True)
     some = (
-        Case("wide", (START, 0, f"{QUESTION}{END}"), drawings[:1], (83, 266, 7, 201, 40, 99), keeps[:1]),
+        Case("wide", (START, 0, f"what is the thing in red?{END}"), drawings[:1], (83, 266, 7, 201, 40, 99), keeps[:1]),
         Case(
             "two",
             (f"{START}look: ", 0, "and then the other: ", 1, f"what differs?{END}"),
