@@ -247,12 +247,12 @@ CASES = (
 )
 
 
-def text(arch: str) -> TextConfig:
+def text(arch: str, layers: int) -> TextConfig:
     """A Mistral decoder, whose heads are narrower than hidden / heads in the published models."""
     return TextConfig(
         arch,
         hidden=160,
-        layers=3,
+        layers=layers,
         heads=4,
         kv_heads=2,
         ffn=224,
@@ -280,5 +280,5 @@ def make_row(name: str, text: TextConfig, vision: Sizes, seed: int) -> Row:
 
 
 ROW = make_row(
-    "pixtral", text("llama"), Sizes(hidden=64, layers=3, heads=2, ffn=96, image=112, patch=16), seed=51
+    "pixtral", text("llama", 3), Sizes(hidden=64, layers=3, heads=2, ffn=96, image=112, patch=16), seed=51
 )
