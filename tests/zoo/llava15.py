@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tests.zoo.row import RGB, Case, Drawing, Grid, Int32, Row, filler
+from tests.zoo.siglip import SiglipConfig
 from tests.zoo.text import TextConfig, text_weights
 from tests.zoo.tokenizer import MERGES, Tokenizer
 from tests.zoo.weights import SHARP, Float32, Weights
@@ -63,6 +64,20 @@ class VisionConfig:
     @property
     def side(self) -> int:
         return self.image // self.patch
+
+    def hf(self) -> dict[str, Any]:
+        """Arguments of the Hugging Face configuration."""
+        return {
+            "model_type": "clip_vision_model",
+            "hidden_size": self.hidden,
+            "intermediate_size": self.ffn,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "image_size": self.image,
+            "patch_size": self.patch,
+            "layer_norm_eps": self.eps,
+            "hidden_act": "quick_gelu",
+        }
 
 
 def weights(text: TextConfig, vision: VisionConfig, seed: int) -> dict[str, Float32]:
@@ -159,28 +174,23 @@ class LlavaReference:
 
     CLASSES = "Llava"
 
-    def __init__(self, text: TextConfig, vision: VisionConfig, tensors: Mapping[str, Float32], **settings: Any) -> None:
+    def __init__(
+        self, text: TextConfig, vision: VisionConfig | SiglipConfig, tensors: Mapping[str, Float32], **settings: Any
+    ) -> None:
         import torch
         import transformers
 
         from tests.zoo.reference import Decoder
 
         config = getattr(transformers, f"{self.CLASSES}Config")(
-            vision_config=transformers.CLIPVisionConfig(
-                hidden_size=vision.hidden,
-                intermediate_size=vision.ffn,
-                num_hidden_layers=vision.layers,
-                num_attention_heads=vision.heads,
-                image_size=vision.image,
-                patch_size=vision.patch,
-                layer_norm_eps=vision.eps,
-                hidden_act="quick_gelu",
-            ),
-            text_config=transformers.LlamaConfig(**text.hf()),
-            vision_feature_layer=-2,
-            image_token_index=TOKENIZER.id("<image>"),
-            attn_implementation="eager",
-            **settings,
+            **{
+                "vision_config": vision.hf(),
+                "text_config": transformers.LlamaConfig(**text.hf()),
+                "vision_feature_layer": -2,
+                "image_token_index": TOKENIZER.id("<image>"),
+                "attn_implementation": "eager",
+            }
+            | settings
         )
         self._model = getattr(transformers, f"{self.CLASSES}ForConditionalGeneration")(config).eval()
         self._model.load_state_dict({k: torch.from_numpy(t) for k, t in tensors.items()}, strict=True)
@@ -201,16 +211,18 @@ class LlavaReference:
         return self._processor()(image, input_data_format="channels_last", return_tensors="pt")
 
     def _features(self, cut: Any) -> tuple[Any, Float32]:
-        """Rows (n, width) that transformers packs, and attention (layers, tiles, 1 + patches) of CLS in the blocks
-        used, head means."""
+        """Rows (n, width) that transformers packs, and the attention of each block (tiles, heads, rows, rows)."""
         with self._torch.no_grad():
             out = self._model.model.get_image_features(**cut, return_dict=True, output_attentions=True)
-        attention = np.stack([a[:, :, 0].mean(dim=1).numpy() for a in out.attentions[: self._layers - 1]])
-        return out.pooler_output[0], attention
+        return out.pooler_output[0], np.stack([a.numpy() for a in out.attentions])
 
     def encode(self, image: RGB) -> tuple[Float32, Float32]:
         rows, attention = self._features(self._cut(image))
-        return rows.numpy(), attention[:, 0, 1:]
+        return rows.numpy(), self._saliency(attention)[:, 0]
+
+    def _saliency(self, attention: Float32) -> Float32:
+        """(layers, tiles, patches) CLS attention of the blocks used, head means."""
+        return attention[: self._layers - 1, :, :, 0, 1:].mean(axis=2)
 
     def encode_stock(self, image: RGB) -> Float32:
         with self._torch.no_grad():

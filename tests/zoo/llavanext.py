@@ -3,7 +3,7 @@ row of their joint raster."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,10 +11,11 @@ import numpy as np
 
 from tests.zoo.llava15 import TOKENIZER, VOCAB, LlavaReference, VisionConfig, weights, write_mmproj
 from tests.zoo.row import RGB, Case, Drawing, Grid, Row, Spelling, filler
+from tests.zoo.siglip import SiglipConfig
 from tests.zoo.text import TextConfig
 from tests.zoo.weights import Float32
 
-__all__ = ["ROW"]
+__all__ = ["LlavaNextReference", "ROW"]
 
 IMAGE = 56
 PINPOINTS = ((56, 112), (112, 56), (112, 112), (168, 56), (56, 168))
@@ -33,14 +34,21 @@ class LlavaNextReference(LlavaReference):
 
     CLASSES = "LlavaNext"
 
-    def __init__(self, text: TextConfig, vision: VisionConfig, tensors: Mapping[str, Float32]) -> None:
-        self._pinpoints = [list(size) for size in vision.pinpoints]
-        super().__init__(text, vision, tensors, image_grid_pinpoints=self._pinpoints)
+    def __init__(
+        self,
+        text: TextConfig,
+        vision: VisionConfig | SiglipConfig,
+        tensors: Mapping[str, Float32],
+        pinpoints: Sequence[tuple[int, int]] = PINPOINTS,
+        **settings: Any,
+    ) -> None:
+        self._pinpoints = [list(size) for size in pinpoints]
+        super().__init__(text, vision, tensors, image_grid_pinpoints=self._pinpoints, **settings)
 
-    def _processor(self) -> Any:
+    def _processor(self, **settings: Any) -> Any:
         from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-        return LlavaNextImageProcessorPil(**self._size, image_grid_pinpoints=self._pinpoints)
+        return LlavaNextImageProcessorPil(**self._size, image_grid_pinpoints=self._pinpoints, **settings)
 
     def _packed(self, tiles: Any, cut: Any, end: Any) -> Float32:
         """(tiles, N, width) -> (n, width) as transformers puts rows of tiles together."""
@@ -51,7 +59,7 @@ class LlavaNextReference(LlavaReference):
     def encode(self, image: RGB) -> tuple[Float32, Float32]:
         cut = self._cut(image)
         rows, attention = self._features(cut)
-        tower = self._torch.from_numpy(attention[:, :, 1:].transpose(1, 2, 0).copy())
+        tower = self._torch.from_numpy(self._saliency(attention).transpose(1, 2, 0).copy())
         return rows.numpy(), self._packed(tower, cut, None).T
 
     def encode_stock(self, image: RGB) -> Float32:

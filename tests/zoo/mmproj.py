@@ -42,12 +42,14 @@ def write_projector(
     mean: Sequence[float],
     std: Sequence[float],
     values: Mapping[str, int | bool | list[int]],
+    gelu: bool = True,
 ) -> None:
     """Writes ``tensors`` by llama.cpp names.
 
     Args:
         width: of the decoder's embeddings.
         values: the projector's own keys.
+        gelu: the file says GELU; otherwise llama.cpp takes the quick one.
     """
     from gguf import GGUFWriter, LlamaFileType
 
@@ -56,7 +58,7 @@ def write_projector(
     writer.add_file_type(LlamaFileType.ALL_F32)
     writer.add_clip_has_vision_encoder(True)
     writer.add_clip_projector_type(projector)
-    writer.add_vision_use_gelu(True)
+    writer.add_vision_use_gelu(gelu)
     writer.add_vision_image_size(v.image)
     writer.add_vision_patch_size(v.patch)
     writer.add_vision_embedding_length(v.hidden)

@@ -102,6 +102,7 @@ def write_siglip(
     width: int,
     values: Mapping[str, int | bool | list[int]],
     names: Mapping[str, str],
+    gelu: bool = True,
 ) -> None:
     """Writes a projector file.
 
@@ -109,6 +110,7 @@ def write_siglip(
         width: of the decoder's embeddings.
         values: the projector's own keys.
         names: its tensors, llama.cpp's name -> transformers' name.
+        gelu: see ``write_projector``.
     """
     named = _tensors(prefix, vision, tensors) | {ours: tensors[hf] for ours, hf in names.items()}
-    write_projector(path, projector, vision, named, width=width, mean=MEAN, std=STD, values=values)
+    write_projector(path, projector, vision, named, width=width, mean=MEAN, std=STD, values=values, gelu=gelu)
