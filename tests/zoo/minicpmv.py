@@ -124,7 +124,7 @@ def spell(sizes: Sizes, grids: Mapping[tuple[int, int], tuple[int, int]], width:
     parts: list[str | Grid] = [f"<image_id>{NUMBER}</image_id><image>", _tile(sizes, width, height)]
     rows, columns = grids.get((width, height), (0, 0))
     before = "</image>"
-    for r in range(rows):
+    for _ in range(rows):
         for c in range(columns):
             tile = _tile(sizes, max(round(width / columns), 1), max(round(height / rows), 1))
             parts += [f"{before}<slice>", tile]
