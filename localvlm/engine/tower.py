@@ -56,8 +56,8 @@ class Piece:
 @dataclass
 class Picture:
     """A laid out, and after encoding also encoded, picture. ``rows`` are all rows of the projector that the prompt
-    holds, those that show nothing included. ``before`` and ``after`` are control texts around the pieces, to be tokenised
-    together with the text that the picture stands in, as processors do.
+    holds, those that show nothing included. ``before`` and ``after`` are control texts around the pieces, to be
+    tokenised together with the text that the picture stands in, as processors do.
     """
 
     layout: ImageLayout

@@ -35,7 +35,7 @@ from localvlm.engine.rows import Placed, PromptRows, Run, lay_rows
 from localvlm.engine.sampling import Sampler
 from localvlm.engine.token_table import TokenTable
 from localvlm.engine.tower import Picture, VisionTower
-from localvlm.errors import ContextOverflow, Interrupted, UsageError
+from localvlm.errors import ContextOverflow, Interrupted, UnsupportedModel, UsageError
 
 __all__ = ["LlamaVlm"]
 
@@ -234,6 +234,11 @@ class LlamaVlm:
         merge = rows.n_kept < rows.n_image and self._table is not None and self.tower.causal
         runs = [Run(0, rows.n, None)] if merge else list(rows.runs)
         step = self._context.n_batch
+        if not self.tower.causal and (most := max((r.stop - r.start for r in runs if r.picture), default=0)) > step:
+            raise UnsupportedModel(
+                f"a picture takes {most} rows, which this model reads at once, and a batch holds {step}",
+                "lower --keep or --image-max-tokens",
+            )
         return [Run(i, min(i + step, r.stop), r.picture) for r in runs for i in range(r.start, r.stop, step)]
 
     def _embedded(self, rows: PromptRows, run: Run) -> Float32 | None:

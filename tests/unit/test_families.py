@@ -69,10 +69,25 @@ INTERNVL = LLAVA | {
     "clip.vision.image_size": 448,
     "clip.vision.projector.scale_factor": 2,
 }
+GEMMA3 = LLAVA | {"clip.projector_type": "gemma3", "clip.vision.image_size": 896}
+PIXTRAL = {
+    "clip.projector_type": "pixtral",
+    "clip.vision.block_count": 24,
+    "clip.vision.patch_size": 16,
+    "clip.vision.image_size": 1024,
+}
+MISTRAL3 = PIXTRAL | {
+    "clip.vision.patch_size": 14,
+    "clip.vision.image_size": 1540,
+    "clip.vision.spatial_merge_size": 2,
+}
 CUTTING = {
+    "gemma3": describe(header(GEMMA3, tensors=())),
     "internvl": describe(header(INTERNVL)),
     "llava": describe(header(LLAVA)),
     "llava-next": describe(header(NEXT, ("v.class_embd", "model.image_newline"))),
+    "mistral3": describe(header(MISTRAL3, tensors=())),
+    "pixtral": describe(header(PIXTRAL, tensors=())),
     "qwen2.5vl": describe(header(QWEN25, tensors=())),
     "qwen2vl": describe(header(QWEN2, tensors=())),
     "qwen3vl": describe(header(QWEN3, tensors=())),

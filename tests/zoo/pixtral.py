@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from tests.zoo.mmproj import write_projector
 from tests.zoo.row import RGB, Case, Drawing, Grid, Int32, Row, Spelling, filler
 from tests.zoo.text import PREFIX, TextConfig, interleaved, text_weights
-from tests.zoo.tokenizer import MERGES, Tokenizer
+from tests.zoo.tokenizer import Tokenizer
 from tests.zoo.weights import SHARP, Float32, Weights
 
 __all__ = ["ROW", "Sizes", "make_row", "text"]
@@ -25,8 +26,6 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 TOWER, PROJECTOR = "model.vision_tower", "model.multi_modal_projector"
 NORM, MERGER = f"{PROJECTOR}.norm.weight", f"{PROJECTOR}.patch_merger.merging_layer.weight"
-EPS = 1e-5
-"""transformers fixes it in the tower."""
 
 TOKENIZER = Tokenizer(
     pre="tekken",
@@ -53,6 +52,8 @@ class Sizes:
     image: int
     patch: int
     merge: int = 1
+    eps: float = 1e-5
+    """transformers fixes it in the tower."""
 
     @property
     def cell(self) -> int:
@@ -132,32 +133,20 @@ def _mmproj_tensors(vision: Sizes, tensors: Mapping[str, Float32]) -> dict[str, 
 
 def write_mmproj(text: TextConfig, vision: Sizes, path: Path, tensors: Mapping[str, Float32]) -> None:
     """Writes the projector file."""
-    from gguf import GGUFWriter, LlamaFileType
-
-    v = vision
-    writer = GGUFWriter(path, "clip")
-    writer.add_file_type(LlamaFileType.ALL_F32)
-    writer.add_clip_has_vision_encoder(True)
-    writer.add_clip_projector_type("pixtral")
-    writer.add_vision_use_silu(True)
-    writer.add_vision_image_size(v.image)
-    writer.add_vision_patch_size(v.patch)
-    writer.add_vision_embedding_length(v.hidden)
-    writer.add_vision_feed_forward_length(v.ffn)
-    writer.add_vision_projection_dim(text.hidden)
-    writer.add_vision_head_count(v.heads)
-    writer.add_vision_attention_layernorm_eps(EPS)
-    writer.add_vision_block_count(v.layers)
-    writer.add_vision_image_mean(MEAN)
-    writer.add_vision_image_std(STD)
-    if v.merge > 1:
-        writer.add_vision_spatial_merge_size(v.merge)
-    for name, tensor in _mmproj_tensors(v, tensors).items():
-        writer.add_tensor(name, np.ascontiguousarray(tensor))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_projector(
+        path,
+        "pixtral",
+        vision,
+        _mmproj_tensors(vision, tensors),
+        width=text.hidden,
+        mean=MEAN,
+        std=STD,
+        values={
+            "clip.use_silu": True,
+            **({"clip.vision.spatial_merge_size": vision.merge} if vision.merge > 1 else {}),
+        },
+        gelu=False,
+    )
 
 
 class PixtralReference:
@@ -258,7 +247,7 @@ def text(arch: str, layers: int) -> TextConfig:
         ffn=224,
         vocab=len(TOKENIZER.tokens),
         rope_theta=1e6,
-        eps=EPS,
+        eps=1e-5,
         head_size=32,
     )
 
@@ -279,6 +268,4 @@ def make_row(name: str, text: TextConfig, vision: Sizes, seed: int) -> Row:
     )
 
 
-ROW = make_row(
-    "pixtral", text("llama", 3), Sizes(hidden=64, layers=3, heads=2, ffn=96, image=112, patch=16), seed=51
-)
+ROW = make_row("pixtral", text("llama", 3), Sizes(hidden=64, layers=3, heads=2, ffn=96, image=112, patch=16), seed=51)

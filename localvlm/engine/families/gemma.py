@@ -1,5 +1,6 @@
 """Gemma 3 (2503.19786): one picture stretched to a square, SigLIP patches averaged to a raster of tokens, which see
-each other in both directions in the decoder."""
+each other in both directions in the decoder.
+"""
 
 from __future__ import annotations
 

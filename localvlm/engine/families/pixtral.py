@@ -1,5 +1,6 @@
 """Pixtral (2410.07073) and Mistral Small 3: a picture of any size, [IMG_BREAK] after each row of tokens but the last,
-[IMG_END] after the last."""
+[IMG_END] after the last.
+"""
 
 from __future__ import annotations
 
