@@ -4,8 +4,9 @@ With nothing pruned and llama.cpp's own tower and tiles (``--method none --keep 
 localvlm must give the greedy answer of ``mtmd_helper_eval_chunks`` on the same GGUF files and pixels, token for token.
 Its side runs in a process of its own over raw ctypes (``tests/zoo/stock.py``), ours through
 :class:`localvlm.pipeline.Pipeline`; both with one thread, the same context and batch sizes. Subjects are the zoo (noise
-and drawn rectangles of all shapes) and the demo pair (its held-out scenes), each VLM by itself. Prints how many answers are equal and, for those that are not,
-where they part and by how much the best logit led there. Leaves with 1 on a difference.
+and drawn rectangles of all shapes) and the demo pair (its held-out scenes), each VLM by itself. Prints how many answers
+are equal and, for those that are not, where they part and by how much the best logit led there. Leaves with 1 on a
+difference.
 """
 
 from __future__ import annotations

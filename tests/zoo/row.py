@@ -14,7 +14,19 @@ from tests.zoo.text import TextConfig
 from tests.zoo.tokenizer import Tokenizer
 from tests.zoo.weights import Float32
 
-__all__ = ["NUMBER", "Case", "Drawing", "Grid", "Reference", "Row", "Spelling", "ZooModel", "cases", "filler", "positions"]
+__all__ = [
+    "NUMBER",
+    "Case",
+    "Drawing",
+    "Grid",
+    "Reference",
+    "Row",
+    "Spelling",
+    "ZooModel",
+    "cases",
+    "filler",
+    "positions",
+]
 
 Int32 = NDArray[np.int32]
 RGB = NDArray[np.uint8]
@@ -89,7 +101,7 @@ BATCH = 512
 
 def cases(row: Row) -> tuple[Case, ...]:
     """A row's cases, and "border": its first picture again, whose rows straddle the end of the first batch, pruned or
-    not. The second batch has over 64 rows: llama.cpp's flash attention on a CPU adds up values in F16 for fewer.
+    not. The text after it fills over 64 rows: llama.cpp's flash attention on a CPU adds up values in F16 for fewer.
     """
     case = row.cases[0]
     lead, image, tail, *rest = case.segments
@@ -103,12 +115,14 @@ def cases(row: Row) -> tuple[Case, ...]:
     def begins_at(text: str) -> int:
         return len(row.case_ids(replace(case, segments=(text,))))
 
-    n = 1
-    while begins_at(lead + filler(1, n + 1)) <= start:
+    def taken(i: int) -> int:
+        return len(row.tokenizer.encode(f" {filler(i, 1)}")) - 1  # "the" joins the blank before it
+
+    n, at = 1, begins_at(lead + filler(1, 1))
+    while (at := at + taken(n + 1)) <= start:
         n += 1
     lead += filler(1, n)
-    while begins_at(lead) < start:
-        lead += "z"
+    lead += "z" * (start - begins_at(lead))
     return (*row.cases, replace(case, name="border", segments=(lead, 0, filler(40, 5) + tail, *rest), fed=()))
 
 
