@@ -1,7 +1,7 @@
 """Gemma 3 (2503.19786): a SigLIP tower, patches averaged to tokens, a decoder with sliding layers in which the tokens
 of a picture see each other in both directions.
 
-Four layers: the third sees everything, the others a window that the prompts are longer than.
+Three layers: the last sees everything, the others a window that the prompts are longer than.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ ROW = make_row(
     TextConfig(
         "gemma3",
         hidden=96,
-        layers=4,
+        layers=3,
         heads=3,
         kv_heads=1,
         ffn=160,

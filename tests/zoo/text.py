@@ -86,10 +86,10 @@ class TextConfig:
 
 
 def text_weights(out: Weights, config: TextConfig) -> None:
-    """Adds the decoder's tensors. Logits get a standard deviation of about 3, those of Gemma of 1."""
+    """Adds the decoder's tensors. Logits get a standard deviation of about 3, those of Gemma of 0.5."""
     c, q, kv = config, config.heads * config.head_dim, config.kv_heads * config.head_dim
     if c.arch == GEMMA:  # tied, and scaled by the root of the width; larger, every token would be followed by itself
-        out.matrix(f"{PREFIX}.embed_tokens.weight", c.vocab, c.hidden)
+        out.matrix(f"{PREFIX}.embed_tokens.weight", c.vocab, c.hidden, gain=0.5)
     else:
         out.normal(f"{PREFIX}.embed_tokens.weight", c.vocab, c.hidden, std=1.0)
         out.matrix("lm_head.weight", c.vocab, c.hidden, gain=3.0)
