@@ -175,10 +175,31 @@ def test_a_question_too_long_for_the_context_is_refused_before_encoding(folder: 
         assert ask(opened, "sgl", 0.3, max_tokens=2).text is not None
 
 
+@pytest.mark.parametrize("name", ["llavanext", "internvl"])
+def test_attention_map_of_tiles_and_pictures(folder: Path, name: str) -> None:
+    """Columns are joint over tiles and pictures; the ends of rows (-2, LLaVA-NeXT) have none."""
+    pair = Pair(None, files(zoo.build(name, folder)), None)
+    with Pipeline.open(pair, LoadOptions(threads=1)) as opened:
+        shown = picture(190, 100, 5), picture(100, 60, 6)
+        arrays = opened.attention(shown, QUESTION, 3).arrays
+        vlm = opened.vlm("guide")
+        layouts, info = [vlm.layout(*p.size) for p in shown], vlm.info
+    ids = arrays["token_ids"]
+    n = sum(layout.n_tokens for layout in layouts)
+    assert np.count_nonzero(ids == -1) == n
+    assert bool(np.any(ids == -2)) is (name == "llavanext")
+    assert arrays["prompt"].shape == arrays["generated"].shape == (info.n_layer, info.n_head, n)
+    assert arrays["tower"].shape == (info.tower_layers, n)
+    assert np.isfinite(arrays["tower"]).all()
+    assert np.array_equal(arrays["boxes"], np.concatenate([layout.boxes for layout in layouts]))
+    assert layouts[0].grid is None
+    assert (arrays["prompt"].sum(axis=-1) > 0).all()
+
+
 def test_attention_map_has_the_documented_arrays(pipeline: Pipeline) -> None:
     arrays = pipeline.attention([picture(100, 60)], QUESTION, 5).arrays
     info = pipeline.vlm("guide").info
-    n = int(np.count_nonzero(arrays["token_ids"] < 0))
+    n = int(np.count_nonzero(arrays["token_ids"] == -1))
     assert arrays["prompt"].shape == arrays["generated"].shape == (info.n_layer, info.n_head, n)
     assert arrays["prompt"].dtype == arrays["generated"].dtype == np.float32
     assert arrays["tower"].shape == (info.tower_layers, n)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from localvlm.engine.api import LoadOptions
+from localvlm.engine.api import ImagePart, LoadOptions, TextPart
 from localvlm.engine.client import Engine
+from localvlm.errors import UnsupportedModel
 from tests import fidelity, parity, zoo
 from tests.zoo import llava15
 
@@ -32,12 +34,51 @@ def test_engine_gives_what_transformers_gives(name: str, engine: Engine, folder:
     assert {"embeddings", "tower", "logits", "prompt", "generated", "pruned logits"} <= {m.what for m in measures}
 
 
-@pytest.mark.parametrize("name", zoo.FAMILIES)
+@pytest.mark.parametrize("name", ["llava15", "qwen25vl", "internvl"])
 def test_unpruned_answers_are_llama_cpp_s_own(name: str, engine: Engine, folder: Path) -> None:
     found = parity.compare(parity.zoo_subject(name, folder, 10), engine, folder)
     assert found.differences == []
     assert found.equal == 10
     assert len(found.answers) >= 8
+
+
+QUICK = ("llava15", "qwen25vl")
+VISION = llava15.VisionConfig(hidden=64, layers=5, heads=2, ffn=128, image=84)
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in zoo.FAMILIES])
+def test_a_quantized_cache_gives_nearly_what_transformers_gives(name: str, engine: Engine, folder: Path) -> None:
+    measures = fidelity.measure(engine, zoo.build(name, folder), zoo.committed(name), "q8_0")
+    assert [m for m in measures if not m.ok] == []
+    assert max(m.error for m in measures) > fidelity.BOUNDS["f16"][1], "the cache was not quantized"
+
+
+def test_a_quantized_cache_that_llama_cpp_rotates_is_read_rightly(engine: Engine, folder: Path) -> None:
+    """With head sizes that are multiples of 64, K lies in the cache turned by a Hadamard matrix, and q with it."""
+    text = replace(llava15.ROW.text, heads=2, kv_heads=1)
+    assert text.head_dim == 64
+    model = zoo.write(llava15.make_row("llava15-wide-heads", text, VISION, seed=17), folder)
+    found = {}
+    for kv_type in fidelity.BOUNDS:
+        vlm = engine.load(model.model, model.mmproj, LoadOptions(threads=1, kv_type=kv_type))
+        picture = vlm.encode(model.row.cases[0].images[0].pixels())
+        vlm.prefill([TextPart("USER: "), ImagePart(picture), TextPart("\nwhat is it?")], tap=True)
+        vlm.feed(np.array([83, 266], np.int32))
+        found[kv_type] = vlm.attention()
+        vlm.close()
+    for name in ("prompt", "generated", "last"):
+        measured = fidelity.compare("", name, getattr(found["q8_0"], name), getattr(found["f16"], name))
+        assert replace(measured, kv_type="q8_0").ok
+        assert measured.error > 0
+
+
+def test_a_cache_whose_blocks_do_not_fit_the_heads_is_refused(engine: Engine, folder: Path) -> None:
+    text = replace(llava15.ROW.text, heads=8, kv_heads=4)
+    assert text.head_dim == 16
+    model = zoo.write(llava15.make_row("llava15-narrow-heads", text, VISION, seed=18), folder)
+    with pytest.raises(UnsupportedModel, match="block size 32 does not divide"):
+        engine.load(model.model, model.mmproj, LoadOptions(threads=1, kv_type="q8_0"))
+    engine.load(model.model, model.mmproj, LoadOptions(threads=1)).close()
 
 
 @pytest.mark.slow
