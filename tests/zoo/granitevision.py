@@ -1,4 +1,4 @@
-"""Granite Vision 3 (2502.09927): laid out as LLaVA-NeXT, with a SigLIP tower of which several layers are put side by side.
+"""Granite Vision 3 (2502.09927): laid out as LLaVA-NeXT, with a SigLIP tower whose features are several layers'.
 
 Its decoder here is Llama's. A tile is no whole number of patches, as the published 384 pixels are not.
 """
@@ -47,7 +47,7 @@ def _weights() -> dict[str, Float32]:
 
 
 def write_mmproj(path: Path, tensors: Mapping[str, Float32]) -> None:
-    """Writes the projector file as LLaVA's converter does: without the tower's last norm, and with CLIP's quick GELU."""
+    """Writes the projector file as LLaVA's converter does: without the tower's last norm, with CLIP's quick GELU."""
     projector = {f"mm.{i}.{k}": f"{PROJECTOR}.linear_{n}.{k}" for i, n in ((0, 1), (2, 2)) for k in ("weight", "bias")}
     write_siglip(
         path,

@@ -15,7 +15,7 @@ from tests.zoo.siglip import SiglipConfig
 from tests.zoo.text import TextConfig
 from tests.zoo.weights import Float32
 
-__all__ = ["LlavaNextReference", "ROW"]
+__all__ = ["ROW", "LlavaNextReference"]
 
 IMAGE = 56
 PINPOINTS = ((56, 112), (112, 56), (112, 112), (168, 56), (56, 168))
