@@ -102,6 +102,21 @@ def test_a_dropped_block_is_known_by_the_tower_s_width(
     assert bool(family.notes) is (width == 999)
 
 
+def test_a_siglip_tower_gets_its_gelu_where_the_file_has_clip_s_and_its_boxes_end_with_its_patches() -> None:
+    values = NEXT | {
+        "clip.vision.image_size": 384,
+        "clip.vision.image_grid_pinpoints": (384, 384, 384, 768),
+        "clip.vision.feature_layer": (4, 8, 16, 27),
+    }
+    family = describe(header(values, ("model.image_newline",)))
+    assert (family.tower.n_layer, family.tower.cls, family.repairs) == (27, False, ("siglip-gelu",))
+    assert describe(header(values | {"clip.use_gelu": True}, ("model.image_newline",))).repairs == ()
+    boxes = block_of(family, 768, 384).boxes(768, 384)
+    assert boxes.shape == (729 + 27 * 55, 4)
+    assert boxes[728].tolist() == [26 * 28, 26 * 14, 756, 378]  # the overview is half as wide
+    assert boxes[729 + 27].tolist() == [384, 0, 398, 14]  # the second tile's first
+
+
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     with Engine() as running:
