@@ -43,10 +43,11 @@ def test_unpruned_answers_are_llama_cpp_s_own(name: str, engine: Engine, folder:
 
 
 QUICK = ("llava15", "qwen25vl")
+BLOCKS = [name for name, row in zoo.FAMILIES.items() if row.text.head_dim % 32 == 0]
 VISION = llava15.VisionConfig(hidden=64, layers=5, heads=2, ffn=128, image=84)
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in zoo.FAMILIES])
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in BLOCKS])
 def test_a_quantized_cache_gives_nearly_what_transformers_gives(name: str, engine: Engine, folder: Path) -> None:
     measures = fidelity.measure(engine, zoo.build(name, folder), zoo.committed(name), "q8_0")
     assert [m for m in measures if not m.ok] == []
