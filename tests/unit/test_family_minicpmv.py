@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from localvlm.engine.families import NUMBER, Block, Family, Patches, Tile, describe, draw
 from localvlm.engine.families.minicpmv import _Rule
 from localvlm.engine.gguf_header import Header
+from localvlm.engine.tower import VisionTower
 from tests.unit.test_families import check_tile, ramps
 
 # (width, height): the whole picture, the grid (columns, rows), a slice; sizes in tokens
@@ -95,6 +98,16 @@ def test_the_attention_is_that_of_the_blocks_before_the_merger() -> None:
     _, (tile, *_) = split(family(), 448, 448)
     owner = family().token_of_patch(Patches(32, 32, tile)).reshape(32, 32)
     np.testing.assert_array_equal(owner, np.arange(64).reshape(8, 8).repeat(4, axis=0).repeat(4, axis=1))
+
+
+def test_each_row_takes_one_position_in_mrope_decoders_too() -> None:
+    model = family()
+    assert model.cut is not None
+    block = next(p for p in model.cut(640, 480) if isinstance(p, Block))
+    tower = cast(Any, SimpleNamespace(family=model, _model=SimpleNamespace(mrope=True)))
+    places, n = VisionTower._relative(tower, block)
+    assert n == block.n == 7 * 9
+    np.testing.assert_array_equal(places, np.arange(n)[:, None].repeat(3, axis=1))
 
 
 @pytest.mark.parametrize(("side", "patch", "merge"), [(0, 14, 4), (448, 0, 4), (448, 14, 3), (448, 14, 0)])
