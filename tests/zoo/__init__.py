@@ -13,7 +13,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.zoo import gemma3, granitevision, internvl, llava15, llavanext, minicpmv, mistral3, pixtral, qwen2vl, qwen3vl, qwen25vl, smolvlm
+from tests.zoo import (
+    gemma3,
+    granitevision,
+    internvl,
+    llava15,
+    llavanext,
+    minicpmv,
+    mistral3,
+    pixtral,
+    qwen2vl,
+    qwen3vl,
+    qwen25vl,
+    smolvlm,
+)
 from tests.zoo.row import Case, Row, ZooModel, cases
 from tests.zoo.text import write_text
 
@@ -32,7 +45,24 @@ __all__ = [
     "write",
 ]
 
-FAMILIES: dict[str, Row] = {row.name: row for row in (internvl.ROW, llava15.ROW, llavanext.ROW, granitevision.ROW, minicpmv.ROW, qwen2vl.ROW, qwen25vl.ROW, qwen3vl.ROW, smolvlm.ROW, smolvlm.IDEFICS3, gemma3.ROW, mistral3.ROW, pixtral.ROW)}
+FAMILIES: dict[str, Row] = {
+    row.name: row
+    for row in (
+        internvl.ROW,
+        llava15.ROW,
+        llavanext.ROW,
+        granitevision.ROW,
+        minicpmv.ROW,
+        qwen2vl.ROW,
+        qwen25vl.ROW,
+        qwen3vl.ROW,
+        smolvlm.ROW,
+        smolvlm.IDEFICS3,
+        gemma3.ROW,
+        mistral3.ROW,
+        pixtral.ROW,
+    )
+}
 LARGE: dict[str, Row] = {"llava15": llava15.LARGE, "qwen25vl": qwen25vl.LARGE}
 """For each family a deeper and wider model with the same tokenizer: the large half of a pair."""
 EXPECTED = Path(__file__).parent / "expected"
