@@ -173,6 +173,23 @@ def check_projector(mmproj: Header) -> None:
         check.between(f"{vision}.n_wa_pattern", 2, blocks)
         out = mmproj.tensors["mm.2.weight"].shape[1]
         check.between(f"{vision}.projection_dim", out, out)
+    elif family.name == "qwen3vl":
+        _check_qwen3(check, blocks, width)
+
+
+def _check_qwen3(check: _Check, blocks: int, width: int) -> None:
+    """A square table of position embeddings, and deepstack's mergers."""
+    table = check.header.tensors.get("v.position_embd.weight")
+    if table is None or len(table.shape) != 2 or table.shape != (width, math.isqrt(table.shape[1]) ** 2):
+        check.fail(f"'v.position_embd.weight' has shape {list(table.shape) if table else None}, not that of a square")
+    if "v.patch_embd.bias" not in check.header.tensors:
+        check.fail("tensor 'v.patch_embd.bias' is missing")
+    check.shape("v.patch_embd.bias", width)
+    for place in (f"v.deepstack.{i}" for i in range(blocks)):
+        if f"{place}.fc1.weight" in check.header.tensors:
+            check.shape(f"{place}.norm.weight", 4 * width)
+            check.shape(f"{place}.norm.bias", 4 * width)
+            check.matrix(f"{place}.fc2", check.matrix(f"{place}.fc1", 4 * width))
 
 
 def _check_blocks(check: _Check, blocks: int, width: int) -> None:
