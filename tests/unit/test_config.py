@@ -9,6 +9,7 @@ import pytest
 from localvlm.cli.main import cli as group
 from localvlm.cli.options import Setting
 from localvlm.config import config_file, directories, read_config
+from localvlm.engine.fake import FakeEngine
 from localvlm.errors import UsageError
 
 
@@ -68,6 +69,26 @@ def test_flags_in_environment_and_file(cli, settings, monkeypatch):
     )
     answer = json.loads(cli.ask().out)
     assert (answer["keep"], answer["method"], answer["tokens"]["generated"]) == (1.0, "grid", 3)
+
+
+def test_type_of_the_cache_reaches_the_engine(cli, settings, monkeypatch):
+    seen, load = [], FakeEngine.load
+
+    def recording(self, model, mmproj, options):
+        seen.append(options.kv_type)
+        return load(self, model, mmproj, options)
+
+    monkeypatch.setattr(FakeEngine, "load", recording)
+    cli.ask()
+    settings('kv-type = "q8_0"')
+    cli.ask()
+    monkeypatch.setenv("LOCALVLM_KV_TYPE", "f16")
+    cli.ask()
+    cli.ask("--kv-type", "q8_0")
+    assert seen == ["f16", "f16", "q8_0", "q8_0", "f16", "f16", "q8_0", "q8_0"]
+    refused = cli.ask("--kv-type", "q4_0")
+    assert (refused.code, len(seen)) == (2, 8)
+    assert "q4_0" in refused.err
 
 
 @pytest.mark.parametrize(
