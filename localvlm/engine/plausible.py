@@ -166,7 +166,8 @@ def check_projector(mmproj: Header) -> None:
             check.shape(name, width)
     if family.name in ("llava", "llava-next", "qwen2vl", "qwen2.5vl", "qwen3vl"):
         layers = len(mmproj.integers(f"{vision}.feature_layer")) or 1  # side by side
-        out = check.matrix("mm.2", check.matrix("mm.0", width * tower.merge**2 * layers))
+        wide = check.matrix("mm.0", width * tower.merge**2 * layers)
+        out = check.matrix("mm.2", wide, required="mm.3.weight" not in mmproj.tensors)  # Yi-VL has norms between
         if family.row_end:
             check.shape(family.row_end, out)
     if family.name == "qwen2.5vl":
