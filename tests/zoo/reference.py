@@ -163,10 +163,10 @@ def expected(row: Row) -> dict[str, NDArray[np.generic]]:
     """All expected values of a row, keyed ``case/name``.
 
     ids (n,) int32, -1 at image tokens, -2 at ends of rows; fed (m,) int32, may be empty; rows{i} (n, width); stock{i}
-    the same as llama.cpp computes it unrepaired, if that differs; tower{i} (tower_layers, n_tokens); logits (1 + m, n_vocab) after the
-    prompt and after each fed token; prompt, generated, last (n_layer, n_head, n_image), and prompt_weighted,
-    prompt_maximum and so on. With pruned_ or pruned/ in front: from the kept tokens at their original positions,
-    attention columns of these alone.
+    the same as llama.cpp computes it unrepaired, if that differs; tower{i} (tower_layers, n_tokens); logits
+    (1 + m, n_vocab) after the prompt and after each fed token; prompt, generated, last (n_layer, n_head, n_image), and
+    prompt_weighted, prompt_maximum and so on. With pruned_ or pruned/ in front: from the kept tokens at their original
+    positions, attention columns of these alone.
     The case "border" has no rows{i}, stock{i} and tower{i}, which are the first case's, and plain sums alone.
     compact_logits: the same at positions without gaps, which is wrong, to show that the bounds can tell.
     """
