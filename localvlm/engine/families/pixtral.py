@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from localvlm.engine.families.base import Block, Cut, Family, Projector, Size, Tile, Tower, merged
 
 __all__ = ["fit_edge", "open_pixtral"]
@@ -13,7 +15,9 @@ __all__ = ["fit_edge", "open_pixtral"]
 MAX_TOKENS = 1024
 """Tokens of a picture. The published bound is the longest edge alone, ``image_size``: 4096 tokens of Pixtral, 3025 of
 Mistral Small 3.1, more than a laptop can attend to."""
-END = "[IMG_END]"
+END, BREAK = "[IMG_END]", "v.token_embd.img_break"
+"""The tower's own rows of the break are not taken: llama.cpp makes them from memory that nothing was written to, times
+0, which is NaN where that held one."""
 
 
 def fit_edge(width: int, height: int, cell: int, edge: int) -> Size:
@@ -47,8 +51,15 @@ def open_pixtral(projector: Projector) -> Family:
             columns, rows = fit_edge(width, height, cell, edge)
         size = (columns * cell, rows * cell)
         sizes = () if (width, height) == size else (size,)
-        return [Block((Tile(sizes, (0, 0, *size), rows, columns, row_end=True),)), END]
+        tile = Tile(sizes, (0, 0, *size), rows, columns, row_end=True)
+        return [Block((tile,), np.where(tile.shows(), np.arange(tile.n), -1).astype(np.int32)), END]
 
     return Family(
-        "pixtral", "2410.07073; transformers image_processing_pil_pixtral.py", tower, cut, merged, bounds=(1, most)
+        "pixtral",
+        "2410.07073; transformers image_processing_pil_pixtral.py",
+        tower,
+        cut,
+        merged,
+        row_end=BREAK,
+        bounds=(1, most),
     )
