@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from localvlm.engine.families import Block, describe
@@ -33,6 +34,8 @@ def test_fewer_tokens_keep_the_aspect(width: int, height: int, most: int) -> Non
     n = tile.rows * tile.columns
     assert n == int(block.shows().sum()) <= most
     assert block.n == n + tile.rows - 1
+    assert block.order is not None
+    assert np.array_equal(block.order < 0, ~tile.shows())  # row ends come from the file
     if most == 4096:
         assert (tile.columns, tile.rows) == fit_edge(width, height, 16, 1024)
     elif n > 50 and 0.2 < width / height < 5:

@@ -7,5 +7,5 @@ from tests.zoo.pixtral import Sizes, make_row, text
 __all__ = ["ROW"]
 
 ROW = make_row(
-    "mistral3", text("mistral3", 2), Sizes(hidden=64, layers=3, heads=2, ffn=96, image=140, patch=14, merge=2), seed=53
+    "mistral3", text("mistral3", 2), Sizes(hidden=64, layers=2, heads=2, ffn=96, image=140, patch=14, merge=2), seed=55
 )
