@@ -103,7 +103,7 @@ def text_weights(out: Weights, config: TextConfig) -> None:
         out.linear(f"{layer}.self_attn.v_proj", kv, c.hidden, bias=c.qkv_bias)
         out.linear(f"{layer}.self_attn.o_proj", c.hidden, q, bias=False)
         for name in ("q_norm", "k_norm") if c.qk_norm else ():
-            out.normal(f"{layer}.self_attn.{name}.weight", c.head_dim, std=0.1, mean=1.2 if c.arch == GEMMA else SHARP)
+            out.normal(f"{layer}.self_attn.{name}.weight", c.head_dim, std=0.1, mean=1.3 if c.arch == GEMMA else SHARP)
         for name in ("pre", "post") if c.arch == GEMMA else ():
             out.norm(f"{layer}.{name}_feedforward_layernorm", c.hidden)
         out.linear(f"{layer}.mlp.gate_proj", c.ffn, c.hidden, bias=False)
