@@ -17,4 +17,4 @@ def test_quarters_of_a_picture_keep_their_mass_between_all_families(tmp_path: Pa
     for model in zoo.FAMILIES:
         right, mirrored, twice = zip(*(found for (_, m), found in table.items() if m == model), strict=True)
         assert max(right) <= cross.BOUND < max(mirrored), model
-        assert (max(twice) > cross.BOUND) is cross.overlapping(sights[model]), model
+        assert bool(max(twice) > cross.BOUND) is cross.overlapping(sights[model]), model
