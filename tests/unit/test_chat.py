@@ -159,7 +159,7 @@ def test_the_templates_own_reason_is_told() -> None:
     ],
 )
 def test_output_bombs_are_refused_soon(template: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()  # of this process alone: others may hold the machine
     with pytest.raises(ModelError, match="chat template"):
         render([Message("user", "x")], template, "llava", "", "")
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
