@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from localvlm.early_exit import CONSISTENCY_KEEP, Score, confidence, consistency, exits
 from localvlm.engine.api import (
     Attention,
     Completion,
@@ -49,7 +50,7 @@ STAGES = (
     "total",
 )
 GUIDE_MAX_TOKENS = 64
-"""Longest answer of the guide; later tokens say little about where to look."""
+"""Longest answer of the guide; later tokens say little about where to look. One cut off here is never final."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class AskOptions:
-    """What one question may set. ``keep`` None keeps all tokens."""
+    """What one question may set. ``keep`` None keeps all tokens; ``exit_at`` is the score from which the guide's answer
+    is final (0: always), None: never.
+    """
 
     method: str = "sgl+"
     keep: float | None = 0.35
@@ -79,14 +82,18 @@ class AskOptions:
     temp: float = 0.0
     seed: int = 0
     system: str | None = None
+    exit_at: float | None = None
+    guide_max_tokens: int = GUIDE_MAX_TOKENS
 
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """``image``: image tokens of the model's grid; ``kept``: those it saw; ``prompt``: all cells prefilled."""
+    """``image``: image tokens of the grid of the VLM that answered; ``kept``: those the model saw, None if the guide
+    answered; ``prompt``: all cells prefilled.
+    """
 
     image: int
-    kept: int
+    kept: int | None
     prompt: int
     generated: int
 
@@ -101,6 +108,7 @@ class Answer:
         answered_by: "guide" or "model".
         ms: milliseconds per name of STAGES; "first_token" and "total" are counted from the call, loading included.
         keep: the share asked for (1.0 = all).
+        score: of the guide's answer, whenever the guide ran; it was final if this reached ``threshold``.
     """
 
     text: str
@@ -114,6 +122,8 @@ class Answer:
     pair: str | None
     finish: str = "stop"
     guide_text: str | None = None
+    score: Score | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,7 @@ class Look:
 
     Attributes:
         attention: over its own image tokens, joint over all pictures.
+        score: how far its answer is to be trusted, if that was asked for.
         layouts: where these lie, picture by picture.
     """
 
@@ -129,6 +140,7 @@ class Look:
     encoded: tuple[Encoded, ...]
     prompt: Prefilled
     answer: Completion
+    score: Score | None = None
 
     @property
     def layouts(self) -> tuple[ImageLayout, ...]:
@@ -195,12 +207,13 @@ class Pipeline:
         on_text: Callable[[str], None] | None = None,
         on_stage: Callable[[str], None] | None = None,
     ) -> Answer:
-        """Answers a question about pictures.
+        """Answers a question about pictures: the guide alone if its answer is trusted, and then the model is not even
+        loaded; else the model, from the image tokens the guide looked at.
 
         ``on_text`` gets the answer as it comes, ``on_stage`` the name of each stage as it begins.
 
         Raises:
-            UsageError: the method needs a guide and there is none.
+            UsageError: method or early exit need a guide and there is none.
             ContextOverflow, ImageError, ModelError, EngineCrashed: see :mod:`localvlm.errors`.
             Interrupted: the engine was cancelled; ``partial`` holds the text so far.
         """
@@ -208,23 +221,44 @@ class Pipeline:
         method = method_named(options.method)
         if options.keep is None or options.keep >= 1.0 or not images:
             method = method_named("none")
-        if method.aggregation is not None and self.pair.guide is None:
+        may_exit = options.exit_at is not None and bool(images)
+        guided = method.aggregation is not None or may_exit
+        if guided and self.pair.guide is None:
+            what = "early exit" if method.aggregation is None else f"method '{method.name}'"
             raise UsageError(
-                f"method '{method.name}' needs a guide and none was given",
+                f"{what} needs a guide and none was given",
                 "pass --guide and --guide-mmproj, or a method without one such as --method grid",
             )
-        self._load(method, clock)
         messages = _messages(images, question, options.system)
-        layouts = self._check_fit(images, messages, method, options)
         look = None
-        if method.aggregation is not None:
-            look = self._look(images, messages, min(options.max_tokens, GUIDE_MAX_TOKENS), clock)
+        self._load(["guide"] * guided + ["model"] * (not may_exit), clock)
+        if guided:
+            self._check_fit("guide", images, messages, method, options)
+        if not may_exit:
+            self._check_fit("model", images, messages, method, options)
+        if guided:
+            max_tokens = min(options.max_tokens, options.guide_max_tokens)
+            look = self._look(images, messages, max_tokens, clock, check=_guiding(method))
+            if look.score is not None and exits(look.score, options.exit_at, look.answer.finish):
+                return self._exit(look, options, clock, on_text)
+            if may_exit:
+                self._load(["model"], clock)
+        layouts = self._check_fit("model", images, messages, method, options)
         kept = self._choose(method, options, layouts, look)
         return self._answer(images, messages, options, kept, look, clock, on_text)
 
-    def look(self, images: Sequence[Image], question: str, max_tokens: int = GUIDE_MAX_TOKENS) -> Look:
-        """The guide's unpruned answer and its attention."""
-        return self._look(images, _messages(images, question, None), max_tokens, _Clock(None))
+    def look(
+        self,
+        images: Sequence[Image],
+        question: str,
+        max_tokens: int = GUIDE_MAX_TOKENS,
+        *,
+        method: str | None = None,
+        system: str | None = None,
+    ) -> Look:
+        """The guide's unpruned answer and its attention; with its score, as ``method`` prunes, if one is named."""
+        check = None if method is None else _guiding(method_named(method))
+        return self._look(images, _messages(images, question, system), max_tokens, _Clock(None), check=check)
 
     def attention(self, images: Sequence[Image], question: str, max_tokens: int = GUIDE_MAX_TOKENS) -> AttentionMap:
         """The guide's attention (the model's, if there is no guide) as named arrays.
@@ -255,31 +289,28 @@ class Pipeline:
 
     # stages
 
-    def _load(self, method: Method, clock: _Clock) -> None:
+    def _load(self, roles: Sequence[str], clock: _Clock) -> None:
         with clock("load"):
-            if method.aggregation is not None:
-                self.vlm("guide")
-            self.vlm("model")
+            for role in roles:
+                self.vlm(role)
 
     def _check_fit(
-        self, images: Sequence[Image], messages: Sequence[Message], method: Method, options: AskOptions
+        self, role: str, images: Sequence[Image], messages: Sequence[Message], method: Method, options: AskOptions
     ) -> list[ImageLayout]:
-        """Token layouts of the pictures in the model; refuses a prompt that cannot fit before anything is encoded."""
-        layouts: list[ImageLayout] = []
-        for role in ("guide", "model") if method.aggregation is not None else ("model",):
-            vlm = self.vlm(role)
-            layouts = [vlm.layout(*image.size) for image in images]
-            counts = [layout.n_tokens for layout in layouts]
-            parts = [counts[p] if isinstance(p, int) else p for p in vlm.chat(messages)]
-            needed = len(vlm.tokenize(parts)) + 1
-            if role == "model" and method.name != "none":
-                needed -= sum(counts) - share_of(options.keep, sum(counts))
-            if needed > vlm.info.n_ctx:
-                raise ContextOverflow(
-                    f"pictures ({sum(counts)} tokens) and question need {needed} cells and the {role}'s context has "
-                    f"{vlm.info.n_ctx}",
-                    "shorten the question, use fewer pictures or raise --ctx-size",
-                )
+        """Token layouts of the pictures in a VLM; refuses a prompt that cannot fit before anything is encoded."""
+        vlm = self.vlm(role)
+        layouts = [vlm.layout(*image.size) for image in images]
+        counts = [layout.n_tokens for layout in layouts]
+        parts = [counts[p] if isinstance(p, int) else p for p in vlm.chat(messages)]
+        needed = len(vlm.tokenize(parts)) + 1
+        if role == "model" and method.name != "none":
+            needed -= sum(counts) - share_of(options.keep, sum(counts))
+        if needed > vlm.info.n_ctx:
+            raise ContextOverflow(
+                f"pictures ({sum(counts)} tokens) and question need {needed} cells and the {role}'s context has "
+                f"{vlm.info.n_ctx}",
+                "shorten the question, use fewer pictures or raise --ctx-size",
+            )
         return layouts
 
     def _look(
@@ -290,6 +321,7 @@ class Pipeline:
         clock: _Clock,
         role: str = "guide",
         tower: bool = False,
+        check: Method | None = None,
     ) -> Look:
         guide = self.vlm(role)
         with clock("guide_encode"):
@@ -301,29 +333,52 @@ class Pipeline:
                 answer = guide.generate(max_tokens)
             if answer.finish == "cancelled":
                 raise Interrupted()
-            return Look(guide.attention(), encoded, prompt, answer)
+            look = Look(guide.attention(), encoded, prompt, answer)
+            if check is not None:
+                with clock("guide_prefill"):
+                    look = replace(look, score=self._score(guide, messages, look, check))
+            return look
         finally:
             _release(guide, encoded)
+
+    def _score(self, guide: Vlm, messages: Sequence[Message], look: Look, method: Method) -> Score:
+        """How sure the guide was, and whether it says the same from its own pruned image: one teacher-forced pass."""
+        saliency = AGGREGATIONS[method.aggregation or "sum"](look.attention)
+        guide.prefill(_parts(guide, messages, look.encoded, _select(method, CONSISTENCY_KEEP, look.layouts, saliency)))
+        ids = look.answer.ids
+        logits = guide.score(ids) if len(ids) else np.empty((0, 0), np.float32)
+        return Score(confidence(look.answer.logprobs[: len(ids)]), consistency(logits, ids))
+
+    def _exit(self, look: Look, options: AskOptions, clock: _Clock, on_text: Callable[[str], None] | None) -> Answer:
+        """The guide's answer as the final one."""
+        text = look.answer.text.strip()
+        if on_text is not None:
+            on_text(text)
+        return Answer(
+            text=text,
+            answer_ids=tuple(int(t) for t in look.answer.ids),
+            kept_indices=(),
+            answered_by="guide",
+            tokens=TokenCounts(look.prompt.n_image, None, look.prompt.n_past, len(look.answer.ids)),
+            ms={**clock.ms, "first_token": clock.elapsed(), "total": clock.elapsed()},
+            method=options.method,
+            keep=1.0 if options.keep is None else options.keep,
+            pair=self.pair.name,
+            guide_text=text,
+            score=look.score,
+            threshold=options.exit_at,
+        )
 
     def _choose(
         self, method: Method, options: AskOptions, layouts: Sequence[ImageLayout], look: Look | None
     ) -> list[Int32 | None]:
         """Kept token indices per picture, None where all are kept."""
-        counts = [layout.n_tokens for layout in layouts]
         if method.name == "none":
-            return [None] * len(counts)
-        candidates = np.concatenate([_on_picture(layout) for layout in layouts])
-        inputs = Inputs(
-            n=sum(counts),
-            candidates=np.flatnonzero(candidates).astype(np.int32),
-            grids=tuple(layout.grid for layout in layouts),
-            counts=tuple(counts),
-            saliency=None if look is None else self.saliency(look, method.aggregation or "sum", layouts),
-            seed=options.seed,
-        )
-        kept = method.select(inputs, budget(options.keep, inputs))
-        starts = np.cumsum([0, *counts])
-        return [kept[(kept >= a) & (kept < b)] - np.int32(a) for a, b in pairwise(starts)]
+            return [None] * len(layouts)
+        saliency = None
+        if look is not None and method.aggregation is not None:
+            saliency = self.saliency(look, method.aggregation, layouts)
+        return list(_select(method, options.keep, layouts, saliency, options.seed))
 
     def saliency(self, look: Look, aggregation: str, layouts: Sequence[ImageLayout]) -> Float32:
         """(N,) scores of the model's image tokens, resampled in image space where the two grids differ."""
@@ -379,6 +434,8 @@ class Pipeline:
             pair=self.pair.name,
             finish=done.finish,
             guide_text=None if look is None else look.answer.text.strip(),
+            score=None if look is None else look.score,
+            threshold=options.exit_at,
         )
 
 
@@ -409,6 +466,34 @@ class _Clock:
 
 def _messages(images: Sequence[Image], question: str, system: str | None) -> list[Message]:
     return [*([Message("system", system)] if system else []), Message("user", question, len(images))]
+
+
+def _guiding(method: Method) -> Method:
+    """The method by which the guide's own image is pruned: SGL where ``method`` needs no guide."""
+    return method if method.aggregation is not None else method_named("sgl+")
+
+
+def _select(
+    method: Method,
+    keep: float | None,
+    layouts: Sequence[ImageLayout],
+    saliency: Float32 | None,
+    seed: int = 0,
+) -> list[Int32]:
+    """Kept token indices per picture."""
+    counts = [layout.n_tokens for layout in layouts]
+    candidates = np.concatenate([_on_picture(layout) for layout in layouts])
+    inputs = Inputs(
+        n=sum(counts),
+        candidates=np.flatnonzero(candidates).astype(np.int32),
+        grids=tuple(layout.grid for layout in layouts),
+        counts=tuple(counts),
+        saliency=saliency,
+        seed=seed,
+    )
+    kept = method.select(inputs, budget(keep, inputs))
+    starts = np.cumsum([0, *counts])
+    return [kept[(kept >= a) & (kept < b)] - np.int32(a) for a, b in pairwise(starts)]
 
 
 def _parts(

@@ -88,7 +88,8 @@ def _show(answer: Answer, printer: AnswerPrinter, *, stream: bool, json: bool) -
 
 
 def _say_repairs(pipeline: Pipeline, answer: Answer, reporter: Reporter) -> None:
-    for role in ("guide", "model") if answer.guide_text is not None else ("model",):
+    looked = ["guide"] if answer.guide_text is not None else []
+    for role in looked if answer.answered_by == "guide" else [*looked, "model"]:
         info = pipeline.vlm(role).info
         repairs = ", ".join(info.repairs) or "none"
         reporter.note(f"{role}: {info.name}, {info.family}, {info.n_params / 1e6:.0f} M parameters, repairs: {repairs}")

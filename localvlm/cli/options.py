@@ -63,6 +63,8 @@ class Setting(click.Option):
             return (bool, int), "true, or a number"
         if isinstance(self.type, KeepType):
             return (int, float, str), 'a share such as 0.35, or "all"'
+        if isinstance(self.type, ExitType):
+            return (int, float, str), 'a score such as 0.9, "off" or "always"'
         if isinstance(self.type, click.types.IntParamType):
             return (int,), "a whole number"
         if isinstance(self.type, click.types.FloatParamType):
@@ -144,6 +146,23 @@ class KeepType(click.ParamType):  # type: ignore[type-arg] # generic since click
             hint = f" For {share:g} % write {share / 100:g}." if 1 < share <= 100 else ""
             self.fail(f"{value!r} is not a share over 0 and up to 1.{hint}", param, ctx)
         return share
+
+
+class ExitType(click.ParamType):  # type: ignore[type-arg] # generic since click 8.5 only
+    """A score from 0 to 1, "always" (0) or "off"."""
+
+    name = "T|off|always"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        if value in ("off", "always"):
+            return "off" if value == "off" else 0.0
+        try:
+            score = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a score such as 0.9 nor 'off' or 'always'.", param, ctx)
+        if not 0 <= score <= 1:
+            self.fail(f"{value!r} is not a score from 0 to 1.", param, ctx)
+        return score
 
 
 class WholeType(click.types.IntParamType):

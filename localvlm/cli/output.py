@@ -73,17 +73,26 @@ class Reporter:
             self._details(answer)
         elif self.terminal:
             seconds = answer.ms["total"] / 1e3
-            self.note(f"{answer.answered_by} · {tokens.kept} of {tokens.image} image tokens · {seconds:.1f} s")
+            self.note(f"{answer.answered_by} · {_seen(answer)} image tokens · {seconds:.1f} s")
 
     def _details(self, answer: Answer) -> None:
         tokens = answer.tokens
         self.note(f"method: {answer.method}, keep {answer.keep:g}, answered by the {answer.answered_by}")
         if answer.guide_text is not None:
             self.note(f"guide's answer: {answer.guide_text}")
-        self.note(
-            f"tokens: {tokens.kept} of {tokens.image} image, {tokens.prompt} prompt, {tokens.generated} generated"
-        )
+        if (score := answer.score) is not None:
+            threshold = "off" if answer.threshold is None else f"{answer.threshold:.3f}"
+            self.note(
+                f"score: confidence {score.confidence:.3f}, consistency {score.consistency:.3f}, combined "
+                f"{score.combined:.3f}, exit at {threshold}"
+            )
+        self.note(f"tokens: {_seen(answer)} image, {tokens.prompt} prompt, {tokens.generated} generated")
         self.note("ms: " + ", ".join(f"{stage} {ms:.0f}" for stage, ms in answer.ms.items()))
+
+
+def _seen(answer: Answer) -> str:
+    tokens = answer.tokens
+    return f"{tokens.image if tokens.kept is None else tokens.kept} of {tokens.image}"
 
 
 class AnswerPrinter:
@@ -125,6 +134,14 @@ def answer_json(answer: Answer) -> str:
     import dataclasses
     import json
 
+    shown: dict[str, object] = {}
+    if (score := answer.score) is not None:
+        shown["score"] = {
+            "confidence": score.confidence,
+            "consistency": score.consistency,
+            "combined": score.combined,
+            "threshold": answer.threshold,
+        }
     return json.dumps(
         {
             "answer": answer.text,
@@ -136,5 +153,6 @@ def answer_json(answer: Answer) -> str:
             "method": answer.method,
             "keep": answer.keep,
             "pair": answer.pair,
+            **shown,
         }
     )

@@ -52,6 +52,8 @@ class Script:
 
     answer: str = "red"
     """What it answers to everything."""
+    pruned_answer: str | None = None
+    """What it answers from a part of the image tokens, if that is something else."""
     focus: tuple[float, float, float, float] = (0.5, 0.0, 1.0, 0.5)
     """x0, y0, x1, y1 as shares of the picture: where its attention peaks."""
     grid: tuple[int, int] = (12, 12)
@@ -243,6 +245,8 @@ class FakeVlm:
         self._rows, self._tapped = [len(ids) - 1 - last_image, 0], tap
         self._prompt = [p.image.layout for p in pictures]
         self._fed = 0
+        said = self._script.pruned_answer if n_kept < n_image else None
+        self._answer = (self._script.answer if said is None else said).encode("utf-8", "surrogatepass")
         return Prefilled(ids, n_image, n_kept, n_past, 0.0)
 
     # answers

@@ -40,7 +40,7 @@ def test_json_has_exactly_the_promised_keys(cli):
     answer = json.loads(run.out)
     assert run.out.count("\n") == 1
     assert list(answer) == [
-        "answer", "answer_ids", "kept_indices", "answered_by", "tokens", "ms", "method", "keep", "pair",
+        "answer", "answer_ids", "kept_indices", "answered_by", "tokens", "ms", "method", "keep", "pair", "score",
     ]  # fmt: skip
     assert answer["answer"] == MODEL_SAYS
     assert bytes(answer["answer_ids"]).decode() == MODEL_SAYS
