@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from localvlm.errors import UsageError
-from localvlm.pruning.base import Inputs, Method, budget, share_of
+from localvlm.pruning.base import Inputs, Keep, Method, Tokens, budget, share_of
 from localvlm.pruning.controls import GRID, NONE, RANDOM
 from localvlm.pruning.sgl import SGL, SGL_PLUS
 
-__all__ = ["METHODS", "Inputs", "Method", "budget", "method_named", "share_of"]
+__all__ = ["METHODS", "Inputs", "Keep", "Method", "Tokens", "budget", "method_named", "share_of"]
 
 METHODS: dict[str, Method] = {m.name: m for m in (SGL_PLUS, SGL, NONE, RANDOM, GRID)}
 

@@ -4,13 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Inputs", "Method", "budget", "share_of", "top"]
+from localvlm.errors import UsageError
+
+__all__ = ["AUTO_BOUNDS", "AUTO_SHARE", "Inputs", "Keep", "Method", "Tokens", "budget", "holding", "share_of", "top"]
 
 Int32 = NDArray[np.int32]
+
+AUTO_SHARE = 0.8
+"""Share of the saliency that the tokens of an "auto" budget hold together (``python -m tests.budgets``)."""
+AUTO_BOUNDS = (0.05, 0.64)
+"""Least and largest share of the tokens that "auto" keeps: what SGL's strongest setting keeps (5 %, arXiv 2412.03324,
+table 1), and the retention (64 %) at which it loses nothing."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A budget counted in tokens, over all pictures."""
+
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.n} tokens"
+
+
+Keep = float | Tokens | Literal["auto"] | None
+"""A budget: a share of the image tokens, a number of them, "auto" (by how the saliency is spread), or None for all."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +72,33 @@ class Method:
     aggregation: str | None = None
 
 
-def share_of(keep: float | None, n: int) -> int:
-    """Tokens that the share ``keep`` of n is: at least one; all of them if None."""
-    return n if keep is None else max(1, round(keep * n))
+def share_of(keep: Keep, n: int) -> int:
+    """The most tokens of n that ``keep`` may come to, known before the guide has looked; at least one."""
+    if keep is None:
+        return n
+    if isinstance(keep, Tokens):
+        return min(keep.n, n)
+    return max(1, round((AUTO_BOUNDS[1] if keep == "auto" else keep) * n))
 
 
-def budget(keep: float | None, inputs: Inputs) -> int:
-    """Tokens to keep: the share ``keep`` of all N, at least one, at most the candidates."""
-    return min(share_of(keep, inputs.n), len(inputs.candidates))
+def budget(keep: Keep, inputs: Inputs) -> int:
+    """Tokens to keep: at least one, at most the candidates. Shares are of all N.
+
+    Raises:
+        UsageError: "auto", and nothing tells the tokens apart.
+    """
+    k = share_of(keep, inputs.n)
+    if keep == "auto":
+        if inputs.saliency is None:
+            raise UsageError("keep 'auto' needs a method that follows a guide", "pass a share, such as --keep 0.35")
+        k = min(k, max(share_of(AUTO_BOUNDS[0], inputs.n), holding(AUTO_SHARE, inputs.saliency[inputs.candidates])))
+    return min(k, len(inputs.candidates))
+
+
+def holding(share: float, scores: NDArray[np.float32]) -> int:
+    """The fewest of the (n,) non-negative scores that add up to ``share`` of all of them."""
+    mass = np.sort(scores.astype(np.float64))[::-1].cumsum()
+    return int(np.searchsorted(mass, share * mass[-1])) + 1
 
 
 def top(scores: NDArray[np.float32], candidates: Int32, k: int) -> Int32:

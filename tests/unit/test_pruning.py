@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from localvlm.errors import UsageError
-from localvlm.pruning import METHODS, Inputs, budget, method_named
-from localvlm.pruning.base import top
+from localvlm.pruning import METHODS, Inputs, Tokens, budget, method_named
+from localvlm.pruning.base import AUTO_SHARE, top
 from localvlm.pruning.controls import lattice
 
 CHOOSING = [m for m in METHODS.values() if m.name != "none"]
@@ -133,6 +134,40 @@ def test_budget_is_of_all_tokens_but_no_more_than_show_the_picture() -> None:
     given_inputs = inputs([(10, 10)], padding=3)
     assert budget(0.35, given_inputs) == 35
     assert budget(0.6, given_inputs) == 40
+
+
+@pytest.mark.parametrize(("n", "want"), [(1, 1), (64, 64), (99, 99), (100, 100), (1000, 100)])
+def test_budget_in_tokens(n: int, want: int) -> None:
+    assert budget(Tokens(n), inputs([(10, 10)])) == want
+    assert budget(Tokens(n), inputs([(10, 10)], padding=3)) == min(want, 40)
+
+
+def auto(saliency: NDArray[np.floating], shown: int = 1000) -> int:
+    """Tokens that "auto" keeps of these, the last ``1000 - shown`` of them on padding."""
+    return budget("auto", Inputs(1000, np.arange(shown, dtype=np.int32), (None,), (1000,), saliency.astype(np.float32)))
+
+
+@given(seed=st.integers(0, 99), spread=st.floats(0.5, 12))
+def test_auto_keeps_the_fewest_tokens_that_hold_the_share(seed: int, spread: float) -> None:
+    saliency = np.random.default_rng(seed).random(1000) ** spread
+    k = auto(saliency)
+    mass = np.sort(saliency)[::-1].cumsum() / saliency.sum()
+    assert 50 <= k <= 640
+    assert k == 640 or mass[k - 1] >= AUTO_SHARE - 1e-6
+    assert k == 50 or mass[k - 2] < AUTO_SHARE + 1e-6
+
+
+def test_auto_stays_within_its_bounds() -> None:
+    assert auto(np.eye(1, 1000)[0]) == 50
+    assert auto(np.ones(1000)) == 640
+    assert auto(np.zeros(1000)) == 50
+    assert auto(np.ones(1000), shown=300) == round(AUTO_SHARE * 300)
+    assert auto(np.ones(1000), shown=20) == 20
+
+
+def test_auto_needs_a_guide() -> None:
+    with pytest.raises(UsageError, match="guide"):
+        budget("auto", Inputs(4, np.arange(4, dtype=np.int32), (None,), (4,)))
 
 
 def test_unknown_methods_are_named_with_those_there_are() -> None:
