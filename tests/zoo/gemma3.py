@@ -43,15 +43,14 @@ TOKENIZER = Tokenizer(
 )
 
 
-def weights(text: TextConfig, vision: SiglipConfig, seed: int) -> dict[str, Float32]:
+def weights(text: TextConfig, vision: SiglipConfig, out: Weights) -> None:
     """The whole model by Hugging Face names (``Gemma3ForConditionalGeneration``), but for SigLIP's unused head."""
-    out, v = Weights(seed), vision
+    v = vision
     siglip_weights(out, TOWER, v, v.side**2)
     out.normal(NORM, v.hidden, std=0.1)  # multiplied by 1 + weight
     out.matrix(PROJECTION, text.hidden, v.hidden)
     out.tensors[PROJECTION] = np.ascontiguousarray(out.tensors[PROJECTION].T)
     text_weights(out, text)
-    return out.tensors
 
 
 def write_mmproj(text: TextConfig, vision: SiglipConfig, path: Path, tensors: Mapping[str, Float32]) -> None:
@@ -148,7 +147,8 @@ def make_row(name: str, text: TextConfig, vision: SiglipConfig, seed: int) -> Ro
         tower_layers=vision.layers,
         repairs=(),
         cases=CASES,
-        weights=partial(weights, text, vision, seed),
+        seed=seed,
+        fill=partial(weights, text, vision),
         write_mmproj=partial(write_mmproj, text, vision),
         reference=partial(GemmaReference, text, vision),
     )

@@ -33,9 +33,8 @@ TEXT = TextConfig("llama", hidden=128, layers=2, heads=4, kv_heads=2, ffn=192, v
 VISION = SiglipConfig(hidden=64, layers=5, heads=2, ffn=128, image=IMAGE, patch=14)
 
 
-def _weights() -> dict[str, Float32]:
+def _weights(out: Weights) -> None:
     """The whole model by Hugging Face names."""
-    out = Weights(33)
     siglip_weights(out, TOWER, VISION, VISION.side**2)
     for i in range(VISION.layers):
         out.tensors[f"{TOWER}.encoder.layers.{i}.mlp.fc2.weight"] *= 8  # so that the kind of GELU matters
@@ -43,7 +42,6 @@ def _weights() -> dict[str, Float32]:
     out.linear(f"{PROJECTOR}.linear_2", TEXT.hidden, TEXT.hidden, bias=True)
     out.normal(NEWLINE, TEXT.hidden, std=1.0)
     text_weights(out, TEXT)
-    return out.tensors
 
 
 def write_mmproj(path: Path, tensors: Mapping[str, Float32]) -> None:
@@ -130,7 +128,8 @@ ROW = Row(
     tower_layers=VISION.layers,
     repairs=("siglip-gelu",),
     cases=CASES,
-    weights=_weights,
+    seed=33,
+    fill=_weights,
     write_mmproj=write_mmproj,
     reference=partial(GraniteReference),
 )

@@ -59,9 +59,9 @@ class VisionConfig:
         return self.image // self.patch
 
 
-def weights(text: TextConfig, vision: VisionConfig, seed: int) -> dict[str, Float32]:
+def weights(text: TextConfig, vision: VisionConfig, out: Weights) -> None:
     """The whole model by Hugging Face names (``InternVLForConditionalGeneration``)."""
-    out, v = Weights(seed), vision
+    v = vision
     out.normal(f"{TOWER}.embeddings.cls_token", 1, 1, v.hidden, std=1.0)
     out.normal(f"{TOWER}.embeddings.position_embeddings", 1, v.side**2 + 1, v.hidden, std=1.0)
     out.matrix(f"{TOWER}.embeddings.patch_embeddings.projection.weight", v.hidden, 3, v.patch, v.patch, gain=2.0)
@@ -80,7 +80,6 @@ def weights(text: TextConfig, vision: VisionConfig, seed: int) -> dict[str, Floa
     out.linear(f"{PROJECTOR}.linear_1", text.hidden, v.hidden * MERGE**2, bias=True)
     out.linear(f"{PROJECTOR}.linear_2", text.hidden, text.hidden, bias=True)
     text_weights(out, text)
-    return out.tensors
 
 
 NAMES = {
@@ -245,7 +244,8 @@ ROW = Row(
     tower_layers=VISION.layers,
     repairs=("internvl-positions",),
     cases=CASES,
-    weights=partial(weights, TEXT, VISION, 41),
+    seed=41,
+    fill=partial(weights, TEXT, VISION),
     write_mmproj=partial(write_mmproj, TEXT, VISION),
     reference=partial(InternVlReference, TEXT, VISION),
 )

@@ -80,9 +80,9 @@ class VisionConfig:
         }
 
 
-def weights(text: TextConfig, vision: VisionConfig, seed: int) -> dict[str, Float32]:
+def weights(text: TextConfig, vision: VisionConfig, out: Weights) -> None:
     """The whole model by Hugging Face names (``LlavaForConditionalGeneration``)."""
-    out, v = Weights(seed), vision
+    v = vision
     out.normal(f"{TOWER}.embeddings.class_embedding", v.hidden, std=1.0)
     out.matrix(f"{TOWER}.embeddings.patch_embedding.weight", v.hidden, 3, v.patch, v.patch, gain=2.0)
     out.normal(f"{TOWER}.embeddings.position_embedding.weight", v.side**2 + 1, v.hidden, std=1.0)
@@ -101,7 +101,6 @@ def weights(text: TextConfig, vision: VisionConfig, seed: int) -> dict[str, Floa
     if v.pinpoints:
         out.normal(NEWLINE, text.hidden, std=1.0)
     text_weights(out, text)
-    return out.tensors
 
 
 BLOCK_NAMES = {
@@ -284,7 +283,8 @@ def make_row(name: str, text: TextConfig, vision: VisionConfig, seed: int) -> Ro
         tower_layers=vision.layers - 1,
         repairs=("llava-cls-order",),
         cases=_cases(vision.image),
-        weights=partial(weights, text, vision, seed),
+        seed=seed,
+        fill=partial(weights, text, vision),
         write_mmproj=partial(write_mmproj, text, vision),
         reference=partial(LlavaReference, text, vision),
     )

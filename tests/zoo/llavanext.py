@@ -104,7 +104,8 @@ ROW = Row(
     tower_layers=VISION.layers - 1,
     repairs=("llava-cls-order",),
     cases=CASES,
-    weights=partial(weights, TEXT, VISION, 17),
+    seed=17,
+    fill=partial(weights, TEXT, VISION),
     write_mmproj=partial(write_mmproj, TEXT, VISION),
     reference=partial(LlavaNextReference, TEXT, VISION),
 )

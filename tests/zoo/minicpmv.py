@@ -64,9 +64,9 @@ class Sizes:
         return self.vision.patch * MERGE
 
 
-def weights(sizes: Sizes, seed: int) -> dict[str, Float32]:
+def weights(sizes: Sizes, out: Weights) -> None:
     """The whole model by Hugging Face names (``MiniCPMV4_6ForConditionalGeneration``)."""
-    out, v = Weights(seed), sizes.vision
+    v = sizes.vision
     siglip_weights(out, TOWER, v, TABLE**2)
     four = 4 * v.hidden
     for name, gain in (("q_proj", SHARP), ("k_proj", SHARP), ("v_proj", 1.0), ("out_proj", 1.0)):
@@ -79,7 +79,6 @@ def weights(sizes: Sizes, seed: int) -> dict[str, Float32]:
     out.linear(f"{FINAL}.linear_1", four, four, bias=True)
     out.linear(f"{FINAL}.linear_2", sizes.text.hidden, four, bias=True)
     text_weights(out, sizes.text)
-    return out.tensors
 
 
 NAMES = {
@@ -232,7 +231,8 @@ ROW = Row(
     tower_layers=SIZES.inserted + 1,
     repairs=(),
     cases=CASES,
-    weights=partial(weights, SIZES, 42),
+    seed=42,
+    fill=partial(weights, SIZES),
     write_mmproj=partial(write_mmproj, SIZES),
     reference=partial(MiniCpmReference, SIZES),
 )

@@ -74,9 +74,9 @@ class Sizes:
         }
 
 
-def weights(text: TextConfig, vision: Sizes, seed: int) -> dict[str, Float32]:
+def weights(text: TextConfig, vision: Sizes, out: Weights) -> None:
     """The whole model by Hugging Face names."""
-    out, v = Weights(seed), vision
+    v = vision
     out.matrix(f"{TOWER}.patch_conv.weight", v.hidden, 3, v.patch, v.patch, gain=2.0)
     out.norm(f"{TOWER}.ln_pre", v.hidden)
     for i in range(v.layers):
@@ -95,7 +95,6 @@ def weights(text: TextConfig, vision: Sizes, seed: int) -> dict[str, Float32]:
     out.linear(f"{PROJECTOR}.linear_1", text.hidden, v.hidden, bias=not merged)
     out.linear(f"{PROJECTOR}.linear_2", text.hidden, text.hidden, bias=not merged)
     text_weights(out, text)
-    return out.tensors
 
 
 NAMES = {
@@ -262,7 +261,8 @@ def make_row(name: str, text: TextConfig, vision: Sizes, seed: int) -> Row:
         tower_layers=vision.layers,
         repairs=(),
         cases=CASES,
-        weights=partial(weights, text, vision, seed),
+        seed=seed,
+        fill=partial(weights, text, vision),
         write_mmproj=partial(write_mmproj, text, vision),
         reference=partial(PixtralReference, text, vision),
     )

@@ -134,9 +134,9 @@ def _deeper(vision: VisionConfig, i: int) -> tuple[str, str, str]:
     return norm, first, second
 
 
-def weights(text: TextConfig, vision: VisionConfig, seed: int) -> dict[str, Float32]:
+def weights(text: TextConfig, vision: VisionConfig, out: Weights) -> None:
     """The whole model by Hugging Face names."""
-    out, v = Weights(seed), vision
+    v = vision
     out.matrix(f"{TOWER}.patch_embed.proj.weight", v.hidden, 3, 2, v.patch, v.patch, gain=2.0)
     if v.side:
         out.bias(f"{TOWER}.patch_embed.proj.bias", v.hidden)
@@ -157,7 +157,6 @@ def weights(text: TextConfig, vision: VisionConfig, seed: int) -> dict[str, Floa
     for i in range(len(v.deepstack)):
         _merger(out, _deeper(v, i), merged, merged, text.hidden, v.norm_bias)
     text_weights(out, text)
-    return out.tensors
 
 
 def _mmproj_tensors(vision: VisionConfig, tensors: Mapping[str, Float32]) -> dict[str, Float32]:
@@ -297,7 +296,8 @@ def make_row(
         tower_layers=vision.layers,
         repairs=(),
         cases=cases,
-        weights=partial(weights, text, vision, seed),
+        seed=seed,
+        fill=partial(weights, text, vision),
         write_mmproj=partial(write_mmproj, text, vision),
         reference=partial(QwenReference, build, text, vision),
     )

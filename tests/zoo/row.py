@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tests.zoo.text import TextConfig
 from tests.zoo.tokenizer import Tokenizer
-from tests.zoo.weights import Float32
+from tests.zoo.weights import Float32, Weights
 
 __all__ = [
     "NUMBER",
@@ -156,6 +156,8 @@ class Row:
         spell: (width, height) of a picture -> what stands for it in the prompt.
         tower_layers: blocks whose output is used.
         repairs: repairs that the engine must report.
+        seed: of the weights.
+        fill: draws the whole model's weights, by Hugging Face names.
     """
 
     name: str
@@ -165,9 +167,20 @@ class Row:
     tower_layers: int
     repairs: tuple[str, ...]
     cases: tuple[Case, ...]
-    weights: Callable[[], dict[str, Float32]]
+    seed: int
+    fill: Callable[[Weights], None]
     write_mmproj: Callable[[Path, Mapping[str, Float32]], None]
     reference: Callable[[Mapping[str, Float32]], Reference]
+
+    def weights(self) -> dict[str, Float32]:
+        """The whole model's weights by Hugging Face names."""
+        out = Weights(self.seed)
+        self.fill(out)
+        return out.tensors
+
+    def reseeded(self, seed: int) -> Row:
+        """The same row, files named apart, with other weights: sizes, cases and tokenizer stay."""
+        return replace(self, name=f"{self.name}-{seed}", seed=seed)
 
     def case_ids(self, case: Case) -> Int32:
         """(n,) prompt ids of a case, -1 at image tokens, -2 at ends of rows."""

@@ -66,13 +66,12 @@ class Sizes:
         return self.vision.side // self.merge
 
 
-def weights(sizes: Sizes, seed: int) -> dict[str, Float32]:
+def weights(sizes: Sizes, out: Weights) -> None:
     """The whole model by Hugging Face names, but for the decoder, which is called ``language_model``."""
-    out, v = Weights(seed), sizes.vision
+    v = sizes.vision
     siglip_weights(out, TOWER, v, v.side**2)
     out.matrix(CONNECTOR, sizes.text.hidden, v.hidden * sizes.merge**2)
     text_weights(out, sizes.text)
-    return out.tensors
 
 
 def write_mmproj(sizes: Sizes, path: Path, tensors: Mapping[str, Float32]) -> None:
@@ -194,7 +193,8 @@ def make_row(name: str, family: str, sizes: Sizes, seed: int) -> Row:
         tower_layers=sizes.vision.layers,
         repairs=(),
         cases=CASES,
-        weights=partial(weights, sizes, seed),
+        seed=seed,
+        fill=partial(weights, sizes),
         write_mmproj=partial(write_mmproj, sizes),
         reference=partial(SmolVlmReference, family, sizes),
     )
