@@ -31,7 +31,7 @@ from localvlm.engine.api import (
 from localvlm.errors import ContextOverflow, EngineCrashed, Interrupted, UnsupportedModel, UsageError
 from localvlm.guidance import AGGREGATIONS, resample
 from localvlm.images import Image
-from localvlm.pruning import Inputs, Method, budget, method_named, share_of
+from localvlm.pruning import Inputs, Keep, Method, Tokens, budget, method_named, share_of
 
 __all__ = ["Answer", "AskOptions", "AttentionMap", "Look", "Pair", "Pipeline", "TokenCounts", "VlmFiles"]
 
@@ -77,7 +77,7 @@ class AskOptions:
     """
 
     method: str = "sgl+"
-    keep: float | None = 0.35
+    keep: Keep = 0.35
     max_tokens: int = 256
     temp: float = 0.0
     seed: int = 0
@@ -107,7 +107,7 @@ class Answer:
         kept_indices: image tokens the model saw, counted jointly over all pictures.
         answered_by: "guide" or "model".
         ms: milliseconds per name of STAGES; "first_token" and "total" are counted from the call, loading included.
-        keep: the share asked for (1.0 = all).
+        keep: the budget asked for: a share (1.0 = all), "auto", or "64 tokens".
         score: of the guide's answer, whenever the guide ran; it was final if this reached ``threshold``.
     """
 
@@ -118,7 +118,7 @@ class Answer:
     tokens: TokenCounts
     ms: dict[str, float]
     method: str
-    keep: float
+    keep: float | str
     pair: str | None
     finish: str = "stop"
     guide_text: str | None = None
@@ -219,8 +219,13 @@ class Pipeline:
         """
         clock = _Clock(on_stage)
         method = method_named(options.method)
-        if options.keep is None or options.keep >= 1.0 or not images:
+        if _keeps_all(options.keep) or not images:
             method = method_named("none")
+        if options.keep == "auto" and method.aggregation is None and method.name != "none":
+            raise UsageError(
+                f"keep 'auto' goes by what the guide attends to, and method '{method.name}' does not",
+                "pass a share, such as --keep 0.35",
+            )
         may_exit = options.exit_at is not None and bool(images)
         guided = method.aggregation is not None or may_exit
         if guided and self.pair.guide is None:
@@ -362,7 +367,7 @@ class Pipeline:
             tokens=TokenCounts(look.prompt.n_image, None, look.prompt.n_past, len(look.answer.ids)),
             ms={**clock.ms, "first_token": clock.elapsed(), "total": clock.elapsed()},
             method=options.method,
-            keep=1.0 if options.keep is None else options.keep,
+            keep=_asked(options.keep),
             pair=self.pair.name,
             guide_text=text,
             score=look.score,
@@ -373,7 +378,8 @@ class Pipeline:
         self, method: Method, options: AskOptions, layouts: Sequence[ImageLayout], look: Look | None
     ) -> list[Int32 | None]:
         """Kept token indices per picture, None where all are kept."""
-        if method.name == "none":
+        n = sum(layout.n_tokens for layout in layouts)
+        if method.name == "none" or (isinstance(options.keep, Tokens) and options.keep.n >= n):
             return [None] * len(layouts)
         saliency = None
         if look is not None and method.aggregation is not None:
@@ -430,7 +436,7 @@ class Pipeline:
             tokens=TokenCounts(prompt.n_image, len(chosen), prompt.n_past, len(done.ids)),
             ms={**clock.ms, "first_token": before + done.first_ms, "total": clock.elapsed()},
             method=options.method,
-            keep=1.0 if options.keep is None else options.keep,
+            keep=_asked(options.keep),
             pair=self.pair.name,
             finish=done.finish,
             guide_text=None if look is None else look.answer.text.strip(),
@@ -464,6 +470,15 @@ class _Clock:
         self.ms[self._stage] += (time.perf_counter() - self._entered) * 1e3
 
 
+def _keeps_all(keep: Keep) -> bool:
+    return keep is None or (isinstance(keep, (int, float)) and keep >= 1)
+
+
+def _asked(keep: Keep) -> float | str:
+    """A budget as it is told."""
+    return 1.0 if keep is None else str(keep) if isinstance(keep, Tokens) else keep
+
+
 def _messages(images: Sequence[Image], question: str, system: str | None) -> list[Message]:
     return [*([Message("system", system)] if system else []), Message("user", question, len(images))]
 
@@ -475,7 +490,7 @@ def _guiding(method: Method) -> Method:
 
 def _select(
     method: Method,
-    keep: float | None,
+    keep: Keep,
     layouts: Sequence[ImageLayout],
     saliency: Float32 | None,
     seed: int = 0,

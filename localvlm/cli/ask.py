@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localvlm.cli.app import App
-from localvlm.cli.inputs import choose_pair, full_question, load_images
+from localvlm.cli.inputs import choose_pair, exit_threshold, full_question, load_images
 from localvlm.cli.options import (
     ConfiguredCommand,
     answer_options,
+    budget_of,
     engine_options,
     output_options,
     pair_options,
@@ -51,7 +52,8 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
 
     from localvlm.pipeline import AskOptions
 
-    options = AskOptions(**{name: params[name] for name in ("method", "keep", "max_tokens", "temp", "seed", "system")})
+    asked = {name: params[name] for name in ("method", "max_tokens", "temp", "seed", "system", "guide_max_tokens")}
+    options = AskOptions(keep=budget_of(ctx), exit_at=exit_threshold(ctx, pair, reporter), **asked)
     printer = AnswerPrinter(reporter)
     stream = not (params["json"] or params["no_stream"])
     app = ctx.ensure_object(App)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from localvlm.config import Config, config_file, read_config
+from localvlm.errors import UsageError
 
-__all__ = ["METHODS", "ConfiguredCommand", "Setting", "WholeType", "answer_options", "engine_options", "output_options",
-           "pair_options", "rank", "setting", "user_config"]  # fmt: skip
+if TYPE_CHECKING:
+    from localvlm.pruning import Keep
+
+__all__ = ["METHODS", "ConfiguredCommand", "Setting", "ShareType", "WholeType", "answer_options", "budget_of",
+           "engine_options", "output_options", "pair_options", "rank", "setting", "user_config"]  # fmt: skip
 
 METHODS = ("sgl+", "sgl", "none", "random", "grid")
 """Names of localvlm.pruning.METHODS, known here without loading numpy."""
@@ -62,7 +66,7 @@ class Setting(click.Option):
         if self.count:
             return (bool, int), "true, or a number"
         if isinstance(self.type, KeepType):
-            return (int, float, str), 'a share such as 0.35, or "all"'
+            return (int, float, str), 'a share such as 0.35, "auto" or "all"'
         if isinstance(self.type, ExitType):
             return (int, float, str), 'a score such as 0.9, "off" or "always"'
         if isinstance(self.type, click.types.IntParamType):
@@ -130,18 +134,37 @@ def rank(ctx: click.Context, name: str) -> int:
     return order.index(source) + 1 if source in order else 0
 
 
+def budget_of(ctx: click.Context) -> Keep:
+    """What --keep and --keep-tokens ask for; of the two, the one set nearer to the user.
+
+    Raises:
+        UsageError: both were set in one place.
+    """
+    share, count = rank(ctx, "keep"), rank(ctx, "keep_tokens")
+    if share == count > 0:
+        raise UsageError("--keep and --keep-tokens were both given", "pass one of them")
+    if share >= count:
+        keep: float | Literal["auto"] | None = ctx.params["keep"]
+        return keep
+    from localvlm.pruning import Tokens
+
+    return Tokens(ctx.params["keep_tokens"])
+
+
 class KeepType(click.ParamType):  # type: ignore[type-arg] # generic since click 8.5 only
-    """A share over 0 and up to 1, or "all" (None)."""
+    """A share over 0 and up to 1, "auto", or "all" (None)."""
 
-    name = "R|all"
+    name = "R|auto|all"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str | None:
         if value is None or value == "all":
             return None
+        if value == "auto":
+            return "auto"
         try:
             share = float(value)
         except ValueError:
-            self.fail(f"{value!r} is neither a share such as 0.35 nor 'all'.", param, ctx)
+            self.fail(f"{value!r} is neither a share such as 0.35 nor 'auto' or 'all'.", param, ctx)
         if not (math.isfinite(share) and 0 < share <= 1):
             hint = f" For {share:g} % write {share / 100:g}." if 1 < share <= 100 else ""
             self.fail(f"{value!r} is not a share over 0 and up to 1.{hint}", param, ctx)
@@ -176,6 +199,16 @@ class WholeType(click.types.IntParamType):
         if number < self.low or (self.high is not None and number > self.high):
             upto = f" to {self.high}" if self.high is not None else " up"
             self.fail(f"{value!r} is not a whole number from {self.low}{upto}.", param, ctx)
+        return number
+
+
+class ShareType(click.types.FloatParamType):
+    """A share over 0 and under 1."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not 0 < number < 1:
+            self.fail(f"{value!r} is not a share over 0 and under 1.", param, ctx)
         return number
 
 
@@ -233,11 +266,12 @@ answer_options = _group(
     setting(
         "--keep",
         type=KeepType(),
-        metavar="R|all",
+        metavar="R|auto|all",
         default="0.35",
         show_default=True,
-        help="Share of the image tokens to keep.",
+        help="Share of the image tokens to keep; auto: the fewest that hold most of the guide's attention.",
     ),
+    setting("--keep-tokens", metavar="N", type=WholeType(1), help="Image tokens to keep, instead of --keep."),
     setting(
         "--max-tokens",
         metavar="N",
@@ -263,6 +297,15 @@ answer_options = _group(
         help="Of sampling, and of the random method.",
     ),
     setting("-s", "--system", metavar="TEXT", help="System prompt."),
+    setting(
+        "--exit-at", metavar="T|off|always", type=ExitType(),
+        help="Score from which the guide's answer is final [default: as calibrated; off if it is not, or if --method "
+        "is given and is not of SGL].",
+    ),
+    setting(
+        "--guide-max-tokens", metavar="N", type=WholeType(1), default=64, show_default=True,
+        help="Longest answer of the guide, in tokens; one cut off is never final.",
+    ),
 )
 
 engine_options = _group(

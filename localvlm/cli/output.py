@@ -77,7 +77,7 @@ class Reporter:
 
     def _details(self, answer: Answer) -> None:
         tokens = answer.tokens
-        self.note(f"method: {answer.method}, keep {answer.keep:g}, answered by the {answer.answered_by}")
+        self.note(f"method: {answer.method}, keep {answer.keep}, answered by the {answer.answered_by}")
         if answer.guide_text is not None:
             self.note(f"guide's answer: {answer.guide_text}")
         if (score := answer.score) is not None:

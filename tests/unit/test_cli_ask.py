@@ -99,6 +99,38 @@ def test_shares(cli):
         assert json.loads(cli.ask("--json", f"--keep={keep}").out)["tokens"]["kept"] == kept
 
 
+def test_a_number_of_tokens(cli):
+    for n, kept in ((1, 1), (20, 20), (144, 144), (4000, 144)):
+        answer = json.loads(cli.ask("--json", f"--keep-tokens={n}").out)
+        assert (answer["keep"], answer["tokens"]["kept"]) == (f"{n} tokens", kept)
+    assert cli.ask("--keep-tokens=0").code == 2
+    assert f"keep {20} tokens" in cli.ask("-v", "--keep-tokens=20").err
+
+
+def test_of_two_budgets_the_nearer_one_counts(cli, monkeypatch):
+    run = cli.ask("--keep-tokens=20", "--keep=0.5")
+    assert (run.code, run.out) == (2, "")
+    assert "both" in run.err
+    monkeypatch.setenv("LOCALVLM_KEEP", "0.5")
+    assert json.loads(cli.ask("--json", "--keep-tokens=20").out)["tokens"]["kept"] == 20
+    monkeypatch.setenv("LOCALVLM_KEEP_TOKENS", "7")
+    assert json.loads(cli.ask("--json", "--keep=0.25").out)["tokens"]["kept"] == 36
+
+
+def test_auto_follows_the_guide(cli):
+    kept = {}
+    for focus in ((0.4, 0.4, 0.6, 0.6), (0.0, 0.0, 1.0, 1.0)):
+        cli.scripts["guide"] = replace(cli.scripts["guide"], focus=focus)
+        answer = json.loads(cli.ask("--json", "--keep=auto").out)
+        assert answer["keep"] == "auto"
+        kept[focus] = answer["tokens"]["kept"]
+    narrow, wide = kept.values()
+    assert 7 <= narrow < wide <= 92
+    run = cli.ask("--keep=auto", "--method=grid")
+    assert run.code == 2
+    assert "'grid'" in run.err
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
