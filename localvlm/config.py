@@ -25,7 +25,7 @@ class Directories:
     cache: Path
     """What can be made again."""
     state: Path
-    """Logs."""
+    """Logs, and the thresholds that ``calibrate`` found."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from localvlm.images import Image
     from localvlm.pipeline import Pair
 
-__all__ = ["EXAMPLE", "choose_pair", "full_question", "load_images"]
+__all__ = ["EXAMPLE", "choose_pair", "exit_threshold", "full_question", "load_images"]
 
 EXAMPLE = "example"
 """Names the bundled picture, unless there is a file of that name."""
@@ -118,6 +118,28 @@ def choose_pair(ctx: click.Context, reporter: Reporter) -> Pair:
         if role in given:
             files.pop(projector, None)  # another model needs another projector
     return as_pair(None if given else name, {**files, **given})
+
+
+def exit_threshold(ctx: click.Context, pair: Pair, reporter: Reporter) -> float | None:
+    """The score from which the guide's answer is final, None for never: as set, else as calibrated.
+
+    A method that is not SGL's turns early exit off, unless --exit-at was set at the same place or nearer to the user.
+    """
+    method, value = ctx.params["method"], ctx.params["exit_at"]
+    follows = method in ("sgl", "sgl+")
+    if value is not None and (follows or rank(ctx, "exit_at") >= rank(ctx, "method")):
+        return None if value == "off" else float(value)
+    if not follows or pair.guide is None or pair.model is None:
+        return None
+    from localvlm.calibration import stored
+
+    found = stored(pair, method)
+    if found is None and (reporter.verbose or reporter.terminal):
+        reporter.note(
+            "early exit is off, as this pair is not calibrated: `localvlm calibrate DATA.jsonl` finds when the guide's "
+            "answer will do; --exit-at sets it by hand, and --exit-at off ends this note"
+        )
+    return None if found is None else found.threshold
 
 
 def _path(ctx: click.Context, key: str) -> Path:

@@ -298,12 +298,18 @@ answer_options = _group(
     ),
     setting("-s", "--system", metavar="TEXT", help="System prompt."),
     setting(
-        "--exit-at", metavar="T|off|always", type=ExitType(),
+        "--exit-at",
+        metavar="T|off|always",
+        type=ExitType(),
         help="Score from which the guide's answer is final [default: as calibrated; off if it is not, or if --method "
         "is given and is not of SGL].",
     ),
     setting(
-        "--guide-max-tokens", metavar="N", type=WholeType(1), default=64, show_default=True,
+        "--guide-max-tokens",
+        metavar="N",
+        type=WholeType(1),
+        default=64,
+        show_default=True,
         help="Longest answer of the guide, in tokens; one cut off is never final.",
     ),
 )
