@@ -109,6 +109,8 @@ class Answer:
         ms: milliseconds per name of STAGES; "first_token" and "total" are counted from the call, loading included.
         keep: the budget asked for: a share (1.0 = all), "auto", or "64 tokens".
         score: of the guide's answer, whenever the guide ran; it was final if this reached ``threshold``.
+        layouts: where the image tokens of the VLM that answered lie, picture by picture.
+        saliency: (N,) scores of these tokens, joint over all pictures; None if no guide led the choice.
     """
 
     text: str
@@ -124,6 +126,8 @@ class Answer:
     guide_text: str | None = None
     score: Score | None = None
     threshold: float | None = None
+    layouts: tuple[ImageLayout, ...] = field(default=(), repr=False, compare=False)
+    saliency: Float32 | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -245,12 +249,18 @@ class Pipeline:
             max_tokens = min(options.max_tokens, options.guide_max_tokens)
             look = self._look(images, messages, max_tokens, clock, check=_guiding(method))
             if look.score is not None and exits(look.score, options.exit_at, look.answer.finish):
-                return self._exit(look, options, clock, on_text)
+                seen = AGGREGATIONS[_guiding(method).aggregation or "sum"](look.attention)
+                final = self._exit(look, options, clock, on_text)
+                return replace(final, layouts=look.layouts, saliency=seen)
             if may_exit:
                 self._load(["model"], clock)
         layouts = self._check_fit("model", images, messages, method, options)
-        kept = self._choose(method, options, layouts, look)
-        return self._answer(images, messages, options, kept, look, clock, on_text)
+        saliency = None
+        if look is not None and method.aggregation is not None:
+            saliency = self.saliency(look, method.aggregation, layouts)
+        kept = self._choose(method, options, layouts, saliency)
+        answer = self._answer(images, messages, options, kept, look, clock, on_text)
+        return replace(answer, layouts=tuple(layouts), saliency=saliency)
 
     def look(
         self,
@@ -375,15 +385,12 @@ class Pipeline:
         )
 
     def _choose(
-        self, method: Method, options: AskOptions, layouts: Sequence[ImageLayout], look: Look | None
+        self, method: Method, options: AskOptions, layouts: Sequence[ImageLayout], saliency: Float32 | None
     ) -> list[Int32 | None]:
         """Kept token indices per picture, None where all are kept."""
         n = sum(layout.n_tokens for layout in layouts)
         if method.name == "none" or (isinstance(options.keep, Tokens) and options.keep.n >= n):
             return [None] * len(layouts)
-        saliency = None
-        if look is not None and method.aggregation is not None:
-            saliency = self.saliency(look, method.aggregation, layouts)
         return list(_select(method, options.keep, layouts, saliency, options.seed))
 
     def saliency(self, look: Look, aggregation: str, layouts: Sequence[ImageLayout]) -> Float32:
