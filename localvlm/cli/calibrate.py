@@ -107,9 +107,9 @@ def _show(found: Calibration | None, curve: Sequence[Point], json: bool) -> None
         return
     click.echo("exit at   exited   wrong   95 % interval")
     for p in curve:
-        click.echo(f"{p.threshold:7.3f}  {p.share:6.1%}  {p.risk:6.1%}   {p.low:.1%} to {p.high:.1%}")
+        click.echo(f"{p.threshold:7.4f}  {p.share:6.1%}  {p.risk:6.1%}   {p.low:.1%} to {p.high:.1%}")
     if found:
         click.echo(
-            f"threshold {found.threshold:.3f}: {found.share:.0%} of {found.questions} questions exit, {found.risk:.1%} "
+            f"threshold {found.threshold:.4f}: {found.share:.0%} of {found.questions} questions exit, {found.risk:.1%} "
             f"of them wrong, at most {found.high:.1%}"
         )

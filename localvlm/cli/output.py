@@ -81,12 +81,13 @@ class Reporter:
         if answer.guide_text is not None:
             self.note(f"guide's answer: {answer.guide_text}")
         if (score := answer.score) is not None:
-            threshold = "off" if answer.threshold is None else f"{answer.threshold:.3f}"
+            threshold = "off" if answer.threshold is None else f"at {answer.threshold:.4f}"
             self.note(
-                f"score: confidence {score.confidence:.3f}, consistency {score.consistency:.3f}, combined "
-                f"{score.combined:.3f}, exit at {threshold}"
+                f"score: confidence {score.confidence:.4f}, consistency {score.consistency:.4f}, combined "
+                f"{score.combined:.4f}, exit {threshold}"
             )
-        self.note(f"tokens: {_seen(answer)} image, {tokens.prompt} prompt, {tokens.generated} generated")
+        drafted = f", {tokens.accepted} of {tokens.drafted} drafted accepted" if tokens.drafted else ""
+        self.note(f"tokens: {_seen(answer)} image, {tokens.prompt} prompt, {tokens.generated} generated{drafted}")
         self.note("ms: " + ", ".join(f"{stage} {ms:.0f}" for stage, ms in answer.ms.items()))
 
 
