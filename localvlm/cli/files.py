@@ -1,0 +1,57 @@
+"""Files that commands write: refused early if they cannot be, and never left half written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from localvlm.errors import StorageError
+
+__all__ = ["check_writable", "write_whole"]
+
+
+def check_writable(target: Path) -> None:
+    """Fails before the models are loaded rather than after.
+
+    Raises:
+        StorageError: ``target`` is a directory, or its folder does not exist or is closed.
+    """
+    folder = target.absolute().parent
+    if target.is_dir():
+        raise StorageError(f"'{target}' is a directory", "give the name of a file")
+    if not folder.is_dir():
+        raise StorageError(f"folder '{folder}' does not exist", "create it, or save elsewhere")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError(f"folder '{folder}' may not be written to by you", "save elsewhere")
+
+
+def write_whole(target: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Lets ``write`` fill a file so that ``target`` is either complete or as it was.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written to.
+    """
+    import tempfile
+
+    temporary: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.absolute().parent, prefix=".localvlm-", delete=False) as file:
+            temporary = Path(file.name)
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+    except OSError as error:
+        raise StorageError(f"{str(target)!r} cannot be written: {error.strerror or error}", "save elsewhere") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
