@@ -73,7 +73,8 @@ class Pair:
 @dataclass(frozen=True)
 class AskOptions:
     """What one question may set. ``keep`` None keeps all tokens; ``exit_at`` is the score from which the guide's answer
-    is final (0: always), None: never.
+    is final (0: always), None: never. ``draft``: whether the guide's answer is a draft of the model's; None: where the
+    method is led by the guide.
     """
 
     method: str = "sgl+"
@@ -84,18 +85,22 @@ class AskOptions:
     system: str | None = None
     exit_at: float | None = None
     guide_max_tokens: int = GUIDE_MAX_TOKENS
+    draft: bool | None = None
 
 
 @dataclass(frozen=True)
 class TokenCounts:
     """``image``: image tokens of the grid of the VLM that answered; ``kept``: those the model saw, None if the guide
-    answered; ``prompt``: all cells prefilled.
+    answered; ``prompt``: all cells prefilled; ``drafted``: tokens of the guide's answer, its end among them, that were
+    the model's draft; ``accepted``: how many of them, from the first on, its answer has.
     """
 
     image: int
     kept: int | None
     prompt: int
     generated: int
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)
@@ -429,7 +434,9 @@ class Pipeline:
             before = clock.elapsed()
             with clock("decode"):
                 sampling = SamplingOptions(options.temp, options.seed)
-                done = model.generate(options.max_tokens, sampling, _without_lead(on_text))
+                draft = self._draft(options, look)
+                ids = None if draft is None else draft.ids
+                done = model.generate(options.max_tokens, sampling, _without_lead(on_text), draft=ids)
         finally:
             _release(model, encoded)
         if done.finish == "cancelled":
@@ -440,7 +447,7 @@ class Pipeline:
             answer_ids=tuple(int(t) for t in done.ids),
             kept_indices=chosen,
             answered_by="model",
-            tokens=TokenCounts(prompt.n_image, len(chosen), prompt.n_past, len(done.ids)),
+            tokens=TokenCounts(prompt.n_image, len(chosen), prompt.n_past, len(done.ids), *_drafted(draft, done)),
             ms={**clock.ms, "first_token": before + done.first_ms, "total": clock.elapsed()},
             method=options.method,
             keep=_asked(options.keep),
@@ -450,6 +457,13 @@ class Pipeline:
             score=None if look is None else look.score,
             threshold=options.exit_at,
         )
+
+    def _draft(self, options: AskOptions, look: Look | None) -> Completion | None:
+        """The guide's answer, where the model may follow it: their tokens must be the same."""
+        wanted = method_named(options.method).aggregation is not None if options.draft is None else options.draft
+        if look is None or not wanted or self.vlm("guide").info.vocab_hash != self.vlm("model").info.vocab_hash:
+            return None
+        return look.answer
 
 
 class _Clock:
@@ -536,6 +550,15 @@ def _on_picture(layout: ImageLayout) -> NDArray[np.bool_]:
         return np.ones(layout.n_tokens, bool)
     b = layout.boxes
     return np.asarray((b[:, 2] > b[:, 0]) & (b[:, 3] > b[:, 1]))
+
+
+def _drafted(draft: Completion | None, done: Completion) -> tuple[int, int]:
+    """Tokens drafted and accepted, the draft's end counted where the answer had room for it."""
+    if draft is None or not done.drafted:
+        return 0, 0
+    ends = draft.finish == "stop" and done.drafted == len(draft.ids)
+    agrees = ends and done.finish == "stop" and len(done.ids) == done.accepted == done.drafted
+    return done.drafted + ends, done.accepted + agrees
 
 
 def _joint(encoded: Sequence[Encoded], kept: Sequence[Int32 | None]) -> tuple[int, ...]:

@@ -312,6 +312,7 @@ answer_options = _group(
         show_default=True,
         help="Longest answer of the guide, in tokens; one cut off is never final.",
     ),
+    setting("--no-draft", is_flag=True, help="Decode token by token, not along the guide's answer."),
 )
 
 engine_options = _group(

@@ -193,6 +193,8 @@ class Completion:
         finish: "stop" (end token), "length" or "cancelled".
         first_ms: from the call to the first token.
         fed: how many of ``ids`` were fed back (the last one never is).
+        drafted: tokens of the draft that the answer had room for; 0 where it was not used.
+        accepted: how many of them, from the first on, the answer took over.
     """
 
     text: str
@@ -202,6 +204,8 @@ class Completion:
     ms: float
     first_ms: float
     fed: int
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)
@@ -273,8 +277,17 @@ class Vlm(Protocol):
         max_tokens: int,
         sampling: SamplingOptions = SamplingOptions(),
         on_text: Callable[[str], None] | None = None,
+        draft: Int32 | None = None,
     ) -> Completion:
-        """Decodes after the last prefill. ``on_text`` gets whole characters as they come."""
+        """Decodes after the last prefill. ``on_text`` gets whole characters as they come.
+
+        draft: the tokens of a likely answer, its end token not included. They make a greedy answer faster and never
+        another one (:mod:`localvlm.engine.drafts` tells how sure that is); other sampling, the tap and models that
+        cannot take tokens back leave them unused.
+
+        Raises:
+            UsageError: the draft holds tokens that the model does not have.
+        """
         ...
 
     def score(self, ids: Int32) -> Float32:

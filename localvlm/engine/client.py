@@ -387,8 +387,9 @@ class RemoteVlm:
         max_tokens: int,
         sampling: SamplingOptions = SamplingOptions(),
         on_text: Callable[[str], None] | None = None,
+        draft: Int32 | None = None,
     ) -> Completion:
-        result: Completion = self._call("generate", max_tokens, sampling, on_text=on_text)
+        result: Completion = self._call("generate", max_tokens, sampling, on_text=on_text, draft=draft)
         return result
 
     def feed(self, ids: Int32) -> None:

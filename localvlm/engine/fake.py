@@ -33,6 +33,7 @@ from localvlm.engine.api import (
     TextPart,
     VlmInfo,
 )
+from localvlm.engine.drafts import agreed
 from localvlm.errors import ContextOverflow, EngineCrashed, Interrupted, LocalvlmError
 
 __all__ = ["FakeEngine", "FakeVlm", "Script"]
@@ -254,8 +255,9 @@ class FakeVlm:
     def generate(
         self,
         max_tokens: int,
-        sampling: SamplingOptions = SamplingOptions(),  # noqa: ARG002 - a script has one answer
+        sampling: SamplingOptions = SamplingOptions(),
         on_text: Callable[[str], None] | None = None,
+        draft: Int32 | None = None,
     ) -> Completion:
         """The scripted answer, character by character."""
         ids = list(self._answer[:max_tokens])
@@ -274,7 +276,9 @@ class FakeVlm:
         n_logprobs = len(ids) + (finish == "stop")
         logprobs = np.full(n_logprobs, self._script.logprob, np.float32)
         ms = self._script.token_s * 1e3
-        return Completion(text, np.array(ids, np.int32), logprobs, finish, ms * len(text), ms, self._fed)
+        likely = [] if draft is None or sampling.temp > 0 or self._tapped else [int(t) for t in draft[:max_tokens]]
+        counts = len(likely), agreed(ids, likely)
+        return Completion(text, np.array(ids, np.int32), logprobs, finish, ms * len(text), ms, self._fed, *counts)
 
     def feed(self, ids: Int32) -> None:
         """Counts fed tokens as generated rows."""

@@ -136,6 +136,8 @@ class Model:
         self.n_ctx_train = int(lib.llama_model_n_ctx_train(self.handle))
         self.n_params = int(lib.llama_model_n_params(self.handle))
         self.mrope = int(lib.llama_model_rope_type(self.handle)) in (lib.LLAMA_ROPE_TYPE_MROPE, 40)
+        self.forgets = not (lib.llama_model_is_recurrent(self.handle) or lib.llama_model_is_hybrid(self.handle))
+        """Whether any last tokens can be taken back; a recurrent state cannot be."""
 
     def close(self) -> None:
         if self.handle:

@@ -27,6 +27,7 @@ from localvlm.engine.api import (
     VlmInfo,
 )
 from localvlm.engine.chat import render
+from localvlm.engine.drafts import Deviations, Follower, agreed
 from localvlm.engine.families import NUMBER
 from localvlm.engine.gguf_header import Header, check_pair, read_header
 from localvlm.engine.llama import MAX_OUTPUTS, Context, Model, thread_count
@@ -91,6 +92,7 @@ class LlamaVlm:
         self._pictures: dict[int, Picture] = {}
         self._next_picture = 1
         self._checked = False
+        self._deviations = Deviations()
         self._reset()
 
     def _reset(self) -> None:
@@ -347,10 +349,15 @@ class LlamaVlm:
         max_tokens: int,
         sampling: SamplingOptions = SamplingOptions(),
         on_text: Callable[[str], None] | None = None,
+        draft: Int32 | None = None,
     ) -> Completion:
         self._need_prefill()
         started = time.perf_counter()
         sampler = Sampler(sampling)
+        likely = self._usable(draft, max_tokens, sampling)
+        taken, n_ctx = self._cells, self._context.n_ctx
+        fed_back = likely[: max_tokens - 1]
+        follower = Follower(self._run_on, self._forget, fed_back, taken, n_ctx, self._deviations)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         ids: list[int] = []
         logprobs: list[float] = []
@@ -367,19 +374,46 @@ class LlamaVlm:
                 ids.append(token)
                 first_ms = first_ms or (time.perf_counter() - started) * 1e3
                 self._emit(decoder.decode(self._vocab.piece(token)), pieces, on_text)
-                if len(ids) == max_tokens or self._cells >= self._context.n_ctx:
+                if len(ids) == max_tokens or taken + fed >= n_ctx:
                     break
-                self._feed([token], True, np.ones(1, np.int8))
+                self._last = follower.after(token)
                 fed += 1
-                self._last = self._context.logits()
+            follower.finish()
         except Interrupted:
             finish = "cancelled"
         self._emit(decoder.decode(b"", True), pieces, on_text)
         ms = (time.perf_counter() - started) * 1e3
         text = "".join(pieces)
         return Completion(
-            text, np.array(ids, np.int32), np.array(logprobs, np.float32), finish, ms, first_ms or ms, fed
+            text,
+            np.array(ids, np.int32),
+            np.array(logprobs, np.float32),
+            finish,
+            ms,
+            first_ms or ms,
+            fed,
+            drafted=len(likely),
+            accepted=agreed(ids, likely),
         )
+
+    def _usable(self, draft: Int32 | None, max_tokens: int, sampling: SamplingOptions) -> list[int]:
+        """The part of a draft that this answer can take over."""
+        if draft is None or sampling.temp > 0 or self._tapping or not self._model.forgets:
+            return []
+        if len(draft) and (min(draft) < 0 or max(draft) >= self._vocab.size):
+            raise UsageError(f"the draft's tokens must be within 0..{self._vocab.size - 1}")
+        return [int(token) for token in draft[:max_tokens]]
+
+    def _run_on(self, ids: Sequence[int]) -> Float32:
+        """Feeds generated tokens as one batch; (n, n_vocab) logits after each."""
+        self._feed(ids, True, np.ones(len(ids), np.int8))
+        return np.stack([self._context.logits(i) for i in range(len(ids))])
+
+    def _forget(self, n: int) -> None:
+        """Takes back the last ``n`` tokens."""
+        self._context.trim(self._at - n)
+        self._at -= n
+        self._cells -= n
 
     @staticmethod
     def _emit(piece: str, pieces: list[str], on_text: Callable[[str], None] | None) -> None:

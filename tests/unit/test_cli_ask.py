@@ -44,7 +44,7 @@ def test_json_has_exactly_the_promised_keys(cli):
     ]  # fmt: skip
     assert answer["answer"] == MODEL_SAYS
     assert bytes(answer["answer_ids"]).decode() == MODEL_SAYS
-    assert list(answer["tokens"]) == ["image", "kept", "prompt", "generated"]
+    assert list(answer["tokens"]) == ["image", "kept", "prompt", "generated", "drafted", "accepted"]
     assert answer["tokens"]["image"] == 144
     assert answer["tokens"]["kept"] == len(answer["kept_indices"]) == round(0.35 * 144)
     assert tuple(answer["ms"]) == STAGES
@@ -279,3 +279,35 @@ def test_missing_model_files(cli):
     run = cli("ask", "--pair", "nonesuch", cli.image, "What?")
     assert run.code == 3
     assert "nonesuch" in run.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "drafted", "accepted"),
+    [
+        ([], 10, 10),
+        (["--method", "sgl"], 10, 10),
+        (["--max-tokens", "4"], 4, 4),
+        (["--guide-max-tokens", "5"], 5, 5),
+        (["--no-draft"], 0, 0),
+        (["--temp", "1"], 0, 0),
+        (["--method", "grid"], 0, 0),
+        (["--method", "grid", "--exit-at", "1"], 0, 0),
+        (["--keep", "all"], 0, 0),
+    ],
+)
+def test_the_guides_answer_is_the_models_draft(cli, flags, drafted, accepted):
+    for role in ("guide", "model"):
+        cli.scripts[role] = replace(cli.scripts[role], answer="a red one")
+    tokens = json.loads(cli.ask("--json", *flags).out)["tokens"]
+    assert (tokens["drafted"], tokens["accepted"]) == (drafted, accepted)
+
+
+@pytest.mark.parametrize(("guide", "model", "accepted"), [("red", "blue", 0), ("a red", "a rug", 3), ("a", "a rug", 1)])
+def test_a_draft_counts_as_far_as_the_answer_has_it(cli, guide, model, accepted):
+    cli.scripts["guide"] = replace(cli.scripts["guide"], answer=guide)
+    cli.scripts["model"] = replace(cli.scripts["model"], answer=model)
+    answer = json.loads(cli.ask("--json").out)
+    assert answer["answer"] == model
+    assert answer["tokens"]["drafted"] == len(guide) + 1
+    assert answer["tokens"]["accepted"] == accepted
+    assert f"{accepted} of {len(guide) + 1} drafted accepted" in cli.ask("-v").err

@@ -1,0 +1,179 @@
+"""Decoding along a draft: likely tokens are run several to a batch, and the answer stays that of one row at a time.
+
+A batch goes through other kernels than a single row, so its logits, and the keys and values it leaves in the cache, may
+differ in the last bits. Which sizes do depends on the model's quantization, the build, the threads and the length of
+the cache; so each size is measured once, for each padded length of the cache, on a draft that proved right:
+
+- **exact**: a size whose logits are those of single rows, bit for bit. Only sizes measured so are used as such.
+- **loose**: where no size is exact. A decision counts only if the likeliest token leads the next by more than
+  ``Deviations.tolerance``. At a closer one, and wherever the answer leaves the draft, every loose cell is made anew,
+  row by row, before anything more is decided. So the tolerance covers the decisions inside a draft, all later ones are
+  made on cells of single rows, and a loose draft saves time only if the answer follows it to its end.
+
+Leviathan et al., Fast Inference from Transformers via Speculative Decoding (2211.17192), greedy case.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["SIZES", "Deviations", "Follower", "agreed"]
+
+Float32 = NDArray[np.float32]
+
+SIZES = (16, 8, 4, 3, 2)
+"""Rows of a batch along a draft, largest first."""
+CELLS = 256
+"""llama.cpp pads the cells that attention runs over to a multiple of this; a batch never crosses one."""
+SAFETY = 4.0
+"""A deviation this many times the largest one measured is reckoned with."""
+
+
+class Deviations:
+    """Largest differences between logits of batches and of single rows, measured on one context."""
+
+    def __init__(self) -> None:
+        self._measured: dict[tuple[int, int], float] = {}
+
+    def of(self, n_kv: int, size: int) -> float | None:
+        """That of batches of ``size`` rows over ``n_kv`` cells; 0.0 if they are exact, None if it is not known."""
+        return self._measured.get((n_kv, size))
+
+    def measure(self, n_kv: int, single: Float32, batch: Float32) -> float:
+        """Notes and returns the deviation of (n, n_vocab) logits."""
+        deviation = 0.0 if np.array_equal(single, batch) else float(np.abs(single - batch).max())
+        self._measured[n_kv, len(single)] = deviation
+        return deviation
+
+    @property
+    def tolerance(self) -> float:
+        """Least lead, in logits, of a decision that counts on loose cells: both tokens may be off, either way."""
+        return 2 * SAFETY * max(self._measured.values(), default=0.0)
+
+
+class Follower:
+    """The logits after each token of an answer, looked ahead of along a draft.
+
+    Args:
+        feed: runs token ids as one batch; (n, n_vocab) logits, row i those after token i.
+        forget: removes that many of the last cells.
+        draft: the likely answer; empty for none, and every token is then fed by itself.
+        cells: taken before the answer. n_ctx: there are.
+    """
+
+    def __init__(
+        self,
+        feed: Callable[[Sequence[int]], Float32],
+        forget: Callable[[int], None],
+        draft: Sequence[int],
+        cells: int,
+        n_ctx: int,
+        deviations: Deviations,
+    ) -> None:
+        self._feed, self._forget, self._deviations = feed, forget, deviations
+        self._draft = list(draft)
+        self._at = 0
+        """Tokens of the draft that were taken."""
+        self._cells, self._n_ctx = cells, n_ctx
+        self._ahead: deque[Float32] = deque()
+        """Logits after the next tokens of the draft, whose cells are taken already."""
+        self._loose: int | None = None
+        """Place in the draft of the first token whose cell is loose."""
+        self._size = 0
+        """Rows of the batch that is being measured; 0: none is."""
+        self._single: list[Float32] = []
+        """Its logits row by row, so far."""
+        self._measured = False
+
+    def after(self, token: int) -> Float32:
+        """(n_vocab,) logits after the answer's next token."""
+        if self._at == len(self._draft) or token != self._draft[self._at]:
+            self.leave()
+            alone: Float32 = self._run([token])[0]
+            return alone
+        if not self._ahead:
+            self._look_ahead()
+        self._at += 1
+        row = self._ahead.popleft()
+        if self._size:
+            self._compare(row)
+        elif self._loose is not None and not _lead(row) > self._deviations.tolerance:
+            return self.leave()[-1]
+        return row
+
+    def finish(self) -> None:
+        """Removes what was looked ahead of in vain. Cells of the answer may stay loose: :meth:`leave` mends them."""
+        self._drop(len(self._ahead))
+        self._ahead.clear()
+
+    def leave(self) -> list[Float32]:
+        """Gives the draft up and makes loose cells anew; their logits."""
+        self.finish()
+        again = self._draft[self._loose : self._at] if self._loose is not None else []
+        self._drop(len(again))
+        self._loose, self._size, self._draft = None, 0, self._draft[: self._at]
+        self._single.clear()
+        return [self._run([token])[0] for token in again]
+
+    def _look_ahead(self) -> None:
+        n_kv = self._n_kv()
+        room = min(len(self._draft) - self._at, n_kv - self._cells, self._n_ctx - self._cells)
+        size = 1 if self._size else self._choose(n_kv, room)
+        if self._size == 0 and self._deviations.of(n_kv, size) and self._loose is None:
+            self._loose = self._at
+        self._ahead.extend(self._run(self._draft[self._at : self._at + size]))
+
+    def _choose(self, n_kv: int, room: int) -> int:
+        """Rows of the next batch: the largest exact size, else the largest loose one, else 1. One size of which nothing
+        is known is measured for each answer, so that a single question pays for one batch at most.
+        """
+        known = {size: self._deviations.of(n_kv, size) for size in SIZES if size <= room}
+        for size, deviation in known.items():
+            if deviation == 0.0:
+                return size
+            if deviation is None and not self._measured and self._loose is None:
+                self._measured, self._size = True, size
+                return 1
+        return next((size for size, deviation in known.items() if deviation is not None), 1)
+
+    def _compare(self, row: Float32) -> None:
+        """Takes the next single row of a measurement; after the last one, runs the same tokens as a batch."""
+        self._single.append(row)
+        size = self._size
+        if len(self._single) < size:
+            return
+        n_kv = self._n_kv(0)
+        self._drop(size)
+        batch = self._run(self._draft[self._at - size : self._at])
+        if self._deviations.measure(n_kv, np.stack(self._single), batch) and self._loose is None:
+            self._loose = self._at - size
+        self._size = 0
+        self._single.clear()
+
+    def _n_kv(self, more: int = 1) -> int:
+        return -(-(self._cells + more) // CELLS) * CELLS
+
+    def _run(self, ids: Sequence[int]) -> Float32:
+        rows = self._feed(ids)
+        self._cells += len(ids)
+        return rows
+
+    def _drop(self, n: int) -> None:
+        if n:
+            self._forget(n)
+            self._cells -= n
+
+
+def agreed(ids: Sequence[int], draft: Sequence[int]) -> int:
+    """How many tokens of ``draft`` an answer took over."""
+    return next((i for i, (a, b) in enumerate(zip(ids, draft, strict=False)) if a != b), min(len(ids), len(draft)))
+
+
+def _lead(logits: Float32) -> float:
+    """Of the likeliest token over the next."""
+    second, first = np.partition(logits, -2)[-2:]
+    return float(first - second)
