@@ -1,0 +1,128 @@
+"""``localvlm ask``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localvlm.cli.app import App
+from localvlm.cli.files import check_writable, write_whole
+from localvlm.cli.inputs import choose_pair, exit_threshold, full_question, load_images
+from localvlm.cli.options import (
+    ConfiguredCommand,
+    answer_options,
+    budget_of,
+    engine_options,
+    output_options,
+    pair_options,
+    setting,
+)
+from localvlm.cli.output import AnswerPrinter, Reporter, answer_json
+from localvlm.errors import LocalvlmError, UsageError
+
+if TYPE_CHECKING:
+    from localvlm.images import Image
+    from localvlm.pipeline import Answer, Pipeline
+
+__all__ = ["ask"]
+
+
+@click.command(cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
+@click.argument("images", metavar="IMAGE...", nargs=-1)
+@click.argument("question")
+@pair_options(model=True)
+@answer_options
+@engine_options
+@setting("--json", is_flag=True, help="One JSON object with the answer, tokens and timings.")
+@setting("--no-stream", is_flag=True, help="Print the answer when it is complete.")
+@setting("--explain", metavar="OUT.png", help="Draw where the guide looked and what the model saw.")
+@output_options
+@click.pass_context
+def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params: Any) -> None:
+    """Answers QUESTION about the IMAGEs.
+
+    An IMAGE is a file, `-` for standard input, or `example` for the bundled picture. Text on standard input goes
+    before the question. The answer alone goes to stdout.
+    """
+    reporter = Reporter(quiet=params["quiet"], verbose=params["verbose"])
+    _check_arguments(images, question)
+    drawing = _drawing(params["explain"], images)
+    pictures = load_images(images, reporter)
+    text = full_question(question, images, reporter)
+    pair = choose_pair(ctx, reporter)
+
+    from localvlm.pipeline import AskOptions
+
+    asked = {name: params[name] for name in ("method", "max_tokens", "temp", "seed", "system", "guide_max_tokens")}
+    draft = False if params["no_draft"] else None
+    options = AskOptions(keep=budget_of(ctx), exit_at=exit_threshold(ctx, pair, reporter), draft=draft, **asked)
+    printer = AnswerPrinter(reporter)
+    stream = not (params["json"] or params["no_stream"])
+    app = ctx.ensure_object(App)
+    with app.pipeline(pair, params) as pipeline:
+        try:
+            answer = pipeline.ask(pictures, text, options, printer.feed if stream else None, reporter.stage)
+        except LocalvlmError:
+            printer.abandon()
+            raise
+        finally:
+            reporter.clear()
+        _show(answer, printer, stream=stream, json=params["json"])
+        if drawing is not None:
+            _explain(drawing, pictures, question, answer, reporter)
+        reporter.summary(answer)
+        if reporter.verbose:
+            _say_repairs(pipeline, answer, reporter)
+
+
+def _check_arguments(images: tuple[str, ...], question: str) -> None:
+    """With one argument, says which of the two is missing."""
+    if not images:
+        if question == "-" or os.path.isfile(question):  # noqa: PTH113 - a long question must not raise
+            raise UsageError(f"no question was given for image {question!r}", 'localvlm ask IMAGE "What is this?"')
+        raise UsageError("no image was given", "localvlm ask IMAGE QUESTION; `localvlm ask --help` tells more")
+
+
+def _drawing(explain: str | None, images: tuple[str, ...]) -> Path | None:
+    """Where --explain draws, checked before anything is loaded."""
+    if explain is None:
+        return None
+    target = Path(explain).expanduser()
+    check_writable(target)
+    if target.suffix.lower() != ".png":
+        raise UsageError(f"--explain {explain!r} is not the name of a PNG file", "give a name that ends in .png")
+    if target.exists() and any(os.path.exists(i) and target.samefile(i) for i in images):  # noqa: PTH110 - any name
+        raise UsageError(f"--explain {explain!r} would overwrite the picture that is asked about", "give another name")
+    return target
+
+
+def _explain(target: Path, pictures: list[Image], question: str, answer: Answer, reporter: Reporter) -> None:
+    from localvlm.explain import explain
+
+    sheet = explain(pictures, question, answer)
+    write_whole(target, lambda file: sheet.save(file, "PNG"))
+    reporter.note(f"drawn as {str(target)!r}")
+
+
+def _show(answer: Answer, printer: AnswerPrinter, *, stream: bool, json: bool) -> None:
+    if json:
+        sys.stdout.write(answer_json(answer) + "\n")
+        sys.stdout.flush()
+        return
+    if not stream:
+        printer.feed(answer.text)
+    printer.finish()
+
+
+def _say_repairs(pipeline: Pipeline, answer: Answer, reporter: Reporter) -> None:
+    looked = ["guide"] if answer.guide_text is not None else []
+    for role in looked if answer.answered_by == "guide" else [*looked, "model"]:
+        info = pipeline.vlm(role).info
+        repairs = ", ".join(info.repairs) or "none"
+        reporter.note(f"{role}: {info.name}, {info.family}, {info.n_params / 1e6:.0f} M parameters, repairs: {repairs}")
+        for note in info.notes:
+            reporter.note(f"{role}: {note}")
