@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.zoo.row import RGB, Case, Drawing, Grid, Int32, Row, filler
+from tests.zoo.hf import HfReference, per_token
+from tests.zoo.row import RGB, Drawing, Grid, Row, filler, standard_cases
 from tests.zoo.siglip import SiglipConfig, siglip_weights, write_siglip
-from tests.zoo.text import TextConfig, text_weights
+from tests.zoo.text import PREFIX, TextConfig, text_weights
 from tests.zoo.tokenizer import MERGES, Tokenizer
 from tests.zoo.weights import Float32, Weights
 
@@ -67,17 +68,14 @@ def write_mmproj(text: TextConfig, vision: SiglipConfig, path: Path, tensors: Ma
     )
 
 
-class GemmaReference:
-    """The model in transformers; torch is imported here and nowhere else in this file."""
+class GemmaReference(HfReference):
+    """The model in transformers."""
 
     def __init__(self, text: TextConfig, vision: SiglipConfig, tensors: Mapping[str, Float32]) -> None:
-        import torch
         from transformers import Gemma3Config, Gemma3ForConditionalGeneration
         from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-        from tests.zoo.reference import Decoder
-
-        self._torch, self._side = torch, vision.side // POOL
+        self._side = vision.side // POOL
         config = Gemma3Config(
             vision_config={**vision.hf(), "vision_use_head": False},
             text_config=text.hf(),
@@ -87,52 +85,28 @@ class GemmaReference:
             eoi_token_index=TOKENIZER.id("<end_of_image>"),
             attn_implementation="eager",
         )
-        self._model = Gemma3ForConditionalGeneration(config).eval()
-        named = {k: torch.from_numpy(t) for k, t in tensors.items()}
-        named["lm_head.weight"] = named["model.language_model.embed_tokens.weight"]
-        self._model.load_state_dict(named, strict=True)
+        tied = {**tensors, "lm_head.weight": tensors[f"{PREFIX}.embed_tokens.weight"]}
+        super().__init__(Gemma3ForConditionalGeneration(config), tied, window=text.window)
         self._processor = Gemma3ImageProcessorPil(size={"height": vision.image, "width": vision.image})
-        self._decoder = Decoder(self._model, window=text.window)
 
     def encode(self, image: RGB) -> tuple[Float32, Float32]:
         """Attention received: mean over queries and heads, summed over the patches of a token."""
         pixels = self._processor(image, return_tensors="pt")["pixel_values"]
-        with self._torch.no_grad():
-            out = self._model.model.get_image_features(pixels, return_dict=True, output_attentions=True)
+        out = self._features(pixels, output_attentions=True)
         received = np.stack([a[0].numpy().mean(axis=(0, 1)) for a in out.attentions])
-        tower = received.reshape(-1, self._side, POOL, self._side, POOL).sum(axis=(2, 4))
-        return out.pooler_output[0].numpy(), tower.reshape(len(tower), -1)
-
-    def encode_stock(self, image: RGB) -> Float32:
-        return self.encode(image)[0]
-
-    def decode(self, ids: Int32, rows: Float32, positions: Int32) -> tuple[Float32, Float32]:
-        return self._decoder.decode(ids, rows, positions)
+        return out.pooler_output[0].numpy(), per_token(received, self._side, POOL)
 
 
-TURN, ASK = f"{START}user\n", f"{END}\n{START}model\n"
-CASES = (
-    Case(
-        "wide",
-        (TURN, 0, f"what is the thing in red?{ASK}"),
-        (Drawing(190, 100, 10, 41),),
-        fed=(83, 266, 7, 201, 40, 99),
-        keep=(tuple(range(1, 25, 3)),),
+CASES = standard_cases(
+    f"{START}user\n",
+    f"{END}\n{START}model\n",
+    (
+        (Drawing(190, 100, 10, 41), tuple(range(1, 25, 3))),
+        (Drawing(60, 201, 7, 42), (0, 4, 6, 17, 24)),
+        (Drawing(140, 139, 1, 43), (3, 8)),
+        (Drawing(31, 77, 4, 44), (4, 5, 17, 18, 23)),
     ),
-    Case(
-        "two",
-        (f"{TURN}look: ", 0, "and then the other: ", 1, f"what differs?{ASK}"),
-        (Drawing(60, 201, 7, 42), Drawing(140, 139, 1, 43)),
-        fed=(120, 33, 270, 64),
-        keep=((0, 4, 6, 17, 24), (3, 8)),
-    ),
-    Case(
-        "long",
-        (f"{TURN}{filler(1, 32)}", 0, f"what is where?{ASK}"),
-        (Drawing(31, 77, 4, 44),),
-        fed=(),
-        keep=((4, 5, 17, 18, 23),),
-    ),
+    long=(filler(1, 32), "what is where?"),
 )
 
 
@@ -158,11 +132,6 @@ ROW = make_row(
     "gemma3",
     TextConfig(
         "gemma3",
-        hidden=96,
-        layers=3,
-        heads=3,
-        kv_heads=1,
-        ffn=160,
         vocab=len(TOKENIZER.tokens),
         rope_theta=1e6,
         eps=1e-6,

@@ -7,18 +7,18 @@ takes only a file of 45 blocks and a width of 3200 for the 6B one, which has RMS
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from tests.zoo.mmproj import write_projector
-from tests.zoo.row import RGB, Case, Drawing, Grid, Int32, Row, Spelling, filler
+from tests.zoo.hf import HfReference, per_token
+from tests.zoo.mmproj import VitSizes, write_projector
+from tests.zoo.row import RGB, Drawing, Grid, Row, Spelling, standard_cases
 from tests.zoo.text import TextConfig, text_weights
 from tests.zoo.tokenizer import Tokenizer
-from tests.zoo.weights import SHARP, Float32, Weights
+from tests.zoo.weights import Float32, Weights
 
 __all__ = ["ROW"]
 
@@ -41,25 +41,7 @@ TOKENIZER = Tokenizer(
 )
 
 
-@dataclass(frozen=True)
-class VisionConfig:
-    """Sizes of the tower."""
-
-    hidden: int
-    layers: int
-    heads: int
-    ffn: int
-    image: int
-    patch: int = 14
-    eps: float = 1e-6
-
-    @property
-    def side(self) -> int:
-        """Patches along each side of a tile."""
-        return self.image // self.patch
-
-
-def weights(text: TextConfig, vision: VisionConfig, out: Weights) -> None:
+def weights(text: TextConfig, vision: VitSizes, out: Weights) -> None:
     """The whole model by Hugging Face names (``InternVLForConditionalGeneration``)."""
     v = vision
     out.normal(f"{TOWER}.embeddings.cls_token", 1, 1, v.hidden, std=1.0)
@@ -68,8 +50,7 @@ def weights(text: TextConfig, vision: VisionConfig, out: Weights) -> None:
     out.bias(f"{TOWER}.embeddings.patch_embeddings.projection.bias", v.hidden)
     for i in range(v.layers):
         layer = f"{TOWER}.encoder.layer.{i}"
-        for name, gain in (("q_proj", SHARP), ("k_proj", SHARP), ("v_proj", 1.0), ("projection_layer", 1.0)):
-            out.linear(f"{layer}.attention.{name}", v.hidden, v.hidden, bias=True, gain=gain)
+        out.attention(f"{layer}.attention", v.hidden, out="projection_layer")
         for name in ("layernorm_before", "layernorm_after"):
             out.norm(f"{layer}.{name}", v.hidden, bias=True)
         for name in ("lambda_1", "lambda_2"):
@@ -100,7 +81,7 @@ BLOCK_NAMES = {
 }
 
 
-def write_mmproj(text: TextConfig, vision: VisionConfig, path: Path, tensors: Mapping[str, Float32]) -> None:
+def write_mmproj(text: TextConfig, vision: VitSizes, path: Path, tensors: Mapping[str, Float32]) -> None:
     """Writes the projector file."""
     out = {
         "v.class_embd": tensors[f"{TOWER}.embeddings.cls_token"],
@@ -120,40 +101,26 @@ def write_mmproj(text: TextConfig, vision: VisionConfig, path: Path, tensors: Ma
     write_projector(path, "internvl", vision, out, width=text.hidden, mean=MEAN, std=STD, values=values)
 
 
-class InternVlReference:
-    """The model in transformers; torch is imported here and nowhere else in this file."""
+class InternVlReference(HfReference):
+    """The model in transformers."""
 
-    def __init__(self, text: TextConfig, vision: VisionConfig, tensors: Mapping[str, Float32]) -> None:
-        import torch
+    def __init__(self, text: TextConfig, vision: VitSizes, tensors: Mapping[str, Float32]) -> None:
         from transformers import GotOcr2ImageProcessorPil, InternVLConfig, InternVLForConditionalGeneration
 
-        from tests.zoo.reference import Decoder
-
-        self._vision, self._torch = vision, torch
+        self._vision = vision
         config = InternVLConfig(
-            vision_config={
-                "hidden_size": vision.hidden,
-                "intermediate_size": vision.ffn,
-                "num_hidden_layers": vision.layers,
-                "num_attention_heads": vision.heads,
-                "attention_bias": True,
-                "image_size": vision.image,
-                "patch_size": vision.patch,
-                "layer_norm_eps": vision.eps,
-            },
+            vision_config={**vision.hf(), "attention_bias": True},
             text_config={"model_type": "qwen2", **text.hf()},
             image_token_id=TOKENIZER.id("<IMG_CONTEXT>"),
             image_seq_length=(vision.side // MERGE) ** 2,
             tie_word_embeddings=False,
             attn_implementation="eager",
         )
-        self._model = InternVLForConditionalGeneration(config).eval()
-        self._model.load_state_dict({k: torch.from_numpy(t) for k, t in tensors.items()}, strict=True)
+        super().__init__(InternVLForConditionalGeneration(config), tensors)
         size = {"height": vision.image, "width": vision.image}
         self._processor = GotOcr2ImageProcessorPil(
             size=size, image_mean=MEAN, image_std=STD, crop_to_patches=True, max_patches=MOST
         )
-        self._decoder = Decoder(self._model)
 
     def encode(self, image: RGB) -> tuple[Float32, Float32]:
         """CLS attention, head means, summed over the patches of a token; all tiles' rows one after another."""
@@ -161,11 +128,9 @@ class InternVlReference:
         tiles = n_tiles(image.shape[1], image.shape[0], self._vision.image)
         if len(pixels) != tiles + (tiles > 1):
             raise AssertionError(f"{image.shape[1]} x {image.shape[0]}: {len(pixels)} tiles")
-        with self._torch.no_grad():
-            out = self._model.model.get_image_features(pixels, return_dict=True, output_attentions=True)
+        out = self._features(pixels, output_attentions=True)
         cls = np.stack([a.numpy()[:, :, 0, 1:].mean(axis=1) for a in out.attentions])  # (layers, tiles, patches)
-        n = self._vision.side // MERGE
-        tower = cls.reshape(*cls.shape[:2], n, MERGE, n, MERGE).sum(axis=(3, 5))
+        tower = per_token(cls, self._vision.side // MERGE, MERGE)
         return out.pooler_output.flatten(0, 1).numpy(), tower.reshape(len(tower), -1)
 
     def encode_stock(self, image: RGB) -> Float32:
@@ -179,9 +144,6 @@ class InternVlReference:
         finally:
             table.data = right
 
-    def decode(self, ids: Int32, rows: Float32, positions: Int32) -> tuple[Float32, Float32]:
-        return self._decoder.decode(ids, rows, positions)
-
 
 def n_tiles(width: int, height: int, side: int) -> int:
     """Tiles of a picture without the last one: the nearest aspect; of equals the most that the picture fills by half,
@@ -192,50 +154,26 @@ def n_tiles(width: int, height: int, side: int) -> int:
     return max((n for n in nearest if 2 * width * height > n * side**2), default=nearest[0])
 
 
-def spell(vision: VisionConfig, width: int, height: int) -> Spelling:
+def spell(vision: VitSizes, width: int, height: int) -> Spelling:
     """As ``processing_internvl.py`` writes a picture; the tokens of all tiles stand one after another."""
     tiles = n_tiles(width, height, vision.image)
     per_tile = (vision.side // MERGE) ** 2
     return ("<img>", Grid(tiles + 1 if tiles > 1 else 1, per_tile), "</img>")
 
 
-START, ASK = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
-CASES = (
-    Case(
-        "wide",
-        (START, 0, f"\nwhat is the thing in red?{ASK}"),
-        (Drawing(190, 100, 10, 41),),
-        fed=(83, 266, 7, 201, 40, 99),
-        keep=(tuple(range(1, 36, 4)),),
+CASES = standard_cases(
+    "<|im_start|>user\n",
+    "<|im_end|>\n<|im_start|>assistant\n",
+    (
+        (Drawing(190, 100, 10, 41), tuple(range(1, 36, 4))),
+        (Drawing(60, 201, 7, 42), (0, 4, 6, 13, 15)),
+        (Drawing(50, 57, 1, 43), (1, 2)),
+        (Drawing(130, 130, 14, 44), (4, 5, 17, 18, 38)),
     ),
-    Case(
-        "two",
-        (f"{START}look: ", 0, "\nand then the other: ", 1, f"\nwhat differs?{ASK}"),
-        (Drawing(60, 201, 7, 42), Drawing(50, 57, 1, 43)),
-        fed=(120, 33, 270, 64),
-        keep=((0, 4, 6, 13, 15), (1, 2)),
-    ),
-    Case(
-        "long",
-        (f"{START}{filler(1, 9)}", 0, f"\n{filler(10, 25)}{ASK}"),
-        (Drawing(130, 130, 14, 44),),
-        fed=(),
-        keep=((4, 5, 17, 18, 38),),
-    ),
+    after="\n",
 )
-TEXT = TextConfig(
-    "qwen2",
-    hidden=96,
-    layers=3,
-    heads=3,
-    kv_heads=1,
-    ffn=160,
-    vocab=len(TOKENIZER.tokens),
-    rope_theta=1e6,
-    eps=1e-6,
-    qkv_bias=True,
-)
-VISION = VisionConfig(hidden=64, layers=3, heads=2, ffn=96, image=56)
+TEXT = TextConfig("qwen2", vocab=len(TOKENIZER.tokens), rope_theta=1e6, eps=1e-6, qkv_bias=True)
+VISION = VitSizes(hidden=64, layers=3, heads=2, ffn=96, image=56)
 ROW = Row(
     name="internvl",
     text=TEXT,

@@ -8,19 +8,21 @@ tensor is F32, the patch convolution too (published files have it in F16).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.zoo.row import RGB, Case, Drawing, Grid, Int32, Row, filler
-from tests.zoo.siglip import SiglipConfig
+from tests.zoo.hf import HfReference
+from tests.zoo.mmproj import VitSizes, write_projector
+from tests.zoo.row import RGB, Case, Drawing, Grid, Row, filler, standard_cases
+from tests.zoo.siglip import BLOCK_NAMES, encoder_weights
 from tests.zoo.text import TextConfig, text_weights
 from tests.zoo.tokenizer import MERGES, Tokenizer
-from tests.zoo.weights import SHARP, Float32, Weights
+from tests.zoo.weights import Float32, Weights
 
 __all__ = ["LARGE", "ROW", "TOKENIZER", "VOCAB", "LlavaReference", "VisionConfig", "weights", "write_mmproj"]
 
@@ -48,36 +50,15 @@ TOKENIZER = Tokenizer(
 
 
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(VitSizes):
     """Sizes of the tower; ``layers`` counts the block that LLaVA does not use. ``pinpoints`` (height, width) of tiled
     pictures make it a LLaVA-NeXT."""
 
-    hidden: int
-    layers: int
-    heads: int
-    ffn: int
-    image: int
-    patch: int = 14
     eps: float = 1e-5
     pinpoints: tuple[tuple[int, int], ...] = ()
 
-    @property
-    def side(self) -> int:
-        return self.image // self.patch
-
     def hf(self) -> dict[str, Any]:
-        """Arguments of the Hugging Face configuration."""
-        return {
-            "model_type": "clip_vision_model",
-            "hidden_size": self.hidden,
-            "intermediate_size": self.ffn,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "image_size": self.image,
-            "patch_size": self.patch,
-            "layer_norm_eps": self.eps,
-            "hidden_act": "quick_gelu",
-        }
+        return {**super().hf(), "model_type": "clip_vision_model", "hidden_act": "quick_gelu"}
 
 
 def weights(text: TextConfig, vision: VisionConfig, out: Weights) -> None:
@@ -87,15 +68,7 @@ def weights(text: TextConfig, vision: VisionConfig, out: Weights) -> None:
     out.matrix(f"{TOWER}.embeddings.patch_embedding.weight", v.hidden, 3, v.patch, v.patch, gain=2.0)
     out.normal(f"{TOWER}.embeddings.position_embedding.weight", v.side**2 + 1, v.hidden, std=1.0)
     out.norm(f"{TOWER}.pre_layrnorm", v.hidden, bias=True)
-    out.norm(f"{TOWER}.post_layernorm", v.hidden, bias=True)
-    for i in range(v.layers):
-        layer = f"{TOWER}.encoder.layers.{i}"
-        for name, gain in (("q_proj", SHARP), ("k_proj", SHARP), ("v_proj", 1.0), ("out_proj", 1.0)):
-            out.linear(f"{layer}.self_attn.{name}", v.hidden, v.hidden, bias=True, gain=gain)
-        out.norm(f"{layer}.layer_norm1", v.hidden, bias=True)
-        out.norm(f"{layer}.layer_norm2", v.hidden, bias=True)
-        out.linear(f"{layer}.mlp.fc1", v.ffn, v.hidden, bias=True)
-        out.linear(f"{layer}.mlp.fc2", v.hidden, v.ffn, bias=True)
+    encoder_weights(out, TOWER, v)
     out.linear(f"{PROJECTOR}.linear_1", text.hidden, v.hidden, bias=True)
     out.linear(f"{PROJECTOR}.linear_2", text.hidden, text.hidden, bias=True)
     if v.pinpoints:
@@ -103,15 +76,10 @@ def weights(text: TextConfig, vision: VisionConfig, out: Weights) -> None:
     text_weights(out, text)
 
 
-BLOCK_NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.out_proj": "attn_out",
-    "layer_norm1": "ln1",
-    "layer_norm2": "ln2",
-    "mlp.fc1": "ffn_down",
-    "mlp.fc2": "ffn_up",
+NAMES = {
+    "v.class_embd": f"{TOWER}.embeddings.class_embedding",
+    "v.patch_embd.weight": f"{TOWER}.embeddings.patch_embedding.weight",
+    "v.position_embd.weight": f"{TOWER}.embeddings.position_embedding.weight",
 }
 
 
@@ -125,61 +93,32 @@ def write_mmproj(
             ``feature_layer`` saying so; "dropped": without it and without saying so, so that llama.cpp skips one too
             many, as it does with many published files (ggml-org/llama.cpp 25817).
     """
-    from gguf import GGUFWriter, LlamaFileType
-
-    v = vision
-    n_blocks = v.layers if blocks == "all" else v.layers - 1
-    writer = GGUFWriter(path, "clip")
-    writer.add_file_type(LlamaFileType.ALL_F32)
-    writer.add_clip_has_vision_encoder(True)
-    writer.add_bool("clip.has_text_encoder", False)
-    writer.add_bool("clip.has_llava_projector", True)
-    writer.add_clip_projector_type("mlp")
-    writer.add_bool("clip.use_gelu", False)  # quick GELU, as CLIP was trained
-    writer.add_vision_image_size(v.image)
-    writer.add_vision_patch_size(v.patch)
-    writer.add_vision_embedding_length(v.hidden)
-    writer.add_vision_feed_forward_length(v.ffn)
-    writer.add_vision_projection_dim(text.hidden)
-    writer.add_vision_head_count(v.heads)
-    writer.add_vision_attention_layernorm_eps(v.eps)
-    writer.add_vision_block_count(n_blocks)
+    v = replace(vision, layers=vision.layers - (blocks != "all"))
+    modules = {"v.pre_ln": f"{TOWER}.pre_layrnorm", "mm.0": f"{PROJECTOR}.linear_1", "mm.2": f"{PROJECTOR}.linear_2"}
+    for i in range(v.layers):
+        for hf, ours in {**BLOCK_NAMES, "mlp.fc1": "ffn_down", "mlp.fc2": "ffn_up"}.items():
+            modules[f"v.blk.{i}.{ours}"] = f"{TOWER}.encoder.layers.{i}.{hf}"
+    names = NAMES | {f"{ours}.{kind}": f"{hf}.{kind}" for ours, hf in modules.items() for kind in ("weight", "bias")}
+    values: dict[str, bool | str | list[int]] = {"clip.has_text_encoder": False, "clip.has_llava_projector": True}
     if blocks == "explicit":
-        writer.add_array("clip.vision.feature_layer", [v.layers - 1])
+        values |= {"clip.vision.feature_layer": [v.layers]}
     if v.pinpoints:
-        writer.add_array("clip.vision.image_grid_pinpoints", [n for size in v.pinpoints for n in size])
-        writer.add_string("clip.vision.mm_patch_merge_type", "spatial_unpad")
-        writer.add_tensor(NEWLINE, tensors[NEWLINE])
-    writer.add_vision_image_mean(MEAN)
-    writer.add_vision_image_std(STD)
-    writer.add_tensor("v.class_embd", tensors[f"{TOWER}.embeddings.class_embedding"])
-    writer.add_tensor("v.patch_embd.weight", tensors[f"{TOWER}.embeddings.patch_embedding.weight"])
-    writer.add_tensor("v.position_embd.weight", tensors[f"{TOWER}.embeddings.position_embedding.weight"])
-    for kind in ("weight", "bias"):
-        writer.add_tensor(f"v.pre_ln.{kind}", tensors[f"{TOWER}.pre_layrnorm.{kind}"])
-        writer.add_tensor(f"mm.0.{kind}", tensors[f"{PROJECTOR}.linear_1.{kind}"])
-        writer.add_tensor(f"mm.2.{kind}", tensors[f"{PROJECTOR}.linear_2.{kind}"])
-        for i in range(n_blocks):
-            for hf, ours in BLOCK_NAMES.items():
-                writer.add_tensor(f"v.blk.{i}.{ours}.{kind}", tensors[f"{TOWER}.encoder.layers.{i}.{hf}.{kind}"])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        values |= {
+            "clip.vision.image_grid_pinpoints": [n for size in v.pinpoints for n in size],
+            "clip.vision.mm_patch_merge_type": "spatial_unpad",
+        }
+        names[NEWLINE] = NEWLINE
+    named = {ours: tensors[hf] for ours, hf in names.items()}
+    write_projector(path, "mlp", v, named, width=text.hidden, mean=MEAN, std=STD, values=values, gelu=False)
 
 
-class LlavaReference:
-    """The model in transformers; torch is imported here and nowhere else in this file."""
+class LlavaReference(HfReference):
+    """The model in transformers."""
 
     CLASSES = "Llava"
 
-    def __init__(
-        self, text: TextConfig, vision: VisionConfig | SiglipConfig, tensors: Mapping[str, Float32], **settings: Any
-    ) -> None:
-        import torch
+    def __init__(self, text: TextConfig, vision: VitSizes, tensors: Mapping[str, Float32], **settings: Any) -> None:
         import transformers
-
-        from tests.zoo.reference import Decoder
 
         config = getattr(transformers, f"{self.CLASSES}Config")(
             **{
@@ -191,10 +130,8 @@ class LlavaReference:
             }
             | settings
         )
-        self._model = getattr(transformers, f"{self.CLASSES}ForConditionalGeneration")(config).eval()
-        self._model.load_state_dict({k: torch.from_numpy(t) for k, t in tensors.items()}, strict=True)
-        self._layers, self._torch = vision.layers, torch
-        self._decoder = Decoder(self._model)
+        super().__init__(getattr(transformers, f"{self.CLASSES}ForConditionalGeneration")(config), tensors)
+        self._layers = vision.layers
         self._size = {
             "size": {"shortest_edge": vision.image},
             "crop_size": {"height": vision.image, "width": vision.image},
@@ -209,14 +146,13 @@ class LlavaReference:
         """What the processor makes of a picture: pixel_values, and sizes if it gives them."""
         return self._processor()(image, input_data_format="channels_last", return_tensors="pt")
 
-    def _features(self, cut: Any) -> tuple[Any, Float32]:
+    def _attended(self, cut: Any) -> tuple[Any, Float32]:
         """Rows (n, width) that transformers packs, and the attention of each block (tiles, heads, rows, rows)."""
-        with self._torch.no_grad():
-            out = self._model.model.get_image_features(**cut, return_dict=True, output_attentions=True)
+        out = self._features(**cut, output_attentions=True)
         return out.pooler_output[0], np.stack([a.numpy() for a in out.attentions])
 
     def encode(self, image: RGB) -> tuple[Float32, Float32]:
-        rows, attention = self._features(self._cut(image))
+        rows, attention = self._attended(self._cut(image))
         return rows.numpy(), self._saliency(attention)[:, 0]
 
     def _saliency(self, attention: Float32) -> Float32:
@@ -241,34 +177,24 @@ class LlavaReference:
             table.data = right
         return model.multi_modal_projector(self._torch.cat([hidden[:, 2:], hidden[:, :1]], dim=1))
 
-    def decode(self, ids: Int32, rows: Float32, positions: Int32) -> tuple[Float32, Float32]:
-        return self._decoder.decode(ids, rows, positions)
+
+def llava_cases(
+    first: str, pictures: Sequence[tuple[Drawing, tuple[int, ...]]], after_long: int = 25
+) -> tuple[Case, ...]:
+    """``first``: name of the first case; ``after_long``: sentences after the fourth picture."""
+    long = (filler(1, 9), f"{filler(10, after_long)} what is where?")
+    return standard_cases("USER: ", " ASSISTANT:", pictures, first=first, after="\n", other="the other one", long=long)
 
 
 def _cases(image: int) -> tuple[Case, ...]:
     n = (image // 14) ** 2
-    noise, wide, tall = Drawing(image, image, 1, 11), Drawing(150, 70, 7, 12), Drawing(31, 120, 10, 13)
-    return (
-        Case(
-            "noise",
-            ("USER: ", 0, "\nwhat is the thing in red? ASSISTANT:"),
-            (noise,),
-            fed=(83, 266, 7, 201, 40, 99),
-            keep=(tuple(range(1, n, 3)),),
-        ),
-        Case(
-            "two",
-            ("USER: look: ", 0, "\nand then the other one: ", 1, "\nwhat differs? ASSISTANT:"),
-            (wide, tall),
-            fed=(120, 33, 270, 64),
-            keep=((0, 2, 3, 11, n - 1), tuple(range(5, n, 7))),
-        ),
-        Case(
-            "long",
-            (f"USER: {filler(1, 9)}", 0, f"\n{filler(10, 25)} what is where? ASSISTANT:"),
-            (Drawing(2 * image, image + 1, 14, 14),),
-            fed=(),
-            keep=((4, 5, 17, 18, n - 2),),
+    return llava_cases(
+        "noise",
+        (
+            (Drawing(image, image, 1, 11), tuple(range(1, n, 3))),
+            (Drawing(150, 70, 7, 12), (0, 2, 3, 11, n - 1)),
+            (Drawing(31, 120, 10, 13), tuple(range(5, n, 7))),
+            (Drawing(2 * image, image + 1, 14, 14), (4, 5, 17, 18, n - 2)),
         ),
     )
 

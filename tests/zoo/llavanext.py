@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tests.zoo.llava15 import TOKENIZER, VOCAB, LlavaReference, VisionConfig, weights, write_mmproj
-from tests.zoo.row import RGB, Case, Drawing, Grid, Row, Spelling, filler
-from tests.zoo.siglip import SiglipConfig
+from tests.zoo.llava15 import TOKENIZER, VOCAB, LlavaReference, VisionConfig, llava_cases, weights, write_mmproj
+from tests.zoo.mmproj import VitSizes
+from tests.zoo.row import RGB, Drawing, Grid, Row, Spelling
 from tests.zoo.text import TextConfig
 from tests.zoo.weights import Float32
 
@@ -37,7 +37,7 @@ class LlavaNextReference(LlavaReference):
     def __init__(
         self,
         text: TextConfig,
-        vision: VisionConfig | SiglipConfig,
+        vision: VitSizes,
         tensors: Mapping[str, Float32],
         pinpoints: Sequence[tuple[int, int]] = PINPOINTS,
         **settings: Any,
@@ -58,7 +58,7 @@ class LlavaNextReference(LlavaReference):
 
     def encode(self, image: RGB) -> tuple[Float32, Float32]:
         cut = self._cut(image)
-        rows, attention = self._features(cut)
+        rows, attention = self._attended(cut)
         tower = self._torch.from_numpy(self._saliency(attention).transpose(1, 2, 0).copy())
         return rows.numpy(), self._packed(tower, cut, None).T
 
@@ -68,28 +68,15 @@ class LlavaNextReference(LlavaReference):
             return self._packed(self._stock_tiles(cut["pixel_values"][0]), cut, self._model.model.image_newline)
 
 
-CASES = (
-    Case(
-        "tall",
-        ("USER: ", 0, "\nwhat is the thing in red? ASSISTANT:"),
-        (Drawing(90, 230, 1, 21),),
-        fed=(83, 266, 7, 201, 40, 99),
-        keep=((0, 7, 15, 16, 17, 24, 25, 34, 43, 55),),
+CASES = llava_cases(
+    "tall",
+    (
+        (Drawing(90, 230, 1, 21), (0, 7, 15, 16, 17, 24, 25, 34, 43, 55)),
+        (Drawing(50, 37, 7, 22), (2, 3, 20, 21, 34)),
+        (Drawing(133, 140, 9, 23), tuple(range(5, 80, 7))),
+        (Drawing(400, 61, 10, 24), (4, 16, 27, 28, 39)),
     ),
-    Case(
-        "two",
-        ("USER: look: ", 0, "\nand then the other one: ", 1, "\nwhat differs? ASSISTANT:"),
-        (Drawing(50, 37, 7, 22), Drawing(133, 140, 9, 23)),
-        fed=(120, 33, 270, 64),
-        keep=((2, 3, 20, 21, 34), tuple(range(5, 80, 7))),
-    ),
-    Case(
-        "long",
-        (f"USER: {filler(1, 9)}", 0, f"\n{filler(10, 23)} what is where? ASSISTANT:"),
-        (Drawing(400, 61, 10, 24),),
-        fed=(),
-        keep=((4, 16, 27, 28, 39),),
-    ),
+    after_long=23,
 )
 
 TEXT = TextConfig(

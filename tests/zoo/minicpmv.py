@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.zoo.row import NUMBER, RGB, Case, Drawing, Grid, Int32, Row, Spelling, filler
+from tests.zoo.hf import HfReference, per_token
+from tests.zoo.row import NUMBER, RGB, Drawing, Grid, Row, Spelling, standard_cases
 from tests.zoo.siglip import SiglipConfig, siglip_weights, write_siglip
 from tests.zoo.text import TextConfig, text_weights
-from tests.zoo.tokenizer import MERGES, Tokenizer
-from tests.zoo.weights import SHARP, Float32, Weights
+from tests.zoo.tokenizer import Tokenizer
+from tests.zoo.weights import Float32, Weights
 
 __all__ = ["ROW"]
 
@@ -69,8 +70,7 @@ def weights(sizes: Sizes, out: Weights) -> None:
     v = sizes.vision
     siglip_weights(out, TOWER, v, TABLE**2)
     four = 4 * v.hidden
-    for name, gain in (("q_proj", SHARP), ("k_proj", SHARP), ("v_proj", 1.0), ("out_proj", 1.0)):
-        out.linear(f"{INSERTED}.self_attn.{name}", v.hidden, v.hidden, bias=True, gain=gain)
+    out.attention(f"{INSERTED}.self_attn", v.hidden)
     out.norm(f"{INSERTED}.layer_norm1", v.hidden, bias=True)
     out.norm(f"{INSERTED}.pre_norm", four, bias=True)
     out.linear(f"{INSERTED}.linear_1", 4 * v.ffn, four, bias=True)
@@ -131,14 +131,11 @@ def spell(sizes: Sizes, grids: Mapping[tuple[int, int], tuple[int, int]], width:
     return (*parts, before.rstrip())
 
 
-class MiniCpmReference:
-    """The model in transformers; torch is imported here and nowhere else in this file."""
+class MiniCpmReference(HfReference):
+    """The model in transformers."""
 
     def __init__(self, sizes: Sizes, tensors: Mapping[str, Float32]) -> None:
-        import torch
         import transformers
-
-        from tests.zoo.reference import Decoder
 
         config = transformers.MiniCPMV4_6Config(
             vision_config={**sizes.vision.hf(), "image_size": TABLE * sizes.vision.patch},
@@ -148,13 +145,11 @@ class MiniCpmReference:
             image_token_id=TOKENIZER.id("<|image_pad|>"),
             attn_implementation="eager",
         )
-        self._model = transformers.MiniCPMV4_6ForConditionalGeneration(config).eval()
-        self._model.load_state_dict({k: torch.from_numpy(t) for k, t in tensors.items()}, strict=True)
+        super().__init__(transformers.MiniCPMV4_6ForConditionalGeneration(config), tensors)
         self._processor = transformers.MiniCPMV4_6ImageProcessorPil(
             scale_resolution=sizes.vision.image, patch_size=sizes.vision.patch
         )
-        self._sizes, self._torch = sizes, torch
-        self._decoder = Decoder(self._model)
+        self._sizes = sizes
 
     def encode(self, image: RGB) -> tuple[Float32, Float32]:
         """Attention received in the blocks before the merger: mean over a tile's queries and heads, summed over the
@@ -165,61 +160,29 @@ class MiniCpmReference:
         height, width = image.shape[:2]
         if cut["grids"][0] != list(GRIDS.get((width, height), (0, 0))):
             raise AssertionError(f"{width} x {height}: {cut['grids']} slices")
-        tower = self._model.model.vision_tower
-        with self._torch.no_grad(), recorded_attention(tower) as layers:
-            out = self._model.model.get_image_features(cut["pixel_values"], cut["target_sizes"], return_dict=True)
+        with recorded_attention(self._model.model.vision_tower) as layers:
+            out = self._features(cut["pixel_values"], cut["target_sizes"])
         tiles = []
-        for i, (rows, columns) in enumerate(cut["target_sizes"].tolist()):
+        for i, (_, columns) in enumerate(cut["target_sizes"].tolist()):
             received = np.stack([layer[i].mean(axis=(0, 1)) for layer in layers[: self._sizes.inserted + 1]])
-            cells = received.reshape(len(received), rows // MERGE, MERGE, columns // MERGE, MERGE)
-            tiles.append(cells.sum(axis=(2, 4)).reshape(len(received), -1))
+            tiles.append(per_token(received, columns // MERGE, MERGE))
         return np.concatenate([rows.numpy() for rows in out.pooler_output]), np.concatenate(tiles, axis=1)
-
-    def encode_stock(self, image: RGB) -> Float32:
-        return self.encode(image)[0]
-
-    def decode(self, ids: Int32, rows: Float32, positions: Int32) -> tuple[Float32, Float32]:
-        return self._decoder.decode(ids, rows, positions)
 
 
 GRIDS = {(190, 100): (2, 3), (120, 141): (2, 2)}
-START, ASK = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
-CASES = (
-    Case(
-        "wide",
-        (START, 0, f"what is the thing in red?{ASK}"),
-        (Drawing(190, 100, 10, 41),),
-        fed=(83, 266, 7, 201, 40, 99),
-        keep=(tuple(range(1, 111, 7)),),
-    ),
-    Case(
-        "two",
-        (f"{START}look: ", 0, "and then the other: ", 1, f"what differs?{ASK}"),
-        (Drawing(120, 141, 7, 42), Drawing(50, 31, 1, 43)),
-        fed=(120, 33, 270, 64),
-        keep=((0, 4, 6, 17, 35), (3, 8, 14)),
-    ),
-    Case(
-        "long",
-        (f"{START}{filler(1, 9)}", 0, f"{filler(10, 25)}{ASK}"),
-        (Drawing(64, 60, 4, 44),),
-        fed=(),
-        keep=((4, 5, 11, 14),),
+CASES = standard_cases(
+    "<|im_start|>user\n",
+    "<|im_end|>\n<|im_start|>assistant\n",
+    (
+        (Drawing(190, 100, 10, 41), tuple(range(1, 111, 7))),
+        (Drawing(120, 141, 7, 42), (0, 4, 6, 17, 35)),
+        (Drawing(50, 31, 1, 43), (3, 8, 14)),
+        (Drawing(64, 60, 4, 44), (4, 5, 11, 14)),
     ),
 )
 
 SIZES = Sizes(
-    TextConfig(
-        "llama",
-        hidden=96,
-        layers=3,
-        heads=3,
-        kv_heads=1,
-        ffn=160,
-        vocab=256 + len(MERGES) + len(TOKENIZER.controls),
-        rope_theta=1e5,
-        eps=1e-5,
-    ),
+    TextConfig("llama", vocab=len(TOKENIZER.tokens), rope_theta=1e5, eps=1e-5),
     SiglipConfig(hidden=64, layers=4, heads=2, ffn=96, image=64, patch=4),
     inserted=1,
 )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from tests.zoo.weights import Float32
 
-__all__ = ["VisionSizes", "write_projector"]
+__all__ = ["Values", "VisionSizes", "VitSizes", "write_projector"]
+
+Values = Mapping[str, int | bool | str | list[int]]
 
 
 class VisionSizes(Protocol):
@@ -32,6 +35,36 @@ class VisionSizes(Protocol):
     def eps(self) -> float: ...
 
 
+@dataclass(frozen=True)
+class VitSizes:
+    """A ViT's sizes; ``image`` and ``patch`` in pixels."""
+
+    hidden: int
+    layers: int
+    heads: int
+    ffn: int
+    image: int
+    patch: int = 14
+    eps: float = 1e-6
+
+    @property
+    def side(self) -> int:
+        """Patches along each side of a picture of ``image`` pixels."""
+        return self.image // self.patch
+
+    def hf(self) -> dict[str, Any]:
+        """Arguments of the Hugging Face configuration."""
+        return {
+            "hidden_size": self.hidden,
+            "intermediate_size": self.ffn,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "image_size": self.image,
+            "patch_size": self.patch,
+            "layer_norm_eps": self.eps,
+        }
+
+
 def write_projector(
     path: Path,
     projector: str,
@@ -41,7 +74,7 @@ def write_projector(
     width: int,
     mean: Sequence[float],
     std: Sequence[float],
-    values: Mapping[str, int | bool | list[int]],
+    values: Values,
     gelu: bool = True,
 ) -> None:
     """Writes ``tensors`` by llama.cpp names.
@@ -72,6 +105,8 @@ def write_projector(
     for key, value in values.items():
         if isinstance(value, list):
             writer.add_array(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
         else:
             writer.add_bool(key, value) if isinstance(value, bool) else writer.add_uint32(key, value)
     for name, tensor in tensors.items():

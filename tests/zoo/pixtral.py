@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from tests.zoo.mmproj import write_projector
-from tests.zoo.row import RGB, Case, Drawing, Grid, Int32, Row, Spelling, filler
+from tests.zoo.hf import HfReference, per_token
+from tests.zoo.mmproj import VitSizes, write_projector
+from tests.zoo.row import RGB, Drawing, Grid, Row, Spelling, standard_cases
 from tests.zoo.text import PREFIX, TextConfig, interleaved, text_weights
 from tests.zoo.tokenizer import Tokenizer
-from tests.zoo.weights import SHARP, Float32, Weights
+from tests.zoo.weights import Float32, Weights
 
 __all__ = ["ROW", "Sizes", "make_row", "text"]
 
@@ -42,18 +43,12 @@ TOKENIZER = Tokenizer(
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(VitSizes):
     """Of the tower. ``merge``: patches along each side of a token; ``image``: the longest edge in pixels."""
 
-    hidden: int
-    layers: int
-    heads: int
-    ffn: int
-    image: int
-    patch: int
-    merge: int = 1
     eps: float = 1e-5
     """transformers fixes it in the tower."""
+    merge: int = 1
 
     @property
     def cell(self) -> int:
@@ -61,17 +56,7 @@ class Sizes:
         return self.patch * self.merge
 
     def hf(self) -> dict[str, Any]:
-        """Arguments of the Hugging Face configuration."""
-        return {
-            "model_type": "pixtral",
-            "hidden_size": self.hidden,
-            "intermediate_size": self.ffn,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "image_size": self.image,
-            "patch_size": self.patch,
-            "hidden_act": "silu",
-        }
+        return {**super().hf(), "model_type": "pixtral", "hidden_act": "silu"}
 
 
 def weights(text: TextConfig, vision: Sizes, out: Weights) -> None:
@@ -83,8 +68,7 @@ def weights(text: TextConfig, vision: Sizes, out: Weights) -> None:
         layer = f"{TOWER}.transformer.layers.{i}"
         out.norm(f"{layer}.attention_norm", v.hidden)
         out.norm(f"{layer}.ffn_norm", v.hidden)
-        for name, gain in (("q_proj", SHARP), ("k_proj", SHARP), ("v_proj", 1.0), ("o_proj", 1.0)):
-            out.linear(f"{layer}.attention.{name}", v.hidden, v.hidden, bias=False, gain=gain)
+        out.attention(f"{layer}.attention", v.hidden, out="o_proj", bias=False)
         out.linear(f"{layer}.feed_forward.gate_proj", v.ffn, v.hidden, bias=False)
         out.linear(f"{layer}.feed_forward.up_proj", v.ffn, v.hidden, bias=False)
         out.linear(f"{layer}.feed_forward.down_proj", v.hidden, v.ffn, bias=False)
@@ -148,17 +132,14 @@ def write_mmproj(text: TextConfig, vision: Sizes, path: Path, tensors: Mapping[s
     )
 
 
-class PixtralReference:
-    """The model in transformers; torch is imported here and nowhere else in this file."""
+class PixtralReference(HfReference):
+    """The model in transformers."""
 
     def __init__(self, text: TextConfig, vision: Sizes, tensors: Mapping[str, Float32]) -> None:
-        import torch
         import transformers
         from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
-        from tests.zoo.reference import Decoder
-
-        self._torch, self._vision = torch, vision
+        self._vision = vision
         common = {
             "vision_config": vision.hf(),
             "text_config": {"model_type": "mistral", "sliding_window": None, **text.hf()},
@@ -169,37 +150,26 @@ class PixtralReference:
         }
         if vision.merge > 1:
             config = transformers.Mistral3Config(**common, spatial_merge_size=vision.merge)
-            self._model = transformers.Mistral3ForConditionalGeneration(config).eval()
+            model = transformers.Mistral3ForConditionalGeneration(config)
         else:
             config = transformers.LlavaConfig(**common, vision_feature_select_strategy="full")
-            self._model = transformers.LlavaForConditionalGeneration(config).eval()
-        self._model.load_state_dict({k: torch.from_numpy(t) for k, t in tensors.items()}, strict=True)
+            model = transformers.LlavaForConditionalGeneration(config)
+        super().__init__(model, tensors)
         cell = {"height": vision.cell, "width": vision.cell}
         self._processor = PixtralImageProcessorPil(size={"longest_edge": vision.image}, patch_size=cell)
         self._break = tensors[f"{PREFIX}.embed_tokens.weight"][TOKENIZER.id("[IMG_BREAK]")]
-        self._decoder = Decoder(self._model)
 
     def encode(self, image: RGB) -> tuple[Float32, Float32]:
         """Attention received: mean over queries and heads, summed over the patches of a token."""
         cut = self._processor(image, return_tensors="pt")
-        with self._torch.no_grad():
-            out = self._model.model.get_image_features(
-                cut["pixel_values"], image_sizes=cut["image_sizes"], return_dict=True, output_attentions=True
-            )
-        s = self._vision.merge
+        out = self._features(cut["pixel_values"], image_sizes=cut["image_sizes"], output_attentions=True)
         rows, columns = (int(n) // self._vision.cell for n in cut["image_sizes"][0])
         received = np.stack([a[0].numpy().mean(axis=(0, 1)) for a in out.attentions])
-        tower = received.reshape(len(received), rows, s, columns, s).sum(axis=(2, 4))
+        tower = per_token(received, columns, self._vision.merge)
         features = out.pooler_output[0].numpy().reshape(rows, columns, -1)
         breaks = np.broadcast_to(self._break, (rows, 1, len(self._break)))
         spelled = np.concatenate([features, breaks], axis=1).reshape(-1, len(self._break))
-        return spelled[:-1], tower.reshape(len(tower), -1)
-
-    def encode_stock(self, image: RGB) -> Float32:
-        return self.encode(image)[0]
-
-    def decode(self, ids: Int32, rows: Float32, positions: Int32) -> tuple[Float32, Float32]:
-        return self._decoder.decode(ids, rows, positions)
+        return spelled[:-1], tower
 
 
 def spell(vision: Sizes, width: int, height: int) -> Spelling:
@@ -209,28 +179,14 @@ def spell(vision: Sizes, width: int, height: int) -> Spelling:
     return (Grid(rows, columns, "between"), "[IMG_END]")
 
 
-ASK = "[/INST]"
-CASES = (
-    Case(
-        "wide",
-        ("[INST]", 0, f"what is the thing in red?{ASK}"),
-        (Drawing(190, 100, 10, 51),),
-        fed=(83, 266, 7, 201, 40, 99),
-        keep=((1, 4, 7, 10),),
-    ),
-    Case(
-        "two",
-        ("[INST]look: ", 0, "and then the other: ", 1, f"what differs?{ASK}"),
-        (Drawing(60, 201, 7, 52), Drawing(70, 55, 1, 53)),
-        fed=(120, 33, 270, 64),
-        keep=((0, 4, 6), (3, 5)),
-    ),
-    Case(
-        "long",
-        (f"[INST]{filler(1, 9)}", 0, f"{filler(10, 25)}{ASK}"),
-        (Drawing(100, 77, 4, 54),),
-        fed=(),
-        keep=((4, 5, 8, 11),),
+CASES = standard_cases(
+    "[INST]",
+    "[/INST]",
+    (
+        (Drawing(190, 100, 10, 51), (1, 4, 7, 10)),
+        (Drawing(60, 201, 7, 52), (0, 4, 6)),
+        (Drawing(70, 55, 1, 53), (3, 5)),
+        (Drawing(100, 77, 4, 54), (4, 5, 8, 11)),
     ),
 )
 

@@ -6,7 +6,7 @@ convolution becomes two 2-D ones, which llama.cpp adds for a still picture. Ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from tests.zoo.mmproj import write_projector
-from tests.zoo.row import RGB, Case, Drawing, Grid, Int32, Row, Spelling, filler
+from tests.zoo.hf import HfReference
+from tests.zoo.mmproj import Values, write_projector
+from tests.zoo.row import RGB, Case, Drawing, Grid, Int32, Row, Spelling, standard_cases
 from tests.zoo.text import TextConfig, text_weights
 from tests.zoo.tokenizer import MERGES, Tokenizer
 from tests.zoo.weights import SHARP, Float32, Weights
 
-__all__ = ["EPS", "MERGE", "TOKENIZER", "VOCAB", "VisionConfig", "make_cases", "make_row", "token_ids"]
+__all__ = ["EPS", "MERGE", "TOKENIZER", "VOCAB", "VisionConfig", "make_cases", "make_row"]
 
 TOWER = "model.visual"
 MERGE = 2
@@ -72,6 +73,7 @@ class VisionConfig:
         grids: (width, height) of the cases' pictures -> rows and columns of tokens, checked against transformers'
             processor where the expected values are made.
         values: more keys of the projector file; ``gelu`` is said apart.
+        hf: more arguments of the Hugging Face configuration.
         mean, std: of the pixels, each channel.
         norm_bias: LayerNorm, and not RMSNorm.
         split: qkv is split in the projector file.
@@ -90,7 +92,8 @@ class VisionConfig:
     heads: int = 2
     ffn: int = 96
     patch: int = 14
-    values: Mapping[str, int | bool | list[int]] = field(default_factory=dict)
+    values: Values = field(default_factory=dict)
+    hf: Mapping[str, Any] = field(default_factory=dict)
     gelu: bool = False
     eps: float = EPS
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
@@ -194,23 +197,27 @@ def write_mmproj(text: TextConfig, vision: VisionConfig, path: Path, tensors: Ma
     write_projector(path, v.projector, v, ours, width=text.hidden, mean=v.mean, std=v.std, values=values, gelu=v.gelu)
 
 
-Build = Callable[[TextConfig, VisionConfig], Any]
-"""The family's model in transformers, eager attention."""
+class QwenReference(HfReference):
+    """The model in transformers."""
 
-
-class QwenReference:
-    """The model in transformers; torch is imported here and nowhere else in this file."""
-
-    def __init__(self, build: Build, text: TextConfig, vision: VisionConfig, tensors: Mapping[str, Float32]) -> None:
-        import torch
+    def __init__(self, family: str, text: TextConfig, vision: VisionConfig, tensors: Mapping[str, Float32]) -> None:
+        import transformers
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-        from tests.zoo.reference import Decoder
-
-        self._torch, self._vision = torch, vision
-        self._model = build(text, vision).eval()
-        self._model.load_state_dict({k: torch.from_numpy(t) for k, t in tensors.items()}, strict=True)
-        self._decoder = Decoder(self._model)
+        v = self._vision = vision
+        tower = {
+            "depth": v.layers,
+            "hidden_size": v.hidden,
+            "intermediate_size": v.ffn,
+            "num_heads": v.heads,
+            "out_hidden_size": text.hidden,
+            "patch_size": v.patch,
+            **v.hf,
+        }
+        config = getattr(transformers, f"{family}Config")(
+            vision_config=tower, text_config=text.hf(), attn_implementation="eager", **token_ids()
+        )
+        super().__init__(getattr(transformers, f"{family}ForConditionalGeneration")(config), tensors)
         self._processor = Qwen2VLImageProcessorPil(
             patch_size=vision.patch,
             merge_size=MERGE,
@@ -250,44 +257,26 @@ class QwenReference:
         order, _ = get_vision_window_index(thw, spatial_merge_size=MERGE, window_size=v.window, patch_size=v.patch)
         return order.numpy().astype(np.int32)
 
-    def encode_stock(self, image: RGB) -> Float32:
-        return self.encode(image)[0]
 
-    def decode(self, ids: Int32, rows: Float32, positions: Int32) -> tuple[Float32, Float32]:
-        return self._decoder.decode(ids, rows, positions)
-
-
-START, END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+START, ASK = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 
 
 def make_cases(*pictures: tuple[Drawing, tuple[int, ...]]) -> tuple[Case, ...]:
     """Cases of four pictures and the tokens kept of each; any more are asked about together."""
-    drawings, keeps = zip(*pictures, strict=True)
-    some = (
-        Case("wide", (START, 0, f"what is the thing in red?{END}"), drawings[:1], (83, 266, 7, 201, 40, 99), keeps[:1]),
-        Case(
-            "two",
-            (f"{START}look: ", 0, "and then the other: ", 1, f"what differs?{END}"),
-            drawings[1:3],
-            (120, 33, 270, 64),
-            keeps[1:3],
-        ),
-        Case("long", (f"{START}{filler(1, 9)}", 0, f"{filler(10, 25)}{END}"), drawings[3:4], (), keeps[3:4]),
-    )
-    if len(drawings) == 4:
+    some = standard_cases(START, ASK, pictures)
+    if len(pictures) == 4:
         return some
-    between = [part for i in range(len(drawings) - 4) for part in (f"{i}: ", i)]
-    return (*some, Case("shapes", (START, *between, f"which is the red one?{END}"), drawings[4:], (71,), keeps[4:]))
+    drawings, keeps = zip(*pictures[4:], strict=True)
+    between = [part for i in range(len(drawings)) for part in (f"{i}: ", i)]
+    return (*some, Case("shapes", (START, *between, f"which is the red one?{ASK}"), drawings, (71,), keeps))
 
 
 def _spell(vision: VisionConfig, width: int, height: int) -> Spelling:
     return ("<|vision_start|>", Grid(*vision.grid(width, height)), "<|vision_end|>")
 
 
-def make_row(
-    name: str, text: TextConfig, vision: VisionConfig, build: Build, seed: int, cases: tuple[Case, ...]
-) -> Row:
-    """A model of the given sizes."""
+def make_row(name: str, text: TextConfig, vision: VisionConfig, family: str, seed: int, cases: tuple[Case, ...]) -> Row:
+    """A model of the given sizes; ``family``: how transformers' classes begin."""
     return Row(
         name=name,
         text=text,
@@ -299,5 +288,5 @@ def make_row(
         seed=seed,
         fill=partial(weights, text, vision),
         write_mmproj=partial(write_mmproj, text, vision),
-        reference=partial(QwenReference, build, text, vision),
+        reference=partial(QwenReference, family, text, vision),
     )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from tests.zoo.qwen import EPS, TOKENIZER, VOCAB, VisionConfig, make_cases, make_row, token_ids
+from tests.zoo.qwen import EPS, TOKENIZER, VOCAB, VisionConfig, make_cases, make_row
 from tests.zoo.row import Drawing
 from tests.zoo.text import TextConfig
 
 __all__ = ["CASES", "GRIDS", "LARGE", "ROW", "TOKENIZER"]
 
-PATTERN = 2
 GRIDS = {
     (250, 97): (3, 9),
     (100, 210): (8, 4),
@@ -29,31 +26,6 @@ CASES = make_cases(
     (Drawing(17, 300, 6, 26), (2, 3)),
     (Drawing(20, 30, 5, 27), (1, 5)),
 )
-
-
-def build(text: TextConfig, vision: VisionConfig) -> Any:
-    """``Qwen2_5_VLForConditionalGeneration``."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
-
-    v = vision
-    tower = Qwen2_5_VLVisionConfig(
-        depth=v.layers,
-        hidden_size=v.hidden,
-        intermediate_size=v.ffn,
-        num_heads=v.heads,
-        out_hidden_size=text.hidden,
-        patch_size=v.patch,
-        window_size=v.window,
-        fullatt_block_indexes=list(range(PATTERN - 1, v.layers, PATTERN)),
-    )
-    config = Qwen2_5_VLConfig(
-        vision_config=tower,
-        text_config=Qwen2_5_VLTextConfig(**text.hf()),
-        attn_implementation="eager",
-        **token_ids(),
-    )
-    return Qwen2_5_VLForConditionalGeneration(config)
 
 
 def decoder(hidden: int, layers: int, heads: int, kv_heads: int, ffn: int) -> TextConfig:
@@ -78,9 +50,10 @@ VISION = VisionConfig(
     mlp={"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"},
     merger=("merger.ln_q", "merger.mlp.0", "merger.mlp.2"),
     grids=GRIDS,
-    values={"clip.use_silu": True, "clip.vision.n_wa_pattern": PATTERN},
+    values={"clip.use_silu": True, "clip.vision.n_wa_pattern": 2},
+    hf={"window_size": 112, "fullatt_block_indexes": [1, 3]},
     norm_bias=False,
     window=112,
 )
-ROW = make_row("qwen25vl", decoder(128, 3, 4, 2, 192), VISION, build, 25, CASES)
-LARGE = make_row("qwen25vl-large", decoder(192, 4, 6, 3, 320), VISION, build, 26, CASES)
+ROW = make_row("qwen25vl", decoder(128, 3, 4, 2, 192), VISION, "Qwen2_5_VL", 25, CASES)
+LARGE = make_row("qwen25vl-large", decoder(192, 4, 6, 3, 320), VISION, "Qwen2_5_VL", 26, CASES)

@@ -4,9 +4,7 @@ deepstack: outputs of inner blocks of the tower are added after the decoder's fi
 
 from __future__ import annotations
 
-from typing import Any
-
-from tests.zoo.qwen import EPS, VOCAB, VisionConfig, make_cases, make_row, token_ids
+from tests.zoo.qwen import EPS, VOCAB, VisionConfig, make_cases, make_row
 from tests.zoo.row import Drawing
 from tests.zoo.text import TextConfig
 
@@ -18,31 +16,6 @@ CASES = make_cases(
     (Drawing(700, 30, 8, 33), (3, 8, 40, 77)),
     (Drawing(40, 44, 1, 34), (4, 5, 17, 18, 38)),
 )
-
-
-def build(text: TextConfig, vision: VisionConfig) -> Any:
-    """``Qwen3VLForConditionalGeneration``."""
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-    from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
-
-    v = vision
-    tower = Qwen3VLVisionConfig(
-        depth=v.layers,
-        hidden_size=v.hidden,
-        intermediate_size=v.ffn,
-        num_heads=v.heads,
-        out_hidden_size=text.hidden,
-        patch_size=v.patch,
-        num_position_embeddings=v.side**2,
-        deepstack_visual_indexes=list(v.deepstack),
-    )
-    config = Qwen3VLConfig(
-        vision_config=tower,
-        text_config=Qwen3VLTextConfig(**text.hf()),
-        attn_implementation="eager",
-        **token_ids(),
-    )
-    return Qwen3VLForConditionalGeneration(config)
 
 
 ROW = make_row(
@@ -69,6 +42,7 @@ ROW = make_row(
         grids={(300, 200): (7, 10), (150, 500): (16, 5), (700, 30): (2, 39), (40, 44): (9, 8)},
         patch=16,
         values={"clip.vision.spatial_merge_size": 2},
+        hf={"num_position_embeddings": 144, "deepstack_visual_indexes": [1, 2]},
         gelu=True,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
@@ -77,7 +51,7 @@ ROW = make_row(
         side=12,
         deepstack=(1, 2),
     ),
-    build,
+    "Qwen3VL",
     31,
     CASES,
 )

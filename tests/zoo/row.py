@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +26,7 @@ __all__ = [
     "cases",
     "filler",
     "positions",
+    "standard_cases",
 ]
 
 Int32 = NDArray[np.int32]
@@ -93,6 +94,46 @@ NUMBER = "{number}"
 def filler(first: int, n: int) -> str:
     """``n`` different sentences; 30 of them fill a batch of llama.cpp's (512 rows)."""
     return "".join(f"the thing at {i * i} is red and not {i}. " for i in range(first, first + n))
+
+
+def standard_cases(
+    start: str,
+    ask: str,
+    pictures: Sequence[tuple[Drawing, tuple[int, ...]]],
+    *,
+    first: str = "wide",
+    blank: str = "",
+    after: str = "",
+    other: str = "the other",
+    long: tuple[str, str] = (filler(1, 9), filler(10, 25)),
+) -> tuple[Case, ...]:
+    """A question about the first picture, one about the next two, and a long one about the fourth, if there is one.
+
+    Args:
+        start, ask: control texts before the prompt and after it.
+        pictures: and the tokens of each that are kept.
+        first: name of the first case.
+        blank, after: between ``start`` and words, and between a picture and words.
+        long: words before and after the fourth picture.
+    """
+    drawings, keeps = zip(*pictures, strict=True)
+    return (
+        Case(
+            first,
+            (start, 0, f"{after}what is the thing in red?{ask}"),
+            drawings[:1],
+            (83, 266, 7, 201, 40, 99),
+            keeps[:1],
+        ),
+        Case(
+            "two",
+            (f"{start}{blank}look: ", 0, f"{after}and then {other}: ", 1, f"{after}what differs?{ask}"),
+            drawings[1:3],
+            (120, 33, 270, 64),
+            keeps[1:3],
+        ),
+        Case("long", (f"{start}{blank}{long[0]}", 0, f"{after}{long[1]}{ask}"), drawings[3:4], (), keeps[3:4]),
+    )[: 2 + (len(pictures) > 3)]
 
 
 BATCH = 512

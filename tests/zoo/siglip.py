@@ -6,47 +6,22 @@ Names on the left are those of transformers, on the right those of ``conversion/
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.zoo.mmproj import write_projector
-from tests.zoo.weights import SHARP, Float32, Weights
+from tests.zoo.mmproj import Values, VitSizes, write_projector
+from tests.zoo.weights import Float32, Weights
 
-__all__ = ["SiglipConfig", "siglip_weights", "write_siglip"]
+__all__ = ["BLOCK_NAMES", "SiglipConfig", "encoder_weights", "siglip_weights", "write_siglip"]
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
 
-@dataclass(frozen=True)
-class SiglipConfig:
+class SiglipConfig(VitSizes):
     """Sizes of the tower."""
 
-    hidden: int
-    layers: int
-    heads: int
-    ffn: int
-    image: int
-    patch: int
-    eps: float = 1e-6
-
-    @property
-    def side(self) -> int:
-        """Patches along each side of a picture of ``image`` pixels."""
-        return self.image // self.patch
-
     def hf(self) -> dict[str, Any]:
-        """Arguments of the Hugging Face configuration."""
-        return {
-            "hidden_size": self.hidden,
-            "intermediate_size": self.ffn,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "image_size": self.image,
-            "patch_size": self.patch,
-            "layer_norm_eps": self.eps,
-            "hidden_act": "gelu_pytorch_tanh",
-        }
+        return {**super().hf(), "hidden_act": "gelu_pytorch_tanh"}
 
 
 def siglip_weights(out: Weights, prefix: str, vision: SiglipConfig, positions: int) -> None:
@@ -55,11 +30,16 @@ def siglip_weights(out: Weights, prefix: str, vision: SiglipConfig, positions: i
     out.matrix(f"{prefix}.embeddings.patch_embedding.weight", v.hidden, 3, v.patch, v.patch, gain=2.0)
     out.bias(f"{prefix}.embeddings.patch_embedding.bias", v.hidden)
     out.normal(f"{prefix}.embeddings.position_embedding.weight", positions, v.hidden, std=1.0)
+    encoder_weights(out, prefix, v)
+
+
+def encoder_weights(out: Weights, prefix: str, vision: VitSizes) -> None:
+    """Adds the blocks of a SigLIP or CLIP, and the norm after them."""
+    v = vision
     out.norm(f"{prefix}.post_layernorm", v.hidden, bias=True)
     for i in range(v.layers):
         layer = f"{prefix}.encoder.layers.{i}"
-        for name, gain in (("q_proj", SHARP), ("k_proj", SHARP), ("v_proj", 1.0), ("out_proj", 1.0)):
-            out.linear(f"{layer}.self_attn.{name}", v.hidden, v.hidden, bias=True, gain=gain)
+        out.attention(f"{layer}.self_attn", v.hidden)
         out.norm(f"{layer}.layer_norm1", v.hidden, bias=True)
         out.norm(f"{layer}.layer_norm2", v.hidden, bias=True)
         out.linear(f"{layer}.mlp.fc1", v.ffn, v.hidden, bias=True)
@@ -100,7 +80,7 @@ def write_siglip(
     tensors: Mapping[str, Float32],
     *,
     width: int,
-    values: Mapping[str, int | bool | list[int]],
+    values: Values,
     names: Mapping[str, str],
     gelu: bool = True,
 ) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.zoo.row import RGB, Case, Drawing, Grid, Int32, Row, Spelling, filler
+from tests.zoo.hf import HfReference, per_token
+from tests.zoo.row import RGB, Drawing, Grid, Row, Spelling, standard_cases
 from tests.zoo.siglip import SiglipConfig, siglip_weights, write_siglip
 from tests.zoo.text import TextConfig, text_weights
 from tests.zoo.tokenizer import MERGES, Tokenizer
@@ -109,16 +110,13 @@ def spell(sizes: Sizes, width: int, height: int) -> Spelling:
     return (*parts, f"\n\n{FAKE}{GLOBAL}", tokens, FAKE)
 
 
-class SmolVlmReference:
-    """The model in transformers; torch is imported here and nowhere else in this file."""
+class SmolVlmReference(HfReference):
+    """The model in transformers."""
 
     def __init__(self, family: str, sizes: Sizes, tensors: Mapping[str, Float32]) -> None:
-        import torch
         import transformers
 
-        from tests.zoo.reference import Decoder
-
-        self._sizes, self._torch = sizes, torch
+        self._sizes = sizes
         config = getattr(transformers, f"{family}Config")(
             vision_config=sizes.vision.hf(),
             text_config={"model_type": "llama", **sizes.text.hf(), "pad_token_id": 0},
@@ -126,14 +124,13 @@ class SmolVlmReference:
             image_token_id=TOKENIZER.id("<image>"),
             attn_implementation="eager",
         )
-        self._model = getattr(transformers, f"{family}ForConditionalGeneration")(config).eval()
-        named = {k.replace("language_model", "text_model"): torch.from_numpy(t) for k, t in tensors.items()}
-        self._model.load_state_dict(named, strict=True)
+        model = getattr(transformers, f"{family}ForConditionalGeneration")(config)
+        named = {k.replace("language_model", "text_model"): t for k, t in tensors.items()}
+        super().__init__(model, named, model.model.text_model)
         tile = sizes.vision.image
         self._processor = getattr(transformers, f"{family}ImageProcessorPil")(
             size={"longest_edge": EDGE * tile}, max_image_size={"longest_edge": tile}
         )
-        self._decoder = Decoder(self._model, self._model.model.text_model)
 
     def encode(self, image: RGB) -> tuple[Float32, Float32]:
         """Attention received: mean over a tile's queries and heads, summed over the patches of a token."""
@@ -141,45 +138,22 @@ class SmolVlmReference:
         height, width = image.shape[:2]
         if (cut["rows"][0][0], cut["cols"][0][0]) != grid(width, height, self._sizes.vision.image):
             raise AssertionError(f"{width} x {height}: {cut['rows']} x {cut['cols']} tiles")
-        with self._torch.no_grad():
-            out = self._model.model.get_image_features(
-                cut["pixel_values"], cut["pixel_attention_mask"], return_dict=True, output_attentions=True
-            )
+        out = self._features(cut["pixel_values"], cut["pixel_attention_mask"], output_attentions=True)
         received = np.stack([a.numpy().mean(axis=(1, 2)) for a in out.attentions])  # (layers, tiles, patches)
-        n, s = self._sizes.tokens, self._sizes.merge
-        tower = received.reshape(*received.shape[:2], n, s, n, s).sum(axis=(3, 5))
+        tower = per_token(received, self._sizes.tokens, self._sizes.merge)
         return out.pooler_output[0].numpy(), tower.reshape(len(tower), -1)
 
-    def encode_stock(self, image: RGB) -> Float32:
-        return self.encode(image)[0]
 
-    def decode(self, ids: Int32, rows: Float32, positions: Int32) -> tuple[Float32, Float32]:
-        return self._decoder.decode(ids, rows, positions)
-
-
-START, ASK = "<|im_start|>User:", "<end_of_utterance>\nAssistant:"
-CASES = (
-    Case(
-        "wide",
-        (START, 0, f"what is the thing in red?{ASK}"),
-        (Drawing(190, 100, 10, 31),),
-        fed=(83, 266, 7, 201, 40, 99),
-        keep=(tuple(range(1, 52, 5)),),
+CASES = standard_cases(
+    "<|im_start|>User:",
+    "<end_of_utterance>\nAssistant:",
+    (
+        (Drawing(190, 100, 10, 31), tuple(range(1, 52, 5))),
+        (Drawing(60, 201, 7, 32), (0, 4, 6, 17, 35)),
+        (Drawing(301, 40, 1, 33), (3, 8, 18)),
+        (Drawing(56, 13, 4, 34), (4, 5, 17, 18)),
     ),
-    Case(
-        "two",
-        (f"{START} look: ", 0, "and then the other: ", 1, f"what differs?{ASK}"),
-        (Drawing(60, 201, 7, 32), Drawing(301, 40, 1, 33)),
-        fed=(120, 33, 270, 64),
-        keep=((0, 4, 6, 17, 35), (3, 8, 18)),
-    ),
-    Case(
-        "long",
-        (f"{START} {filler(1, 9)}", 0, f"{filler(10, 25)}{ASK}"),
-        (Drawing(56, 13, 4, 34),),
-        fed=(),
-        keep=((4, 5, 17, 18),),
-    ),
+    blank=" ",
 )
 
 
@@ -200,17 +174,7 @@ def make_row(name: str, family: str, sizes: Sizes, seed: int) -> Row:
     )
 
 
-TEXT = TextConfig(
-    "llama",
-    hidden=96,
-    layers=3,
-    heads=3,
-    kv_heads=1,
-    ffn=160,
-    vocab=len(TOKENIZER.tokens),
-    rope_theta=1e5,
-    eps=1e-5,
-)
+TEXT = TextConfig("llama", vocab=len(TOKENIZER.tokens), rope_theta=1e5, eps=1e-5)
 ROW = make_row(
     "smolvlm",
     "SmolVLM",

@@ -32,14 +32,14 @@ class TextConfig:
     """
 
     arch: str
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    ffn: int
     vocab: int
     rope_theta: float
     eps: float
+    hidden: int = 96
+    layers: int = 3
+    heads: int = 3
+    kv_heads: int = 1
+    ffn: int = 160
     qkv_bias: bool = False
     mrope: tuple[int, ...] = ()
     context: int = 1024

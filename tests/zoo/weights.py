@@ -50,3 +50,8 @@ class Weights:
         self.matrix(f"{name}.weight", out, fan_in, gain=gain)
         if bias:
             self.bias(f"{name}.bias", out)
+
+    def attention(self, name: str, width: int, *, out: str = "out_proj", bias: bool = True) -> None:
+        """A ViT's four matrices."""
+        for part, gain in (("q_proj", SHARP), ("k_proj", SHARP), ("v_proj", 1.0), (out, 1.0)):
+            self.linear(f"{name}.{part}", width, width, bias=bias, gain=gain)
