@@ -62,7 +62,7 @@ class Tally:
         return 100 * float(d.mean()), 196 * float(d.std(ddof=1)) / len(d) ** 0.5
 
 
-def _say(vlm: Vlm, question: str, pictures: Sequence[ImagePart]) -> str:
+def say(vlm: Vlm, question: str, pictures: Sequence[ImagePart]) -> str:
     messages = [Message("user", question, len(pictures))]
     parts = [p if isinstance(p, TextPart) else pictures[p] for p in vlm.chat(messages)]
     vlm.prefill(parts)
@@ -107,10 +107,10 @@ def run(rows: Sequence[dict[str, str]], folder: Path, pair: str = "demo", thread
                 (layout.n_tokens,),
                 seed=number,
             )
-            tally.add("unpruned", normal(_say(model, row["question"], [ImagePart(seen)])) == want)
-            tally.add("blind", normal(_say(model, row["question"], [])) == want)
+            tally.add("unpruned", normal(say(model, row["question"], [ImagePart(seen)])) == want)
+            tally.add("blind", normal(say(model, row["question"], [])) == want)
             for name, kept in _choices(pipeline, look, inputs, layout).items():
-                answer = _say(model, row["question"], [ImagePart(seen, kept)])
+                answer = say(model, row["question"], [ImagePart(seen, kept)])
                 tally.add(name, normal(answer) == want)
             model.release(seen)
             if sys.stderr.isatty() or (number + 1) % 100 == 0:

@@ -15,7 +15,7 @@ __all__ = ["AUTO_BOUNDS", "AUTO_SHARE", "Inputs", "Keep", "Method", "Tokens", "b
 
 Int32 = NDArray[np.int32]
 
-AUTO_SHARE = 0.8
+AUTO_SHARE = 0.9
 """Share of the saliency that the tokens of an "auto" budget hold together (``python -m tests.budgets``)."""
 AUTO_BOUNDS = (0.05, 0.64)
 """Least and largest share of the tokens that "auto" keeps: what SGL's strongest setting keeps (5 %, arXiv 2412.03324,
@@ -91,14 +91,15 @@ def budget(keep: Keep, inputs: Inputs) -> int:
     if keep == "auto":
         if inputs.saliency is None:
             raise UsageError("keep 'auto' needs a method that follows a guide", "pass a share, such as --keep 0.35")
-        k = min(k, max(share_of(AUTO_BOUNDS[0], inputs.n), holding(AUTO_SHARE, inputs.saliency[inputs.candidates])))
+        k = holding(AUTO_SHARE, inputs.n, inputs.saliency[inputs.candidates])
     return min(k, len(inputs.candidates))
 
 
-def holding(share: float, scores: NDArray[np.float32]) -> int:
-    """The fewest of the (n,) non-negative scores that add up to ``share`` of all of them."""
+def holding(share: float, n: int, scores: NDArray[np.float32]) -> int:
+    """The fewest tokens whose non-negative scores add up to ``share`` of all, within AUTO_BOUNDS of n."""
     mass = np.sort(scores.astype(np.float64))[::-1].cumsum()
-    return int(np.searchsorted(mass, share * mass[-1])) + 1
+    low, high = (share_of(bound, n) for bound in AUTO_BOUNDS)
+    return min(high, max(low, int(np.searchsorted(mass, share * mass[-1])) + 1))
 
 
 def top(scores: NDArray[np.float32], candidates: Int32, k: int) -> Int32:

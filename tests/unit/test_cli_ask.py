@@ -117,7 +117,8 @@ def test_of_two_budgets_the_nearer_one_counts(cli, monkeypatch):
     assert json.loads(cli.ask("--json", "--keep=0.25").out)["tokens"]["kept"] == 36
 
 
-def test_auto_follows_the_guide(cli):
+def test_auto_follows_the_guide(cli, monkeypatch):
+    monkeypatch.setattr("localvlm.pruning.base.AUTO_SHARE", 0.5)
     kept = {}
     for focus in ((0.4, 0.4, 0.6, 0.6), (0.0, 0.0, 1.0, 1.0)):
         cli.scripts["guide"] = replace(cli.scripts["guide"], focus=focus)
