@@ -1,0 +1,60 @@
+"""What ``python -m tests.cascade`` counts and compares."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from localvlm.catalog import pair_named
+from tests.cascade import FULL, GUIDE, Shape, Shown, best, curves, misses
+
+
+def test_flops_are_those_of_every_product_of_a_pass():
+    shape = Shape(blocks=70, head=30, n_layer=2, n_embd=5)
+    want = 0
+    for row in range(9):
+        want += 2 * 70 + 2 * (2 * 2 * 5 * (row + 1))  # weights; scores and values, a multiplication and an addition
+    assert shape.flops(7, 2, 3) == want + 3 * 2 * 30
+
+
+def test_shapes_of_the_demo_pair():
+    pair = pair_named("demo")
+    assert pair.guide is not None
+    assert pair.model is not None
+    small, large = Shape.of(pair.guide.model), Shape.of(pair.model.model)
+    assert 0 < small.blocks < large.blocks
+    assert large.n_layer >= 12
+
+
+def shown(guide: list[int], full: list[int], pruned: list[int], scores: list[float]) -> Shown:
+    n = len(guide)
+    ones = np.ones(n)
+    right = {GUIDE: guide, FULL: full, "35%": pruned, "9%": pruned}
+    cost = {GUIDE: ones, FULL: 10 * ones, "35%": 4 * ones, "9%": ones}
+    return Shown(np.array(["a", "b"] * (n // 2)), np.array(scores), np.array(scores), ones.astype(bool),
+                 {k: np.array(v, bool) for k, v in right.items()}, cost, cost)  # fmt: skip
+
+
+def test_a_cascade_takes_the_guides_answer_where_it_exits():
+    s = shown([1, 0, 1, 0], [1, 1, 1, 1], [0, 1, 0, 1], [0.9, 0.5, 0.8, 0.9])
+    right, flops, _ = s.cascade("35%", 0.8)
+    assert right.tolist() == [True, True, True, False]
+    assert flops.tolist() == [1, 5, 1, 1]
+    s.whole[0] = False
+    assert s.exited(0.8).tolist() == [False, False, True, True]
+    assert s.exited(None).tolist() == [False] * 4
+    assert s.cascade("35%", None)[0].tolist() == s.right["35%"].tolist()
+
+
+def test_targets_are_missed_where_they_are():
+    good = shown([1] * 60 + [0] * 40, [1] * 100, [1] * 100, [0.9] * 60 + [0.1] * 40)
+    assert misses(good, 0.9) == []
+    assert "wanted 40 %" in misses(good, 0.95)[0]
+    bad = misses(good, 0.1)
+    assert len(bad) == 3
+    assert "60% exit" in bad[0]
+    assert best(good, "35%").startswith("60% exit at 0.9000 with a loss of +0.00")
+    one_kind = shown([1, 0] * 4 + [1] * 192, [1] * 200, [1] * 200, [0.9] * 200)
+    assert [m.split()[0] for m in misses(one_kind, 0.5)] == ["cascade", "cascade"]
+    assert curves(good)["both"][0].risk == 0.0
+    assert curves(good)["both"][-1].risk == pytest.approx(0.4)
