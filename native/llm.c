@@ -135,6 +135,7 @@ int lv_tap_begin(lv_tap *tap, int32_t n_rows, const int32_t *image, const uint8_
         tap->masks[i].key = NULL;
     }
     tap->n_seen = tap->n_moved = 0;
+    tap->stage.mode = LV_STAGE_OFF;
     tap->worst = 0.0f;
     tap->phase = LV_LLM;
     return LV_OK;
@@ -147,7 +148,7 @@ static void check_complete(lv_tap *tap) {
         return;
     }
     for (int il = 0; il < tap->n_layer; il++) {
-        if (tap->stored[il] && !tap->seen[il]) {
+        if (tap->stored[il] && !tap->seen[il] && lv_stage_runs(tap, il)) {
             lv_fail(tap, LV_E_GRAPH, "the attention of layer %d was not met", il);
             return;
         }
@@ -173,6 +174,9 @@ int lv_tap_end(lv_tap *tap) {
     }
     if (tap->status == LV_OK && lv_tap_abort(tap)) {
         lv_fail(tap, LV_E_CANCELLED, "cancelled"); /* stopped by the abort callback before a node was asked */
+    }
+    if (tap->status == LV_OK) {
+        lv_stage_complete(tap);
     }
     if (tap->status == LV_OK && tap->n_armed > 0) {
         check_complete(tap);
@@ -227,17 +231,18 @@ bool lv_llm_ask(lv_tap *tap, struct ggml_tensor *t) {
     if (t->op == GGML_OP_SET_ROWS) {
         /* outside a run too: cells that are overwritten must not keep their image token */
         lv_map_store(tap, t, run ? tap->image.data : NULL, run ? tap->n_rows : 0);
-        return false;
+    }
+    if (run && tap->status == LV_OK && tap->has_pos && t->op == GGML_OP_ROPE) {
+        move_positions(tap, t); /* in layers that are left out too: the input is that of all */
+    }
+    const enum lv_step step = run && tap->stage.mode != LV_STAGE_OFF ? lv_stage_ask(tap, t) : LV_RUN;
+    if (step != LV_RUN) {
+        return step == LV_CUT;
     }
     if (!run || tap->status != LV_OK) {
         return tap->points && lv_starts(t, "l_out-");
     }
     switch (t->op) {
-    case GGML_OP_ROPE:
-        if (tap->has_pos) {
-            move_positions(tap, t);
-        }
-        return false;
     case GGML_OP_FLASH_ATTN_EXT:
         return tap->n_armed > 0;
     case GGML_OP_SOFT_MAX: /* a router of experts is one too: the name tells */
@@ -397,6 +402,9 @@ static int soft_max_node(lv_tap *tap, const struct ggml_tensor *node, struct sum
 }
 
 void lv_llm_done(lv_tap *tap, struct ggml_tensor *t) {
+    if (lv_stage_done(tap, t)) {
+        return;
+    }
     const bool flash = t->op == GGML_OP_FLASH_ATTN_EXT;
     if ((!flash && t->op != GGML_OP_SOFT_MAX) || tap->n_armed == 0) {
         return; /* a cancel point */

@@ -32,6 +32,7 @@ void lv_tap_free(lv_tap *tap) {
         }
     }
     struct lv_buf *single[] = {&tap->image, &tap->rows, &tap->pos, &tap->armed, &tap->cleared,
+                               &tap->stage.hidden,
                                &tap->tower.out, &tap->tower.window, &tap->tower.heads,
                                &tap->tower.rows, &tap->tower.table};
     for (size_t i = 0; i < sizeof single / sizeof single[0]; i++) {
@@ -199,6 +200,25 @@ void lv_tap_cancel_reset(lv_tap *tap) {
     }
 }
 
+bool lv_clear_flag(lv_tap *tap, struct ggml_tensor *t) {
+    if ((t->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
+        return true;
+    }
+    const size_t need = (tap->n_cleared + 1) * sizeof t;
+    if (need > tap->cleared.size) {
+        void *more = realloc(tap->cleared.data, 2 * need + 4096);
+        if (more == NULL) {
+            lv_fail(tap, LV_E_MEMORY, "no memory for a list of %zu nodes", tap->n_cleared + 1);
+            return false;
+        }
+        tap->cleared.data = more;
+        tap->cleared.size = 2 * need + 4096;
+    }
+    ((struct ggml_tensor **)tap->cleared.data)[tap->n_cleared++] = t;
+    t->flags &= ~GGML_TENSOR_FLAG_COMPUTE;
+    return true;
+}
+
 bool lv_cancel_node(lv_tap *tap, struct ggml_tensor *t, bool ask) {
     if (tap->status == LV_OK) {
         lv_fail(tap, LV_E_CANCELLED, "cancelled");
@@ -206,20 +226,7 @@ bool lv_cancel_node(lv_tap *tap, struct ggml_tensor *t, bool ask) {
     if (!ask) {
         return true; /* false would end this split only; the cleared flags end all of them */
     }
-    if ((t->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
-        return false;
-    }
-    const size_t need = (tap->n_cleared + 1) * sizeof t;
-    if (need > tap->cleared.size) {
-        void *more = realloc(tap->cleared.data, 2 * need + 4096);
-        if (more == NULL) {
-            return false; /* the node is computed after all: slow, but never left without its flag */
-        }
-        tap->cleared.data = more;
-        tap->cleared.size = 2 * need + 4096;
-    }
-    ((struct ggml_tensor **)tap->cleared.data)[tap->n_cleared++] = t;
-    t->flags &= ~GGML_TENSOR_FLAG_COMPUTE;
+    lv_clear_flag(tap, t); /* without memory it is computed after all: slow, but never left without its flag */
     return false;
 }
 

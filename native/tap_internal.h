@@ -15,6 +15,8 @@
 #define LV_MAX_THREADS 64
 #define LV_MAX_MAPS 8      /* KV caches of one model; sliding-window models have two */
 #define LV_MAX_INPUTS 32   /* copies of one input tensor over the splits of a graph */
+#define LV_MAX_WIDTH (1 << 20)
+#define LV_MAX_WRITTEN 4096 /* keys and values of every layer, and then some */
 #define LV_ERROR_SIZE 512
 
 enum lv_phase { LV_IDLE = 0, LV_LLM, LV_TOWER };
@@ -65,6 +67,18 @@ struct lv_tower {
     int64_t n_window;
 };
 
+/* What the current run leaves out (lv_stage). */
+struct lv_stage {
+    int mode;
+    int32_t layer, width;
+    char cut[24];       /* name of the node whose rows are handed over */
+    bool below, above;  /* the first node of layer 0 was met; the cut was met */
+    bool held;          /* the rows were read or written */
+    struct lv_buf hidden; /* (n_rows, width) float32 */
+    const struct ggml_tensor *written[LV_MAX_WRITTEN]; /* caches that nodes left out would have written to */
+    int n_written;
+};
+
 struct lv_tap {
     char error[LV_ERROR_SIZE];
     int status; /* first error of the current run */
@@ -95,7 +109,9 @@ struct lv_tap {
     struct lv_mask masks[LV_N_MASK];
     int next_mask;
 
-    /* flags cleared by a cancel */
+    struct lv_stage stage;
+
+    /* flags cleared by a cancel or a stage */
     struct lv_buf cleared; /* (n_cleared) struct ggml_tensor * */
     size_t n_cleared;
 
@@ -124,6 +140,8 @@ int lv_number_after_dash(const char *name); /* "Qcur-3 (view)" -> 3, else -1 */
 void lv_parallel(lv_tap *tap, int n, void (*task)(void *ctx, int i, int thread), void *ctx);
 /* Adds t to a list of n known tensors: 1 = new, 0 = known, -1 = full. */
 int lv_once(const struct ggml_tensor **list, int *n, const struct ggml_tensor *t);
+/* False if there is no memory to remember the node with: it then keeps its flag. */
+bool lv_clear_flag(lv_tap *tap, struct ggml_tensor *t);
 void lv_restore_flags(lv_tap *tap);
 bool lv_cancel_node(lv_tap *tap, struct ggml_tensor *t, bool ask);
 
@@ -171,6 +189,13 @@ float lv_slope(const struct lv_attn *a, int64_t head);
 /* A SOFT_MAX node's rows as blocks of one lane. */
 int lv_soft_max_run(lv_tap *tap, const struct ggml_tensor *node, const int32_t *rows, int32_t n_rows,
                     const struct lv_map *map, lv_emit emit, void *ctx);
+
+/* ---- stage.c ---- */
+enum lv_step { LV_RUN, LV_SKIP, LV_CUT };
+enum lv_step lv_stage_ask(lv_tap *tap, struct ggml_tensor *t);
+bool lv_stage_done(lv_tap *tap, struct ggml_tensor *t); /* whether t was the cut */
+bool lv_stage_runs(const lv_tap *tap, int layer);       /* false for layers that this run leaves out */
+void lv_stage_complete(lv_tap *tap);
 
 /* ---- llm.c, tower.c, check.c ---- */
 bool lv_llm_ask(lv_tap *tap, struct ggml_tensor *t);

@@ -261,11 +261,15 @@ class Vlm(Protocol):
         """
         ...
 
-    def prefill(self, parts: Sequence[Part], *, tap: bool = False) -> Prefilled:
+    def prefill(self, parts: Sequence[Part], *, tap: bool = False, layer: int = 0) -> Prefilled:
         """Clears the KV cache and runs the prompt. Kept image tokens, and all text, get the positions they would have
-        unpruned. With ``tap``, attention is recorded from here on.
+        unpruned. With ``tap``, attention is recorded from here on. All image tokens run through the layers below
+        ``layer``, the kept ones alone through it and the rest; attention is then recorded from ``layer`` on.
 
         Raises:
+            UsageError: ``layer`` is not 0..n_layer-1.
+            UnsupportedModel: this model's layers cannot be run apart (some of them on a GPU, experts on a GPU, a layer
+                that reads the KV cache of one below ``layer``).
             ContextOverflow: prompt longer than the context.
             Interrupted: :meth:`Engine.cancel` was called; the cache is empty then.
             AttentionCheckFailed: first tapped prefill of this model, and the self-check fails.

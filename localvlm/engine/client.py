@@ -378,8 +378,8 @@ class RemoteVlm:
         result: Int32 = self._call("tokenize", list(parts), timeout=_QUICK_S)
         return result
 
-    def prefill(self, parts: Sequence[Part], *, tap: bool = False) -> Prefilled:
-        result: Prefilled = self._call("prefill", list(parts), tap=tap)
+    def prefill(self, parts: Sequence[Part], *, tap: bool = False, layer: int = 0) -> Prefilled:
+        result: Prefilled = self._call("prefill", list(parts), tap=tap, layer=layer)
         return result
 
     def generate(

@@ -34,7 +34,7 @@ from localvlm.engine.api import (
     VlmInfo,
 )
 from localvlm.engine.drafts import agreed
-from localvlm.errors import ContextOverflow, EngineCrashed, Interrupted, LocalvlmError
+from localvlm.errors import ContextOverflow, EngineCrashed, Interrupted, LocalvlmError, UsageError
 
 __all__ = ["FakeEngine", "FakeVlm", "Script"]
 
@@ -232,9 +232,11 @@ class FakeVlm:
             ids += part.text.encode("utf-8", "surrogatepass") if isinstance(part, TextPart) else [-1] * part
         return np.array(ids, np.int32)
 
-    def prefill(self, parts: Sequence[Part], *, tap: bool = False) -> Prefilled:
-        """Counts tokens; remembers the pictures for :meth:`attention`."""
+    def prefill(self, parts: Sequence[Part], *, tap: bool = False, layer: int = 0) -> Prefilled:
+        """Counts tokens; remembers the pictures for :meth:`attention`. ``layer`` is checked, and changes nothing."""
         self.step("prefill")
+        if not 0 <= layer < self._info.n_layer:
+            raise UsageError(f"layer {layer} is not within 0..{self._info.n_layer - 1}")
         pictures = [p for p in parts if isinstance(p, ImagePart)]
         ids = self.tokenize([p if isinstance(p, TextPart) else p.image.layout.n_tokens for p in parts])
         n_image = int((ids == -1).sum())

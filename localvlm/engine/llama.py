@@ -211,7 +211,8 @@ class Vocabulary:
 class Context:
     """One llama_context with one sequence, its tap and its abort flag."""
 
-    def __init__(self, model: Model, options: LoadOptions, tap: Tap) -> None:
+    def __init__(self, model: Model, options: LoadOptions, tap: Tap, outputs: int = MAX_OUTPUTS) -> None:
+        """``outputs``: most rows of a batch that ask for logits."""
         lib = self._lib = backend()
         self.model, self.tap = model, tap
         threads = thread_count(options)
@@ -219,7 +220,7 @@ class Context:
         params.n_ctx = options.n_ctx or min(model.n_ctx_train or DEFAULT_CTX, DEFAULT_CTX)
         params.n_batch = params.n_ubatch = min(MICRO_BATCH, params.n_ctx)
         params.n_seq_max = 1
-        params.n_outputs_max = min(MAX_OUTPUTS, params.n_batch)
+        params.n_outputs_max = min(outputs, params.n_batch)
         params.n_threads = params.n_threads_batch = threads
         quantized = options.kv_type != "f16"
         params.flash_attn_type = 1 if quantized else flash_attention(options)  # V can be quantized with it alone

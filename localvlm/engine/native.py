@@ -14,12 +14,13 @@ from localvlm.errors import AttentionCheckFailed, Interrupted, UnsupportedModel
 
 __all__ = ["ROW_GENERATED", "ROW_LAST", "ROW_PROMPT", "Tap", "TowerMode", "library"]
 
-ABI = 1
+ABI = 2
 ROW_PROMPT, ROW_GENERATED, ROW_LAST = 1, 2, 4
 REDUCTIONS = 3
 REPAIRS = {"llava-cls-order": 1, "internvl-positions": 2, "siglip-gelu": 4}
 """Repairs of llama.cpp's towers by name (enum lv_repair)."""
 _E_CHECK, _E_CANCELLED = -4, -5
+_FRONT, _TAIL = 1, 2
 _LAYER_TOLERANCE = 0.05
 """Largest allowed difference of the self-check, as a share of the row's largest sum of p |v|. llama.cpp sums v in half
 precision: 0.012 was measured on a sound model over 630 cells; a wrong scale, mask or head is off by far more."""
@@ -65,6 +66,8 @@ def library() -> ctypes.CDLL:
         "lv_tap_rows": (ctypes.c_int64, [ptr, i32]),
         "lv_tap_check": (ctypes.c_int, [ptr, ctypes.c_bool, ctypes.c_float]),
         "lv_tap_check_worst": (ctypes.c_float, [ptr]),
+        "lv_stage": (ctypes.c_int, [ptr, ctypes.c_int, i32, i32, f32p]),
+        "lv_stage_read": (ctypes.c_int, [ptr, f32p, ctypes.c_size_t]),
         "lv_tower_begin": (ctypes.c_int, [ptr, i32, i32, i32, ctypes.c_int, u8p, ctypes.c_uint32]),
         "lv_tower_end": (ctypes.c_int, [ptr]),
         "lv_tower_read": (ctypes.c_int, [ptr, f32p, ctypes.c_size_t]),
@@ -99,7 +102,7 @@ class Tap:
 
     def __init__(self, name: str, threads: int, gpu: bool) -> None:
         self._lib = library()
-        self._name = name
+        self._name, self._staged = name, False
         self._tap = self._lib.lv_tap_new()
         if not self._tap:
             raise MemoryError("lv_tap_new")
@@ -141,6 +144,8 @@ class Tap:
                 f"the attention read from '{self._name}' is not the model's own: {message}",
                 "use a method that needs no attention, such as --method grid",
             )
+        if self._staged:
+            raise UnsupportedModel(f"the layers of '{self._name}' cannot be run apart: {message}", "pass --layer 0")
         raise UnsupportedModel(f"attention of '{self._name}' cannot be read: {message}")
 
     def configure(self, n_layer: int, n_head: int) -> None:
@@ -159,11 +164,28 @@ class Tap:
         positions: NDArray[np.int32] | None,
     ) -> None:
         """Describes the batch of the next ``llama_decode`` (one micro-batch); each array (n_rows,)."""
+        self._staged = False
         rows_pointer = rows.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         self._checked(self._lib.lv_tap_begin(self._tap, len(image), _i32(image), rows_pointer, _i32(positions)))
 
     def end(self) -> None:
         self._checked(self._lib.lv_tap_end(self._tap))
+
+    def stage(self, layer: int, width: int, hidden: NDArray[np.float32] | None) -> None:
+        """Leaves layers out of the run just begun: those from ``layer`` on, or with ``hidden`` (n_rows, width), what
+        the last layer before it gave, those before it.
+        """
+        self._staged = True
+        mode = _FRONT if hidden is None else _TAIL
+        pointer = None if hidden is None else hidden.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        self._checked(self._lib.lv_stage(self._tap, mode, layer, width, pointer))
+
+    def stage_read(self, n_rows: int, width: int) -> NDArray[np.float32]:
+        """(n_rows, width) float32, what the last layer of a front gave in the run just ended."""
+        out = np.empty((n_rows, width), np.float32)
+        pointer = out.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        self._checked(self._lib.lv_stage_read(self._tap, pointer, out.size))
+        return out
 
     def read(self, cls: int, reduction: int) -> NDArray[np.float32]:
         """(n_layer, n_head, n_image) float32; cls 0 prompt, 1 generated, 2 last; reduction as enum lv_reduction."""

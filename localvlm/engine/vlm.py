@@ -6,7 +6,8 @@ import codecs
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from localvlm.engine.llama import MAX_OUTPUTS, Context, Model, thread_count
 from localvlm.engine.native import ROW_GENERATED, Tap
 from localvlm.engine.rows import Placed, PromptRows, Run, lay_rows
 from localvlm.engine.sampling import Sampler
+from localvlm.engine.staged import Front, check_layer
 from localvlm.engine.token_table import TokenTable
 from localvlm.engine.tower import Picture, VisionTower
 from localvlm.errors import ContextOverflow, Interrupted, UnsupportedModel, UsageError
@@ -89,6 +91,8 @@ class LlamaVlm:
             notes=self.tower.family.notes,
             vocab_hash=hashlib.sha256(tokens.encode()).hexdigest()[:16],
         )
+        self._options, self._header = options, text
+        self._front: Front | None = None
         self._pictures: dict[int, Picture] = {}
         self._next_picture = 1
         self._checked = False
@@ -103,6 +107,8 @@ class LlamaVlm:
         self._shift = 0
         """True position minus batch position, for models with one number a token."""
         self._tapping = False
+        self._layer = 0
+        """Where the rows of the prompt were pruned; 0 = before the first layer, without a front."""
         self._last: Float32 | None = None
 
     @property
@@ -110,6 +116,8 @@ class LlamaVlm:
         return self._info
 
     def close(self) -> None:
+        if self._front is not None:
+            self._front.close()
         self._context.close()
         self.tower.close()
         self.tap.close()
@@ -117,10 +125,14 @@ class LlamaVlm:
 
     def cancel(self) -> None:
         """Stops the graph in progress, from any thread."""
+        if (front := self._front) is not None:
+            front.tap.cancel()
         self.tap.cancel()
         self.tower.tap.cancel()
 
     def cancel_reset(self) -> None:
+        if self._front is not None:
+            self._front.tap.cancel_reset()
         self.tap.cancel_reset()
         self.tower.tap.cancel_reset()
 
@@ -196,29 +208,31 @@ class LlamaVlm:
             raise UsageError(f"kept indices must be sorted, without repeats and within 0..{n - 1}")
         return None if len(keep) == n else keep
 
-    def prefill(self, parts: Sequence[Part], *, tap: bool = False) -> Prefilled:
+    def prefill(self, parts: Sequence[Part], *, tap: bool = False, layer: int = 0) -> Prefilled:
         started = time.perf_counter()
+        check_layer(layer, self._model.n_layer, self._info.name)
         rows = self._lay(parts)
+        whole = self._lay([replace(p, keep=None) if isinstance(p, ImagePart) else p for p in parts]) if layer else rows
         if not rows.n:
             raise UsageError("the prompt is empty")
-        if rows.n + 1 > self._context.n_ctx:
+        if whole.n + 1 > self._context.n_ctx:
             raise ContextOverflow(
-                f"the prompt takes {rows.n} cells ({rows.n_kept} of them image tokens) and the context has "
+                f"the prompt takes {whole.n} cells ({whole.n_kept} of them image tokens) and the context has "
                 f"{self._context.n_ctx}",
                 "shorten the question, lower --keep or raise --ctx-size",
             )
-        self._reset()
-        self._context.clear()
+        self._clear()
         self._tapping = tap
         if tap:
             self.tap.reset(rows.n_image)
             self.tap.check(not self._checked)
         try:
+            hidden = self._run_front(layer, whole, rows) if layer else None
+            self._layer = layer
             for run in self._batches(rows):
-                self._run_rows(rows, run)
+                self._run_rows(rows, run, None if hidden is None else hidden[run.start : run.stop])
         except Interrupted:
-            self._context.clear()
-            self._reset()
+            self._clear()
             raise
         finally:
             self.tap.check(False)
@@ -228,6 +242,27 @@ class LlamaVlm:
         self._shift = 0 if self._model.mrope else rows.next_position - rows.n
         ms = (time.perf_counter() - started) * 1e3
         return Prefilled(rows.all_ids, rows.n_image, rows.n_kept, self._cells, ms)
+
+    def _clear(self) -> None:
+        self._reset()
+        self._context.clear()
+        if self._front is not None:
+            self._front.clear()
+
+    def _run_front(self, layer: int, whole: PromptRows, rows: PromptRows) -> Float32:
+        """(rows.n, n_embd) what the layers below ``layer`` give on the whole prompt, at the rows that stay."""
+        if self._front is None:
+            self._front = Front(self._model, self._options, self._header)
+        front, hidden = self._front, []
+        stays = (whole.image < 0) | np.isin(whole.image, rows.image)
+        for run in self._batches(whole):
+            embedded, positions = self._inputs(whole, run)
+            tokens = None if embedded is not None else np.ascontiguousarray(whole.ids[run.start : run.stop])
+            with self._attending(front.context, embedded):
+                found = front.decode(layer, tokens, embedded, positions, run.stop - run.start)
+            hidden.append(found[stays[run.start : run.stop]])
+        front.at = whole.next_position if self._model.mrope else whole.n
+        return np.concatenate(hidden)
 
     def _batches(self, rows: PromptRows) -> list[Run]:
         """Cuts the rows into batches: unpruned prompts as llama.cpp's own helper does (so that answers agree bit for
@@ -260,34 +295,39 @@ class LlamaVlm:
             out[~image] = self._table.rows(rows.ids[span][~image])
         return out
 
-    def _run_rows(self, rows: PromptRows, run: Run) -> None:
-        span = slice(run.start, run.stop)
-        n = run.stop - run.start
+    def _inputs(self, rows: PromptRows, run: Run) -> tuple[Float32 | None, Int32]:
+        """Embedding rows, None for a batch of text alone, and batch positions; see :meth:`Context.decode`."""
         embedded = self._embedded(rows, run)
-        outputs = np.zeros(n, np.int8)
-        outputs[-1] = run.stop == rows.n
-        places = rows.positions[span]
         if not self._model.mrope:
-            positions = np.arange(run.start, run.stop, dtype=np.int32)
-        elif embedded is None:
-            positions = np.ascontiguousarray(places[:, 0])
-        else:
-            positions = np.concatenate([places.T.reshape(-1), np.zeros(n, np.int32)]).astype(np.int32)
-        true = None if self._model.mrope else np.ascontiguousarray(places[:, 0])
-        if not self.tower.causal and embedded is not None:
-            self._causal(False)
-        try:
-            self._decode(
-                rows.ids[span], embedded, positions, outputs, rows.image[span], rows.classes[span] * self._tapping, true
-            )
-        finally:
-            if not self.tower.causal and embedded is not None:
-                self._causal(True)
+            return embedded, np.arange(run.start, run.stop, dtype=np.int32)
+        places = rows.positions[run.start : run.stop]
+        if embedded is None:
+            return None, np.ascontiguousarray(places[:, 0])
+        return embedded, np.concatenate([places.T.reshape(-1), np.zeros(len(places), np.int32)]).astype(np.int32)
 
-    def _causal(self, on: bool) -> None:
+    def _run_rows(self, rows: PromptRows, run: Run, hidden: Float32 | None) -> None:
+        span = slice(run.start, run.stop)
+        embedded, positions = self._inputs(rows, run)
+        outputs = np.zeros(run.stop - run.start, np.int8)
+        outputs[-1] = run.stop == rows.n
+        true = None if self._model.mrope else np.ascontiguousarray(rows.positions[span, 0])
+        classes = rows.classes[span] * self._tapping
+        with self._attending(self._context, embedded):
+            self._decode(rows.ids[span], embedded, positions, outputs, rows.image[span], classes, true, hidden)
+
+    @contextlib.contextmanager
+    def _attending(self, context: Context, embedded: Float32 | None) -> Iterator[None]:
+        """Rows of a picture see each other in both directions where the model was trained so."""
         import llama_cpp
 
-        llama_cpp.llama_set_causal_attn(self._context.handle, on)
+        if self.tower.causal or embedded is None:
+            yield
+            return
+        llama_cpp.llama_set_causal_attn(context.handle, False)
+        try:
+            yield
+        finally:
+            llama_cpp.llama_set_causal_attn(context.handle, True)
 
     def _decode(
         self,
@@ -298,38 +338,57 @@ class LlamaVlm:
         image: Int32,
         classes: NDArray[np.uint8],
         true: Int32 | None,
+        hidden: Float32 | None,
     ) -> None:
-        """One batch. The tap stands aside unless attention is recorded or positions differ from the batch's own."""
+        """One batch, from ``hidden`` rows on if a front gave them. The tap stands aside unless attention is recorded,
+        positions differ from the batch's own or layers are left out.
+        """
         moved = true is not None and not np.array_equal(true, positions)
         tokens = np.ascontiguousarray(ids) if embedded is None else None
-        if not (self._tapping or moved):
+        if not (self._tapping or moved or hidden is not None):
             self._context.decode(tokens, embedded, positions, outputs)
             return
         if not self._tapping:  # the tap then counts no image tokens
             image = np.full_like(image, -1)
         self.tap.begin(np.ascontiguousarray(image), np.ascontiguousarray(classes), true if moved else None)
         try:
+            if hidden is not None:
+                self.tap.stage(self._layer, self._model.n_embd, np.ascontiguousarray(hidden))
             self._context.decode(tokens, embedded, positions, outputs)
         finally:
             self.tap.end()
 
     # decoding
 
+    @property
+    def _front_in_use(self) -> Front | None:
+        return self._front if self._layer else None
+
+    @property
+    def _taken(self) -> int:
+        """KV cells in use, of the front where it runs: it has all rows."""
+        front = self._front_in_use
+        return self._cells if front is None else front.cells
+
     def _feed(self, ids: Sequence[int] | Int32, generated: bool, outputs: NDArray[np.int8]) -> None:
         n = len(ids)
-        if self._cells + n > self._context.n_ctx:
+        if self._taken + n > self._context.n_ctx:
             raise ContextOverflow(
-                f"{self._cells} cells are taken, {n} more were asked for and the context has {self._context.n_ctx}",
+                f"{self._taken} cells are taken, {n} more were asked for and the context has {self._context.n_ctx}",
                 "raise --ctx-size",
             )
+        tokens, front = np.asarray(ids, np.int32), self._front_in_use
+        hidden = None if front is None else front.feed(self._layer, tokens)
         positions = np.arange(self._at, self._at + n, dtype=np.int32)
         classes = np.full(n, ROW_GENERATED if generated and self._tapping else 0, np.uint8)
         none = np.full(n, -1, np.int32)
         true = None if self._model.mrope else positions + np.int32(self._shift)
         try:
-            self._decode(np.asarray(ids, np.int32), None, positions, outputs, none, classes, true)
+            self._decode(tokens, None, positions, outputs, none, classes, true, hidden)
         except Interrupted:
             self._context.trim(self._at)
+            if front is not None:
+                front.rewind(n)
             raise
         self._at += n
         self._cells += n
@@ -355,7 +414,7 @@ class LlamaVlm:
         started = time.perf_counter()
         sampler = Sampler(sampling)
         likely = self._usable(draft, max_tokens, sampling)
-        taken, n_ctx = self._cells, self._context.n_ctx
+        taken, n_ctx = self._taken, self._context.n_ctx
         fed_back = likely[: max_tokens - 1]
         follower = Follower(self._run_on, self._forget, fed_back, taken, n_ctx, self._deviations)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -398,7 +457,8 @@ class LlamaVlm:
 
     def _usable(self, draft: Int32 | None, max_tokens: int, sampling: SamplingOptions) -> list[int]:
         """The part of a draft that this answer can take over."""
-        if draft is None or sampling.temp > 0 or self._tapping or not self._model.forgets:
+        unsure = self._tapping or self._layer or not self._model.forgets
+        if draft is None or sampling.temp > 0 or unsure:
             return []
         if len(draft) and (min(draft) < 0 or max(draft) >= self._vocab.size):
             raise UsageError(f"the draft's tokens must be within 0..{self._vocab.size - 1}")
@@ -435,6 +495,8 @@ class LlamaVlm:
                 out.append(np.stack([self._context.logits(i) for i in range(len(chunk))]))
         finally:
             self._context.trim(at)
+            if (front := self._front_in_use) is not None:
+                front.rewind(self._at - at)
             self._at, self._cells, self._tapping = at, cells, tapping
         return np.concatenate(out)[: len(ids)]
 

@@ -1,0 +1,139 @@
+"""Layers in two contexts: nothing changes where nothing is pruned, and what cannot be staged is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from localvlm.engine.api import ImagePart, LoadOptions, TextPart, Vlm
+from localvlm.engine.client import Engine
+from localvlm.engine.gguf_header import Header
+from localvlm.engine.staged import check_places
+from localvlm.errors import ContextOverflow, UnsupportedModel, UsageError
+from tests import layers, zoo
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with Engine() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("zoo")
+
+
+@pytest.fixture
+def llava(engine: Engine, folder: Path) -> Iterator[Vlm]:
+    model = zoo.build("llava15", folder)
+    vlm = engine.load(model.model, model.mmproj, LoadOptions(threads=1, n_ctx=512))
+    yield vlm
+    vlm.close()
+
+
+QUICK = ("llava15", "qwen25vl", "qwen3vl", "gemma3")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in zoo.FAMILIES])
+def test_staged_logits_are_the_plain_ones(name: str, engine: Engine, folder: Path) -> None:
+    """Prompts of one batch and of several, then tokens one by one and in a batch: not one bit differs."""
+    found = layers.differences(engine, zoo.build(name, folder), steps=4)
+    assert {d.layer for d in found} == set(range(1, zoo.FAMILIES[name].text.layers))
+    assert max(d.rows for d in found) > zoo.row.BATCH
+    assert [d for d in found if d.largest != 0.0] == []
+
+
+@pytest.mark.parametrize("name", layers.REFERENCES)
+def test_rows_dropped_at_a_layer_give_what_transformers_gives(name: str, engine: Engine, folder: Path) -> None:
+    measures = layers.measure(engine, zoo.build(name, folder), layers.committed(name))
+    assert len(measures) == len(zoo.cases(zoo.FAMILIES[name])) * (zoo.FAMILIES[name].text.layers - 1)
+    assert [m for m in measures if not m.ok] == []
+
+
+def picture(vlm: Vlm, keep: list[int] | None) -> list[TextPart | ImagePart]:
+    image = np.random.RandomState(3).randint(0, 256, (84, 84, 3)).astype(np.uint8)
+    kept = None if keep is None else np.array(keep, np.int32)
+    return [TextPart("USER: "), ImagePart(vlm.encode(image), kept), TextPart("\nwhat is it?")]
+
+
+def test_the_layer_matters_and_is_of_one_prompt_alone(llava: Vlm) -> None:
+    parts = picture(llava, [1, 5, 9])
+    found = []
+    for layer in (0, 1, 2, 0):
+        done = llava.prefill(parts, layer=layer)
+        assert (done.n_image, done.n_kept) == (36, 3)
+        found.append((llava.logits(), llava.generate(6).ids.tolist()))
+    assert found[0][1] == found[3][1]
+    assert np.array_equal(found[0][0], found[3][0])
+    assert all(np.abs(found[i][0] - found[j][0]).max() > 0.01 for i in range(3) for j in range(i))
+
+
+def test_attention_is_recorded_from_the_layer_on(llava: Vlm) -> None:
+    parts = picture(llava, None)
+    fed = np.array([83, 266], np.int32)
+    found = []
+    for layer in (0, 1):
+        llava.prefill(parts, tap=True, layer=layer)
+        llava.feed(fed)
+        found.append(llava.attention())
+    plain, staged = found
+    assert plain.rows == staged.rows
+    for name in ("prompt", "generated", "last"):
+        assert np.array_equal(getattr(plain, name)[1:], getattr(staged, name)[1:])
+        assert getattr(plain, name)[0].any()
+        assert not getattr(staged, name)[0].any()
+
+
+def test_scoring_leaves_no_trace(llava: Vlm) -> None:
+    parts, fed = picture(llava, [2, 3]), np.array([83, 266, 7], np.int32)
+    llava.prefill(parts, layer=1)
+    first, scored = llava.generate(1).ids, llava.score(fed)
+    llava.feed(fed)
+    after = llava.logits()
+    llava.prefill(parts, layer=1)
+    assert llava.generate(1).ids.tolist() == first.tolist()
+    llava.feed(fed)
+    assert np.array_equal(llava.logits(), after)
+    assert scored.shape == (3, llava.info.n_vocab)
+
+
+def test_the_front_s_cells_bound_the_prompt_and_the_answer(llava: Vlm) -> None:
+    """All rows lie in the front, so what fits pruned is refused if it does not fit whole."""
+    parts = [TextPart("z" * 470), *picture(llava, [2, 3])]
+    pruned = llava.prefill(parts).n_past
+    assert pruned + 34 > 511 >= pruned + 1
+    with pytest.raises(ContextOverflow, match="512"):
+        llava.prefill(parts, layer=1)
+    parts = [TextPart("z" * 420), *parts[1:]]
+    pruned = llava.prefill(parts, layer=1).n_past
+    room = 512 - (pruned + 34)
+    assert room > 0
+    fed = np.full(room, 83, np.int32)
+    llava.feed(fed)
+    with pytest.raises(ContextOverflow, match="512"):
+        llava.feed(fed[:1])
+
+
+@pytest.mark.parametrize("layer", [-1, 3, 1000])
+def test_layers_out_of_range_are_refused(layer: int, llava: Vlm) -> None:
+    with pytest.raises(UsageError, match=f"layer {layer} "):
+        llava.prefill([TextPart("USER: ")], layer=layer)
+
+
+def header(experts: int) -> Header:
+    return Header(Path("m.gguf"), {"general.architecture": "qwen3vlmoe", "qwen3vlmoe.expert_count": experts})
+
+
+@pytest.mark.parametrize(("on_gpu", "experts"), [(1, 0), (4, 0), (4, 8), (-1, 8), (5, 8)])
+def test_what_cannot_be_staged_is_refused(on_gpu: int, experts: int) -> None:
+    with pytest.raises(UnsupportedModel, match=r"m\.gguf"):
+        check_places("m.gguf", 4, on_gpu, header(experts))
+
+
+@pytest.mark.parametrize(("on_gpu", "experts"), [(0, 0), (0, 8), (-1, 0), (5, 0)])
+def test_what_can_be_staged_is_not(on_gpu: int, experts: int) -> None:
+    check_places("m.gguf", 4, on_gpu, header(experts))
