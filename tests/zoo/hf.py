@@ -24,7 +24,7 @@ class HfReference:
 
         self._torch, self._model = torch, model.eval()
         self._model.load_state_dict({k: torch.from_numpy(t) for k, t in tensors.items()}, strict=True)
-        self._decoder = Decoder(self._model, text, window=window)
+        self.decoder = Decoder(self._model, text, window=window)
 
     def _features(self, *args: Any, **kwargs: Any) -> Any:
         """What the tower and the projector give: ``pooler_output``, and ``attentions`` if the tower has them."""
@@ -41,7 +41,7 @@ class HfReference:
 
     def decode(self, ids: Int32, rows: Float32, positions: Int32) -> tuple[Float32, Float32]:
         """See :meth:`tests.zoo.row.Reference.decode`."""
-        return self._decoder.decode(ids, rows, positions)
+        return self.decoder.decode(ids, rows, positions)
 
 
 def per_token(patches: Float32, columns: int, merge: int) -> Float32:

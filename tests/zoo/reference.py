@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tests.zoo.row import Case, Int32, Reference, Row, cases, positions
 from tests.zoo.weights import Float32
 
-__all__ = ["Decoder", "expected", "recorded_attention"]
+__all__ = ["Decoder", "dropped_at_layers", "expected", "recorded_attention"]
 
 
 class Decoder:
@@ -40,6 +40,22 @@ class Decoder:
         seen |= (picture[:, None] == picture) & image
         near = seen & (distance < self._window)
         return {"full_attention": _added(seen), "sliding_attention": _added(near)}
+
+    @contextmanager
+    def hidden_from(self, layer: int, stays: NDArray[np.bool_]) -> Iterator[None]:
+        """Rows that do not stay (n,) are seen by no row in ``layer`` and above: to the others they are dropped."""
+
+        def hide(_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            mask = kwargs["attention_mask"].clone()
+            mask[..., torch.from_numpy(~stays)] = torch.finfo(mask.dtype).min
+            return args, kwargs | {"attention_mask": mask}
+
+        handles = [m.register_forward_pre_hook(hide, with_kwargs=True) for m in self._text.layers[layer:]]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def decode(self, ids: Int32, rows: Float32, positions: Int32) -> tuple[Float32, Float32]:
         """See :meth:`tests.zoo.row.Reference.decode`."""
@@ -175,3 +191,21 @@ def expected(row: Row) -> dict[str, NDArray[np.generic]]:
     for case in cases(row):
         out |= _case(row, reference, case)
     return {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in out.items()}
+
+
+def dropped_at_layers(row: Row) -> dict[str, NDArray[np.float32]]:
+    """``case/layer``: (1 + n_fed, n_vocab) logits after the prompt and each fed token where the tokens that are not in
+    ``Case.keep`` are dropped at that layer."""
+    reference: Any = row.reference(row.weights())
+    out: dict[str, NDArray[np.float32]] = {}
+    for case in cases(row):
+        prompt = row.case_ids(case)
+        ids = np.concatenate([prompt, np.array(case.fed, np.int32)]).astype(np.int32)
+        order = [s for s in case.segments if isinstance(s, int)]
+        rows = np.concatenate([reference.encode(case.images[i].pixels())[0] for i in order])
+        stays = _stays(ids, [case.keep[i] for i in order], [row.image_tokens(case, i) for i in order])
+        for layer in range(1, row.text.layers):
+            with reference.decoder.hidden_from(layer, stays):
+                logits = reference.decode(ids, rows, positions(row, case, ids))[0]
+            out[f"{case.name}/{layer}"] = logits[len(prompt) - 1 :].astype(np.float32)
+    return out
