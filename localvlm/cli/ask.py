@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from localvlm.pipeline import Answer, Pipeline
 
 __all__ = ["ask"]
+
+_COORDINATES = re.compile(r"\b(bounding[ -]?box(es)?|bbox(es)?|coordinates?)\b", re.IGNORECASE)
+_TOO_FEW_TO_MEASURE = 0.2
+"""Share of the image tokens below which coordinates are off: SGL on RefCOCO loses 11 of 91 points at 9 % and 2 at 35 %
+(arXiv 2412.03324, table 1)."""
 
 
 @click.command(cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
@@ -75,6 +81,7 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
         if drawing is not None:
             _explain(drawing, pictures, question, answer, reporter)
         reporter.summary(answer)
+        _warn_of_coordinates(question, answer, reporter)
         if reporter.verbose:
             _say_repairs(pipeline, answer, reporter)
 
@@ -106,6 +113,13 @@ def _explain(target: Path, pictures: list[Image], question: str, answer: Answer,
     sheet = explain(pictures, question, answer)
     write_whole(target, lambda file: sheet.save(file, "PNG"))
     reporter.note(f"drawn as {str(target)!r}")
+
+
+def _warn_of_coordinates(question: str, answer: Answer, reporter: Reporter) -> None:
+    tokens = answer.tokens
+    if tokens.kept is not None and tokens.kept < _TOO_FEW_TO_MEASURE * tokens.image and _COORDINATES.search(question):
+        seen = f"{tokens.kept} of {tokens.image} image tokens"
+        reporter.note(f"coordinates from {seen} may be off; --keep 0.35 or more places things better")
 
 
 def _show(answer: Answer, printer: AnswerPrinter, *, stream: bool, json: bool) -> None:

@@ -117,6 +117,22 @@ def test_of_two_budgets_the_nearer_one_counts(cli, monkeypatch):
     assert json.loads(cli.ask("--json", "--keep=0.25").out)["tokens"]["kept"] == 36
 
 
+@pytest.mark.parametrize(
+    ("question", "keep", "warned"),
+    [
+        ("Give the bounding box of the cat.", "0.09", True),
+        ("COORDINATES of the cat?", "0.09", True),
+        ("Give the bounding box of the cat.", "0.35", False),
+        ("Give the bounding box of the cat.", "all", False),
+        ("What do coordinators do?", "0.09", False),
+    ],
+)
+def test_coordinates_of_a_heavily_pruned_picture_are_doubted(cli, question, keep, warned):
+    run = cli("ask", *cli.pair, "--keep", keep, cli.image, question)
+    assert run.out == MODEL_SAYS + "\n"
+    assert ("coordinates from 13 of 144" in run.err) is warned
+
+
 def test_auto_follows_the_guide(cli, monkeypatch):
     monkeypatch.setattr("localvlm.pruning.base.AUTO_SHARE", 0.5)
     kept = {}
