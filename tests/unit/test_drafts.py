@@ -160,9 +160,9 @@ def prompt(vlm: Vlm, seed: int, words: int) -> list[Part]:
 def test_answers_are_those_without_a_draft(engine: Engine, folder: Path, family: str, threads: int) -> None:
     """Flat logits, before and after 512 cells, where single rows go through kernels of their own."""
     vlm = engine.load(*zoo_files(family, folder), LoadOptions(threads=threads))
-    for words in (1, 60, 150):
+    for words in (1, 60, 250):
         parts = prompt(vlm, words, words)
-        vlm.prefill(parts)
+        n_past = vlm.prefill(parts).n_past
         plain = vlm.generate(24)
         wrong = plain.ids.copy()
         wrong[len(wrong) // 2 :] = 5
@@ -174,6 +174,7 @@ def test_answers_are_those_without_a_draft(engine: Engine, folder: Path, family:
             assert done.drafted == len(draft)
             assert done.accepted == agreed(plain.ids, draft)
             assert np.allclose(done.logprobs, plain.logprobs, atol=0.05)
+    assert n_past > 512
     vlm.close()
 
 
