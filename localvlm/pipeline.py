@@ -74,7 +74,8 @@ class Pair:
 class AskOptions:
     """What one question may set. ``keep`` None keeps all tokens; ``exit_at`` is the score from which the guide's answer
     is final (0: always), None: never. ``draft``: whether the guide's answer is a draft of the model's; None: where the
-    method is led by the guide.
+    method is led by the guide. ``layer``: of the model, before which the tokens not kept are dropped; they never enter
+    it if 0, and it follows no draft otherwise.
     """
 
     method: str = "sgl+"
@@ -86,6 +87,7 @@ class AskOptions:
     exit_at: float | None = None
     guide_max_tokens: int = GUIDE_MAX_TOKENS
     draft: bool | None = None
+    layer: int = 0
 
 
 @dataclass(frozen=True)
@@ -323,7 +325,13 @@ class Pipeline:
         counts = [layout.n_tokens for layout in layouts]
         parts = [counts[p] if isinstance(p, int) else p for p in vlm.chat(messages)]
         needed = len(vlm.tokenize(parts)) + 1
-        if role == "model" and method.name != "none":
+        if role == "model" and options.layer >= vlm.info.n_layer:
+            raise UsageError(
+                f"image tokens cannot be dropped before layer {options.layer} of '{vlm.info.name}', whose layers are "
+                f"0..{vlm.info.n_layer - 1}",
+                "pass a smaller --layer",
+            )
+        if role == "model" and method.name != "none" and not options.layer:
             needed -= sum(counts) - share_of(options.keep, sum(counts))
         if needed > vlm.info.n_ctx:
             raise ContextOverflow(
@@ -430,7 +438,8 @@ class Pipeline:
             encoded = [model.encode(image.rgb) for image in images]
         try:
             with clock("prefill"):
-                prompt = model.prefill(_parts(model, messages, encoded, kept))
+                layer = options.layer if any(k is not None for k in kept) else 0
+                prompt = model.prefill(_parts(model, messages, encoded, kept), layer=layer)
             before = clock.elapsed()
             with clock("decode"):
                 sampling = SamplingOptions(options.temp, options.seed)

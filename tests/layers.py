@@ -8,6 +8,9 @@ Prints, and leaves with 1 on a miss:
 - logits with rows dropped at each layer against transformers, where these rows are seen by no row from that layer on
   (committed values; ``--write`` computes them anew, which needs torch)
 - the memory of the second context
+- with ``--scenes N`` (default 100) the demo pair on held-out scenes, tokens chosen by the guide: for each layer and
+  share kept, the accuracy, the mean retention (the share of image tokens in a layer, averaged over the layers), and
+  the seconds that the large VLM takes to read the prompt
 """
 
 from __future__ import annotations
@@ -154,10 +157,55 @@ def _memory(model: zoo.ZooModel, n_ctx: int) -> Iterator[tuple[str, float]]:
     vlm.close()
 
 
+# the demo pair
+
+
+def demo(count: int, seed: int, threads: int) -> Iterator[str]:
+    """A line for each layer and share kept."""
+    from localvlm import images
+    from localvlm.catalog import pair_named
+    from localvlm.engine.api import Message
+    from localvlm.pipeline import Pipeline
+    from localvlm.pruning.base import top
+    from tests import scenes
+
+    hits: dict[tuple[int, float], list[bool]] = {}
+    seconds: dict[tuple[int, float], float] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Pipeline.open(pair_named("demo"), LoadOptions(threads=threads)) as pipeline,
+    ):
+        rows = [r for r in scenes.make(count, seed, Path(folder)) if r["type"] != "describe"]
+        model = pipeline.vlm("model")
+        settings = [(0, 1.0), *((layer, keep) for layer in range(model.info.n_layer) for keep in scenes.KEEPS)]
+        for row in rows:
+            picture = images.load(Path(folder) / row["image"])
+            look = pipeline.look([picture], row["question"], scenes.MAX_TOKENS)
+            seen = model.encode(picture.rgb)
+            n = seen.layout.n_tokens
+            saliency = pipeline.saliency(look, "sum", [seen.layout])
+            chat = model.chat([Message("user", row["question"], 1)])
+            for layer, keep in settings:
+                kept = top(saliency, np.arange(n, dtype=np.int32), max(1, round(keep * n)))
+                parts = [p if isinstance(p, TextPart) else ImagePart(seen, kept) for p in chat]
+                ms = model.prefill(parts, layer=layer).ms
+                answer = model.generate(scenes.MAX_TOKENS).text
+                hits.setdefault((layer, keep), []).append(scenes.normal(answer) == scenes.normal(row["answer"]))
+                seconds[layer, keep] = seconds.get((layer, keep), 0.0) + ms / 1e3
+            model.release(seen)
+        for layer, keep in settings:
+            share = (layer + (model.info.n_layer - layer) * keep) / model.info.n_layer
+            right, took = 100 * np.mean(hits[layer, keep]), seconds[layer, keep] / len(rows)
+            yield f"{layer:5} {keep:5.0%} {share:9.1%} {right:8.1f} {took:9.3f}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="layers", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(zoo.FAMILIES)}; default all")
     parser.add_argument("--steps", type=int, default=100, help="tokens decoded (default 100)")
+    parser.add_argument("--scenes", type=int, default=100, help="scenes for the demo pair, 0 = none (default 100)")
+    parser.add_argument("--seed", type=int, default=20261122, help="of the scenes")
+    parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="compute the values of transformers anew")
     args = parser.parse_args()
     names = args.families or list(zoo.FAMILIES)
@@ -192,6 +240,10 @@ def main() -> int:
         cache = 2 * 2 * text.layers * text.kv_heads * text.head_dim * n_ctx / 2**20
         for what, grown in _memory(model, n_ctx):
             print(f"memory         {what}: {grown:.1f} MiB more (the KV cache of {n_ctx} cells takes {cache:.1f})")
+    if args.scenes:
+        print("layer  keep retention accuracy   seconds")
+        for line in demo(args.scenes, args.seed, args.threads):
+            print(line)
     print(f"{missed} missed" if missed else "all exact, or within bounds")
     return 1 if missed else 0
 

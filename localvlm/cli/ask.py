@@ -63,7 +63,8 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
 
     from localvlm.pipeline import AskOptions
 
-    asked = {name: params[name] for name in ("method", "max_tokens", "temp", "seed", "system", "guide_max_tokens")}
+    names = ("method", "layer", "max_tokens", "temp", "seed", "system", "guide_max_tokens")
+    asked = {name: params[name] for name in names}
     draft = False if params["no_draft"] else None
     options = AskOptions(keep=budget_of(ctx), exit_at=exit_threshold(ctx, pair, reporter), draft=draft, **asked)
     printer = AnswerPrinter(reporter)

@@ -273,6 +273,14 @@ answer_options = _group(
     ),
     setting("--keep-tokens", metavar="N", type=WholeType(1), help="Image tokens to keep, instead of --keep."),
     setting(
+        "--layer",
+        metavar="K",
+        type=WholeType(0),
+        default=0,
+        show_default=True,
+        help="The model's layer before which the other tokens are dropped; before layer 0 they cost nothing.",
+    ),
+    setting(
         "--max-tokens",
         metavar="N",
         type=WholeType(1),

@@ -13,7 +13,10 @@ from localvlm.engine.client import Engine
 from localvlm.engine.gguf_header import Header
 from localvlm.engine.staged import check_places
 from localvlm.errors import ContextOverflow, UnsupportedModel, UsageError
+from localvlm.images import Image
+from localvlm.pipeline import AskOptions, Pair, Pipeline, VlmFiles
 from tests import layers, zoo
+from tests.unit.cli_help import Cli
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +140,28 @@ def test_what_cannot_be_staged_is_refused(on_gpu: int, experts: int) -> None:
 @pytest.mark.parametrize(("on_gpu", "experts"), [(0, 0), (0, 8), (-1, 0), (5, 0)])
 def test_what_can_be_staged_is_not(on_gpu: int, experts: int) -> None:
     check_places("m.gguf", 4, on_gpu, header(experts))
+
+
+def test_the_pipeline_drops_at_the_layer_asked_for(folder: Path) -> None:
+    """Guide and model are one here. Nothing dropped, the layer changes nothing; else logits go their own way."""
+    found = zoo.build("llava15", folder)
+    files = VlmFiles(found.model, found.mmproj)
+    picture = Image(np.random.RandomState(3).randint(0, 256, (84, 84, 3)).astype(np.uint8), "noise")
+    with Pipeline.open(Pair(None, files, files), LoadOptions(threads=1)) as pipeline:
+
+        def ask(**options: object) -> list[int]:
+            settings = AskOptions(method="sgl", max_tokens=8, **options)  # type: ignore[arg-type]
+            return list(pipeline.ask([picture], "what is it?", settings).answer_ids)
+
+        assert ask(keep=None, layer=1) == ask(keep=None)
+        answers = [ask(keep=0.1, layer=layer) for layer in (0, 1, 2)]
+        assert len({tuple(a) for a in answers}) > 1
+        with pytest.raises(UsageError, match="layer 3 of"):
+            ask(layer=3)
+
+
+def test_the_command_line_refuses_a_layer_the_model_has_not(cli: Cli) -> None:
+    assert cli.ask("--layer", 1).code == 0
+    refused = cli.ask("--layer", 1000)
+    assert refused.code == 2
+    assert "layer 1000" in refused.err
