@@ -37,13 +37,13 @@ class Deviations:
     """Largest differences between logits of batches and of single rows, measured on one context."""
 
     def __init__(self) -> None:
-        self._measured: dict[tuple[int, int], float] = {}
+        self._measured: dict[tuple[tuple[int, ...], int], float] = {}
 
-    def of(self, n_kv: int, size: int) -> float | None:
+    def of(self, n_kv: tuple[int, ...], size: int) -> float | None:
         """That of batches of ``size`` rows over ``n_kv`` cells; 0.0 if they are exact, None if it is not known."""
         return self._measured.get((n_kv, size))
 
-    def measure(self, n_kv: int, single: Float32, batch: Float32) -> float:
+    def measure(self, n_kv: tuple[int, ...], single: Float32, batch: Float32) -> float:
         """Notes and returns the deviation of (n, n_vocab) logits."""
         deviation = 0.0 if np.array_equal(single, batch) else float(np.abs(single - batch).max())
         self._measured[n_kv, len(single)] = deviation
@@ -62,7 +62,7 @@ class Follower:
         feed: runs token ids as one batch; (n, n_vocab) logits, row i those after token i.
         forget: removes that many of the last cells.
         draft: the likely answer; empty for none, and every token is then fed by itself.
-        cells: taken before the answer. n_ctx: there are.
+        cells: taken before the answer in each context that runs the tokens. n_ctx: those each has.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Follower:
         feed: Callable[[Sequence[int]], Float32],
         forget: Callable[[int], None],
         draft: Sequence[int],
-        cells: int,
+        cells: Sequence[int],
         n_ctx: int,
         deviations: Deviations,
     ) -> None:
@@ -78,7 +78,7 @@ class Follower:
         self._draft = list(draft)
         self._at = 0
         """Tokens of the draft that were taken."""
-        self._cells, self._n_ctx = cells, n_ctx
+        self._cells, self._n_ctx = np.array(cells), n_ctx
         self._ahead: deque[Float32] = deque()
         """Logits after the next tokens of the draft, whose cells are taken already."""
         self._loose: int | None = None
@@ -121,13 +121,13 @@ class Follower:
 
     def _look_ahead(self) -> None:
         n_kv = self._n_kv()
-        room = min(len(self._draft) - self._at, n_kv - self._cells, self._n_ctx - self._cells)
+        room = min(len(self._draft) - self._at, *(n_kv - self._cells), *(self._n_ctx - self._cells))
         size = 1 if self._size else self._choose(n_kv, room)
         if self._size == 0 and self._deviations.of(n_kv, size) and self._loose is None:
             self._loose = self._at
         self._ahead.extend(self._run(self._draft[self._at : self._at + size]))
 
-    def _choose(self, n_kv: int, room: int) -> int:
+    def _choose(self, n_kv: tuple[int, ...], room: int) -> int:
         """Rows of the next batch: the largest exact size, else the largest loose one, else 1. One size of which nothing
         is known is measured for each answer, so that a single question pays for one batch at most.
         """
@@ -154,8 +154,8 @@ class Follower:
         self._size = 0
         self._single.clear()
 
-    def _n_kv(self, more: int = 1) -> int:
-        return -(-(self._cells + more) // CELLS) * CELLS
+    def _n_kv(self, more: int = 1) -> tuple[int, ...]:
+        return tuple(-(-(int(cells) + more) // CELLS) * CELLS for cells in self._cells)
 
     def _run(self, ids: Sequence[int]) -> Float32:
         rows = self._feed(ids)

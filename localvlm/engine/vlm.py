@@ -96,7 +96,8 @@ class LlamaVlm:
         self._pictures: dict[int, Picture] = {}
         self._next_picture = 1
         self._checked = False
-        self._deviations = Deviations()
+        self._deviations: dict[int, Deviations] = {}
+        """Of drafts, for each layer at which prompts were pruned."""
         self._reset()
 
     def _reset(self) -> None:
@@ -414,9 +415,11 @@ class LlamaVlm:
         started = time.perf_counter()
         sampler = Sampler(sampling)
         likely = self._usable(draft, max_tokens, sampling)
-        taken, n_ctx = self._taken, self._context.n_ctx
+        taken, n_ctx, front = self._taken, self._context.n_ctx, self._front_in_use
         fed_back = likely[: max_tokens - 1]
-        follower = Follower(self._run_on, self._forget, fed_back, taken, n_ctx, self._deviations)
+        cells = (self._cells,) if front is None else (self._cells, front.cells)
+        deviations = self._deviations.setdefault(self._layer, Deviations())
+        follower = Follower(self._run_on, self._forget, fed_back, cells, n_ctx, deviations)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         ids: list[int] = []
         logprobs: list[float] = []
@@ -457,8 +460,7 @@ class LlamaVlm:
 
     def _usable(self, draft: Int32 | None, max_tokens: int, sampling: SamplingOptions) -> list[int]:
         """The part of a draft that this answer can take over."""
-        unsure = self._tapping or self._layer or not self._model.forgets
-        if draft is None or sampling.temp > 0 or unsure:
+        if draft is None or sampling.temp > 0 or self._tapping or not self._model.forgets:
             return []
         if len(draft) and (min(draft) < 0 or max(draft) >= self._vocab.size):
             raise UsageError(f"the draft's tokens must be within 0..{self._vocab.size - 1}")
@@ -474,6 +476,8 @@ class LlamaVlm:
         self._context.trim(self._at - n)
         self._at -= n
         self._cells -= n
+        if (front := self._front_in_use) is not None:
+            front.rewind(n)
 
     @staticmethod
     def _emit(piece: str, pieces: list[str], on_text: Callable[[str], None] | None) -> None:
