@@ -23,8 +23,9 @@ type or rotation correlate by nothing near.
 
 ``--seeds N`` draws each family's weights anew from the seeds 1001 .. 1000 + N, none of them chosen, and compares live
 (needs torch). It prints for each group how many measures are within the bounds, and the worst correlation and error of
-all. The committed weights are among those that are within 1 %; others may not be, where llama.cpp rounds to half
-precision. So an error leaves with 0 here, and only a correlation below the bound, or something unequal, with 1.
+all. The committed weights are ones within 1 %; a few measures of others are not, since llama.cpp's flash attention adds
+up values in half precision. So an error leaves with 0 here, and only a correlation below the bound, or something
+unequal, with 1.
 
 No token is fed after the long prompt: where llama.cpp decodes a single row with flash attention on a CPU, it adds up
 values in F16, which puts logits off by 0.5 % of their maximum at 900 cells (0.02 % with flash attention off).

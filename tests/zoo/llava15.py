@@ -86,7 +86,7 @@ NAMES = {
 def write_mmproj(
     text: TextConfig, vision: VisionConfig, path: Path, tensors: Mapping[str, Float32], *, blocks: str = "all"
 ) -> None:
-    """Writes the projector file.
+    """Writes the projector file, with the quick GELU that CLIP was trained with.
 
     Args:
         blocks: "all" blocks, of which llama.cpp skips the last; "explicit": without the unused one, with
