@@ -113,7 +113,8 @@ class Answer:
         answer_ids: generated tokens, the end token not included.
         kept_indices: image tokens the model saw, counted jointly over all pictures.
         answered_by: "guide" or "model".
-        ms: milliseconds per name of STAGES; "first_token" and "total" are counted from the call, loading included.
+        ms: milliseconds per name of STAGES; "first_token" and "total" are counted from the call, loading included;
+            "guide_prefill" includes the pass that checks the guide's answer.
         keep: the budget asked for: a share (1.0 = all), "auto", or "64 tokens".
         score: of the guide's answer, whenever the guide ran; it was final if this reached ``threshold``.
         layouts: where the image tokens of the VLM that answered lie, picture by picture.
@@ -246,12 +247,12 @@ class Pipeline:
                 "pass --guide and --guide-mmproj, or a method without one such as --method grid",
             )
         messages = _messages(images, question, options.system)
-        look = None
+        look = layouts = None
         self._load(["guide"] * guided + ["model"] * (not may_exit), clock)
         if guided:
             self._check_fit("guide", images, messages, method, options)
         if not may_exit:
-            self._check_fit("model", images, messages, method, options)
+            layouts = self._check_fit("model", images, messages, method, options)
         if guided:
             max_tokens = min(options.max_tokens, options.guide_max_tokens)
             look = self._look(images, messages, max_tokens, clock, check=_guiding(method))
@@ -259,9 +260,9 @@ class Pipeline:
                 seen = AGGREGATIONS[_guiding(method).aggregation or "sum"](look.attention)
                 final = self._exit(look, options, clock, on_text)
                 return replace(final, layouts=look.layouts, saliency=seen)
-            if may_exit:
-                self._load(["model"], clock)
-        layouts = self._check_fit("model", images, messages, method, options)
+        if layouts is None:
+            self._load(["model"], clock)
+            layouts = self._check_fit("model", images, messages, method, options)
         saliency = None
         if look is not None and method.aggregation is not None:
             saliency = self.saliency(look, method.aggregation, layouts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_module
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +101,8 @@ def _examples(data: Sequence[str], question: str | None) -> list[Example]:
 
 def _show(found: Calibration | None, curve: Sequence[Point], json: bool) -> None:
     if json:
+        import json as json_module
+
         shown = {**(dataclasses.asdict(found) if found else {"threshold": None}), "curve": list(map(vars, curve))}
         click.echo(json_module.dumps(shown))
         return
