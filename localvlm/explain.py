@@ -166,8 +166,7 @@ def _owners(picture: PIL.Image.Image, boxes: Float32, chosen: Int32) -> Int32:
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     for i in sorted(chosen.tolist(), key=lambda i: -area[i]):
         x0, y0, x1, y1 = np.rint(boxes[i]).astype(int)
-        if area[i] > 0:
-            owner[y0:y1, x0:x1] = i
+        owner[y0:y1, x0:x1] = i
     return owner
 
 

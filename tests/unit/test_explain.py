@@ -136,6 +136,14 @@ def test_several_pictures_have_a_row_each() -> None:
     assert explain(pictures, QUESTION, answer).height > sum(row[0].picture.height for row in rows)
 
 
+def test_pictures_share_one_scale_of_heat() -> None:
+    pictures = [picture(80, 60), picture(80, 60)]
+    answer = asked(*pictures, keep=0.3)
+    answer = replace(answer, saliency=np.repeat(np.array([0.1, 0.1, 2.0, 2.0], np.float32), 24))
+    first, second = (brightness(np.asarray(row[1].picture).astype(float)).mean() for row in panels(pictures, answer))
+    assert second > 2 * first
+
+
 def test_without_a_guide_there_is_no_heat() -> None:
     shown = picture(300, 200)
     [row] = panels([shown], asked(shown, method="grid", keep=0.25))
