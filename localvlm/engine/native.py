@@ -54,6 +54,7 @@ def library() -> ctypes.CDLL:
         "lv_tap_new": (ptr, []),
         "lv_tap_free": (None, [ptr]),
         "lv_tap_error": (ctypes.c_char_p, [ptr]),
+        "lv_tap_abort": (ctypes.c_bool, [ptr]),
         "lv_tap_cancel": (None, [ptr]),
         "lv_tap_cancel_reset": (None, [ptr]),
         "lv_tap_cancel_points": (ctypes.c_int, [ptr, ctypes.c_bool]),
@@ -129,6 +130,10 @@ class Tap:
         """Stops the graph in progress; callable from any thread."""
         if self._tap:
             self._lib.lv_tap_cancel(self._tap)
+
+    @property
+    def cancelled(self) -> bool:
+        return bool(self._lib.lv_tap_abort(self._tap))
 
     def cancel_reset(self) -> None:
         self._lib.lv_tap_cancel_reset(self._tap)

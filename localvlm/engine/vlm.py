@@ -254,6 +254,8 @@ class LlamaVlm:
         """(rows.n, n_embd) what the layers below ``layer`` give on the whole prompt, at the rows that stay."""
         if self._front is None:
             self._front = Front(self._model, self._options, self._header)
+            if self.tap.cancelled:  # while the front was not there to be told
+                raise Interrupted()
         front, hidden = self._front, []
         stays = (whole.image < 0) | np.isin(whole.image, rows.image)
         for run in self._batches(whole):

@@ -12,7 +12,8 @@ from localvlm.engine.api import ImagePart, LoadOptions, TextPart, Vlm
 from localvlm.engine.client import Engine
 from localvlm.engine.gguf_header import Header
 from localvlm.engine.staged import check_places
-from localvlm.errors import ContextOverflow, UnsupportedModel, UsageError
+from localvlm.engine.vlm import LlamaVlm
+from localvlm.errors import ContextOverflow, Interrupted, UnsupportedModel, UsageError
 from localvlm.images import Image
 from localvlm.pipeline import AskOptions, Pair, Pipeline, VlmFiles
 from tests import layers, zoo
@@ -140,6 +141,29 @@ def test_what_cannot_be_staged_is_refused(on_gpu: int, experts: int) -> None:
 @pytest.mark.parametrize(("on_gpu", "experts"), [(0, 0), (0, 8), (-1, 0), (5, 0)])
 def test_what_can_be_staged_is_not(on_gpu: int, experts: int) -> None:
     check_places("m.gguf", 4, on_gpu, header(experts))
+
+
+def test_a_cancel_leaves_nothing_behind(folder: Path) -> None:
+    """The first one comes before there is a front; the others stop it in the prompt and in a token."""
+    found = zoo.build("llava15", folder)
+    vlm = LlamaVlm(found.model, found.mmproj, LoadOptions(threads=1))
+    parts, token = picture(vlm, [2, 3, 20]), np.array([83], np.int32)
+    for _ in range(2):
+        vlm.cancel()
+        with pytest.raises(Interrupted):
+            vlm.prefill(parts, layer=1)
+        vlm.cancel_reset()
+    vlm.prefill(parts, layer=1)
+    vlm.feed(token)
+    want = vlm.logits()
+    vlm.prefill(parts, layer=1)
+    vlm.cancel()
+    with pytest.raises(Interrupted):
+        vlm.feed(token)
+    vlm.cancel_reset()
+    vlm.feed(token)
+    assert np.array_equal(vlm.logits(), want)
+    vlm.close()
 
 
 def test_the_pipeline_drops_at_the_layer_asked_for(folder: Path) -> None:
