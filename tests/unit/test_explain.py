@@ -235,6 +235,10 @@ def test_the_example_in_the_docs_runs(tmp_path: Path, monkeypatch, capsys) -> No
     [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "docs/python.md", "exec"), {})
-    assert "29 of 144 image tokens" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    kept, total = map(int, re.findall(r"(\d+) of (\d+) image tokens", out)[0])
+    assert kept == round(0.2 * total)
+    assert "looked at most: [" in out
+    assert out.rstrip().endswith("kept"), "the token looked at most is kept"
     with PIL.Image.open("answer.png") as sheet:
         assert sheet.width > 3 * SMALLEST
