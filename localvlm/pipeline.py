@@ -75,7 +75,7 @@ class AskOptions:
     """What one question may set. ``keep`` None keeps all tokens; ``exit_at`` is the score from which the guide's answer
     is final (0: always), None: never. ``draft``: whether the guide's answer is a draft of the model's; None: where the
     method is led by the guide. ``layer``: of the model, before which the tokens not kept are dropped; they never enter
-    it if 0, and it follows no draft otherwise.
+    it if 0.
     """
 
     method: str = "sgl+"

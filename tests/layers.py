@@ -71,7 +71,7 @@ def _logits(vlm: Vlm, fed: NDArray[np.int32]) -> Float32:
 
 def differences(engine: Engine, model: zoo.ZooModel, steps: int) -> list[Difference]:
     """Nothing dropped: every case and layer of a family against the plain run, prompt and ``steps`` tokens."""
-    vlm = engine.load(model.model, model.mmproj, LoadOptions(threads=1))
+    vlm = engine.load(model.model, model.mmproj, LoadOptions(threads=1, n_ctx=2048))
     found = []
     try:
         fed = np.random.RandomState(4).randint(3, vlm.info.n_vocab - 3, steps).astype(np.int32)
