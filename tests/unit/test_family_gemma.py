@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import llama_cpp
 import numpy as np
 import pytest
 
@@ -33,18 +34,18 @@ def test_each_picture_is_one_batch_without_causal_mask(
     vlm: LlamaVlm, keep: np.ndarray | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     causal, seen = [True], []
-    decode, switch = vlm._context.decode, vlm._causal
+    decode, switch = vlm._context.decode, llama_cpp.llama_set_causal_attn
 
     def recorded(tokens: np.ndarray | None, rows: np.ndarray | None, *rest: np.ndarray) -> None:
         seen.append((causal[0], None if rows is None else len(rows)))
         decode(tokens, rows, *rest)
 
-    def switched(on: bool) -> None:
+    def switched(context: object, on: bool) -> None:
         causal[0] = on
-        switch(on)
+        switch(context, on)
 
     monkeypatch.setattr(vlm._context, "decode", recorded)
-    monkeypatch.setattr(vlm, "_causal", switched)
+    monkeypatch.setattr(llama_cpp, "llama_set_causal_attn", switched)
     vlm.prefill(prompt(vlm, keep))
     text, picture = (True, None), (False, 25 if keep is None else 3)
     assert seen == [text, picture, text, picture, text]
