@@ -31,7 +31,7 @@ class Size:
 
 
 MODEL = Size(12, 192, 512)
-GUIDE = Size(3, 128, 352)
+GUIDE = Size(2, 128, 352)
 
 
 def rope_table(length: int = CONTEXT) -> Tensor:

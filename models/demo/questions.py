@@ -134,7 +134,7 @@ def _exist(scene: Scene, rng: np.random.Generator, target: int) -> Turn | None:
     yes = target % 2 == 0
     form = (target // 2) % 4
     if form == 0:
-        names = [f"a {k}" for k in KINDS if bool(scene.of_kind(k)) == yes]
+        names = [f"a {k}" for k in KINDS if k != CARD and bool(scene.of_kind(k)) == yes]  # every scene has a card
     elif form == 1:
         names = [f"anything {c}" for c in COLOURS if bool(scene.of_colour(c)) == yes]
     elif yes:

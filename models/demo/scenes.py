@@ -129,7 +129,7 @@ def write_set(out: Path, seed: int, count: int, with_describe: bool = False) -> 
     for index in range(count):
         rng = scene_rng(Stream.HELD_OUT, seed, index)
         kind = TYPES[index % len(TYPES)]
-        target = int(rng.integers(1 << 16))  # which answer to balance towards, kept while scenes are drawn again
+        target = index // len(TYPES)  # answers take turns, so that none is commoner by chance
         turn = None
         while turn is None:
             scene = sample_scene(rng)
