@@ -130,7 +130,7 @@ def vlm_files(model: Path, mmproj: Path | None, flag: str) -> VlmFiles:
     Raises:
         ModelNotFound: a file is missing, or no mmproj was given and none lies beside the model.
     """
-    from localvlm.pipeline import VlmFiles
+    from localvlm.answers import VlmFiles
 
     for path in (model, mmproj):
         if path is not None and not path.is_file():

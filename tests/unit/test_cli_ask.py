@@ -9,9 +9,9 @@ from dataclasses import replace
 import PIL.Image
 import pytest
 
+from localvlm.answers import STAGES
 from localvlm.cli.options import METHODS
 from localvlm.errors import NotEnoughMemory, NotGguf, ProjectorMismatch
-from localvlm.pipeline import STAGES
 from tests.unit.cli_help import GUIDE_SAYS, MODEL_SAYS
 
 

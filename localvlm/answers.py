@@ -1,0 +1,154 @@
+"""What a question may set, and what an answer tells: plain data, without a model or an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localvlm.early_exit import Score
+from localvlm.engine.api import Attention, Completion, Encoded, ImageLayout, Prefilled
+from localvlm.pruning import Keep
+
+__all__ = [
+    "GUIDE_MAX_TOKENS",
+    "STAGES",
+    "Answer",
+    "AskOptions",
+    "AttentionMap",
+    "Look",
+    "Pair",
+    "TokenCounts",
+    "VlmFiles",
+]
+
+Float32 = NDArray[np.float32]
+
+STAGES = (
+    "load",
+    "guide_encode",
+    "guide_prefill",
+    "guide_decode",
+    "encode",
+    "prefill",
+    "decode",
+    "first_token",
+    "total",
+)
+GUIDE_MAX_TOKENS = 64
+"""Longest answer of the guide; later tokens say little about where to look. One cut off here is never final."""
+
+
+@dataclass(frozen=True)
+class VlmFiles:
+    """The two GGUF files of one VLM."""
+
+    model: Path
+    mmproj: Path
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A guide and a model; either may be missing (``attention`` needs no model, guide-free methods no guide)."""
+
+    name: str | None
+    guide: VlmFiles | None
+    model: VlmFiles | None
+
+
+@dataclass(frozen=True)
+class AskOptions:
+    """What one question may set. ``keep`` None keeps all tokens; ``exit_at`` is the score from which the guide's answer
+    is final (0: always), None: never. ``draft``: whether the guide's answer is a draft of the model's; None: where the
+    method is led by the guide. ``layer``: of the model, before which the tokens not kept are dropped; they never enter
+    it if 0.
+    """
+
+    method: str = "sgl+"
+    keep: Keep = 0.35
+    max_tokens: int = 256
+    temp: float = 0.0
+    seed: int = 0
+    system: str | None = None
+    exit_at: float | None = None
+    guide_max_tokens: int = GUIDE_MAX_TOKENS
+    draft: bool | None = None
+    layer: int = 0
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """``image``: image tokens of the grid of the VLM that answered; ``kept``: those the model saw, None if the guide
+    answered; ``prompt``: all cells prefilled; ``drafted``: tokens of the guide's answer, its end among them, that were
+    the model's draft; ``accepted``: how many of them, from the first on, its answer has.
+    """
+
+    image: int
+    kept: int | None
+    prompt: int
+    generated: int
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and how it came about.
+
+    Attributes:
+        answer_ids: generated tokens, the end token not included.
+        kept_indices: image tokens the model saw, counted jointly over all pictures.
+        answered_by: "guide" or "model".
+        ms: milliseconds per name of STAGES; "first_token" and "total" are counted from the call, loading included;
+            "guide_prefill" includes the pass that checks the guide's answer.
+        keep: the budget asked for: a share (1.0 = all), "auto", or "64 tokens".
+        score: of the guide's answer, whenever the guide ran; it was final if this reached ``threshold``.
+        layouts: where the image tokens of the VLM that answered lie, picture by picture.
+        saliency: (N,) scores of these tokens, joint over all pictures; None if no guide led the choice.
+    """
+
+    text: str
+    answer_ids: tuple[int, ...]
+    kept_indices: tuple[int, ...]
+    answered_by: str
+    tokens: TokenCounts
+    ms: dict[str, float]
+    method: str
+    keep: float | str
+    pair: str | None
+    finish: str = "stop"
+    guide_text: str | None = None
+    score: Score | None = None
+    threshold: float | None = None
+    layouts: tuple[ImageLayout, ...] = field(default=(), repr=False, compare=False)
+    saliency: Float32 | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the guide saw and said.
+
+    Attributes:
+        attention: over its own image tokens, joint over all pictures.
+        score: how far its answer is to be trusted, if that was asked for.
+        layouts: where these lie, picture by picture.
+    """
+
+    attention: Attention
+    encoded: tuple[Encoded, ...]
+    prompt: Prefilled
+    answer: Completion
+    score: Score | None = None
+
+    @property
+    def layouts(self) -> tuple[ImageLayout, ...]:
+        return tuple(e.layout for e in self.encoded)
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """A VLM's attention on one picture: the arrays of ``localvlm attention --save``, by name."""
+
+    arrays: dict[str, NDArray[np.generic]] = field(default_factory=dict)
