@@ -34,7 +34,7 @@ class _Commands(click.Group):
             result: object = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:  # whoever read us has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            _swallow_stdout()
             ctx.exit(0)
         except KeyboardInterrupt:
             raise Interrupted() from None
@@ -69,8 +69,17 @@ def main(args: Sequence[str] | None = None, app: App | None = None) -> None:
     except BaseException as error:
         if os.environ.get("LOCALVLM_DEBUG") and not isinstance(error, SystemExit | click.exceptions.Exit):
             raise
-        sys.exit(_report(error))
+        code = _report(error)
+        try:
+            sys.stdout.flush()
+        except OSError:  # what cannot be written would fail once more when Python ends
+            _swallow_stdout()
+        sys.exit(code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _swallow_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _prepare_streams() -> None:
