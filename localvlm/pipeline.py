@@ -207,12 +207,8 @@ class Pipeline:
         counts = [layout.n_tokens for layout in layouts]
         parts = [counts[p] if isinstance(p, int) else p for p in vlm.chat(messages)]
         needed = len(vlm.tokenize(parts)) + 1
-        if role == "model" and options.layer >= vlm.info.n_layer:
-            raise UsageError(
-                f"image tokens cannot be dropped before layer {options.layer} of '{vlm.info.name}', whose layers are "
-                f"0..{vlm.info.n_layer - 1}",
-                "pass a smaller --layer",
-            )
+        if role == "model":
+            vlm.info.check_layer(options.layer)
         if role == "model" and method.name != "none" and not options.layer:
             needed -= sum(counts) - share_of(options.keep, sum(counts))
         if needed > vlm.info.n_ctx:

@@ -14,6 +14,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from localvlm.errors import UsageError
+
 __all__ = [
     "Attention",
     "Completion",
@@ -85,6 +87,19 @@ class VlmInfo:
     """What its files lack, or what could not be known of them."""
     vocab_hash: str = ""
     """Equal for two VLMs that share a tokenizer."""
+
+    def check_layer(self, layer: int) -> None:
+        """A model may be cut before each of its layers; before layer 0 means not at all.
+
+        Raises:
+            UsageError: there is no such layer.
+        """
+        if not 0 <= layer < self.n_layer:
+            raise UsageError(
+                f"image tokens cannot be dropped before layer {layer} of '{self.name}', whose layers are "
+                f"0..{self.n_layer - 1}",
+                f"give a layer from 0 to {self.n_layer - 1}",
+            )
 
 
 @dataclass(frozen=True)

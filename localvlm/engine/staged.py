@@ -14,25 +14,12 @@ from localvlm.engine.api import LoadOptions
 from localvlm.engine.gguf_header import Header
 from localvlm.engine.llama import Context, Model, thread_count
 from localvlm.engine.native import Tap
-from localvlm.errors import Interrupted, UnsupportedModel, UsageError
+from localvlm.errors import Interrupted, UnsupportedModel
 
-__all__ = ["Front", "check_layer", "check_places"]
+__all__ = ["Front", "check_places"]
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
-
-
-def check_layer(layer: int, n_layer: int, name: str) -> None:
-    """A model may be cut before each of its layers; before layer 0 means not at all.
-
-    Raises:
-        UsageError: there is no such layer.
-    """
-    if not 0 <= layer < n_layer:
-        raise UsageError(
-            f"image tokens cannot be dropped before layer {layer} of '{name}', whose layers are 0..{n_layer - 1}",
-            f"give a layer from 0 to {n_layer - 1}",
-        )
 
 
 def check_places(name: str, n_layer: int, on_gpu: int, header: Header) -> None:

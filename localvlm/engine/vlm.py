@@ -35,7 +35,7 @@ from localvlm.engine.llama import MAX_OUTPUTS, Context, Model, thread_count
 from localvlm.engine.native import ROW_GENERATED, Tap
 from localvlm.engine.rows import Placed, PromptRows, Run, lay_rows
 from localvlm.engine.sampling import Sampler
-from localvlm.engine.staged import Front, check_layer
+from localvlm.engine.staged import Front
 from localvlm.engine.token_table import TokenTable
 from localvlm.engine.tower import Picture, VisionTower
 from localvlm.errors import ContextOverflow, Interrupted, UnsupportedModel, UsageError
@@ -211,7 +211,7 @@ class LlamaVlm:
 
     def prefill(self, parts: Sequence[Part], *, tap: bool = False, layer: int = 0) -> Prefilled:
         started = time.perf_counter()
-        check_layer(layer, self._model.n_layer, self._info.name)
+        self._info.check_layer(layer)
         rows = self._lay(parts)
         whole = self._lay([replace(p, keep=None) if isinstance(p, ImagePart) else p for p in parts]) if layer else rows
         if not rows.n:
