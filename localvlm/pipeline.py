@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +36,10 @@ from localvlm.engine.api import (
     Vlm,
 )
 from localvlm.errors import ContextOverflow, EngineCrashed, Interrupted, UnsupportedModel, UsageError
-from localvlm.guidance import AGGREGATIONS, resample
+from localvlm.guidance import AGGREGATIONS
 from localvlm.images import Image
-from localvlm.pruning import Inputs, Keep, Method, Tokens, budget, method_named, share_of
+from localvlm.pruning import Keep, Method, Tokens, method_named, share_of
+from localvlm.selection import choose, guiding, joint, method_of, resampled, select
 
 __all__ = ["Answer", "AskOptions", "AttentionMap", "Look", "Pair", "Pipeline", "TokenCounts", "VlmFiles"]
 
@@ -111,14 +111,7 @@ class Pipeline:
             Interrupted: the engine was cancelled; ``partial`` holds the text so far.
         """
         clock = _Clock(on_stage)
-        method = method_named(options.method)
-        if _keeps_all(options.keep) or not images:
-            method = method_named("none")
-        if options.keep == "auto" and method.aggregation is None and method.name != "none":
-            raise UsageError(
-                f"keep 'auto' goes by what the guide attends to, and method '{method.name}' does not",
-                "pass a share, such as --keep 0.35",
-            )
+        method = method_of(options, len(images))
         may_exit = options.exit_at is not None and bool(images)
         guided = method.aggregation is not None or may_exit
         if guided and self.pair.guide is None:
@@ -136,9 +129,9 @@ class Pipeline:
             layouts = self._check_fit("model", images, messages, method, options)
         if guided:
             max_tokens = min(options.max_tokens, options.guide_max_tokens)
-            look = self._look(images, messages, max_tokens, clock, check=_guiding(method))
+            look = self._look(images, messages, max_tokens, clock, check=guiding(method))
             if look.score is not None and exits(look.score, options.exit_at, look.answer.finish):
-                seen = AGGREGATIONS[_guiding(method).aggregation or "sum"](look.attention)
+                seen = AGGREGATIONS[guiding(method).aggregation or "sum"](look.attention)
                 final = self._exit(look, options, clock, on_text)
                 return replace(final, layouts=look.layouts, saliency=seen)
         if layouts is None:
@@ -147,7 +140,7 @@ class Pipeline:
         saliency = None
         if look is not None and method.aggregation is not None:
             saliency = self.saliency(look, method.aggregation, layouts)
-        kept = self._choose(method, options, layouts, saliency)
+        kept = choose(method, options, layouts, saliency)
         answer = self._answer(images, messages, options, kept, look, clock, on_text)
         return replace(answer, layouts=tuple(layouts), saliency=saliency)
 
@@ -161,7 +154,7 @@ class Pipeline:
         system: str | None = None,
     ) -> Look:
         """The guide's unpruned answer and its attention; with its score, as ``method`` prunes, if one is named."""
-        check = None if method is None else _guiding(method_named(method))
+        check = None if method is None else guiding(method_named(method))
         return self._look(images, _messages(images, question, system), max_tokens, _Clock(None), check=check)
 
     def attention(self, images: Sequence[Image], question: str, max_tokens: int = GUIDE_MAX_TOKENS) -> AttentionMap:
@@ -250,7 +243,7 @@ class Pipeline:
     def _score(self, guide: Vlm, messages: Sequence[Message], look: Look, method: Method) -> Score:
         """How sure the guide was, and whether it says the same from its own pruned image: one teacher-forced pass."""
         saliency = AGGREGATIONS[method.aggregation or "sum"](look.attention)
-        guide.prefill(_parts(guide, messages, look.encoded, _select(method, CONSISTENCY_KEEP, look.layouts, saliency)))
+        guide.prefill(_parts(guide, messages, look.encoded, select(method, CONSISTENCY_KEEP, look.layouts, saliency)))
         ids = look.answer.ids
         logits = guide.score(ids) if len(ids) else np.empty((0, 0), np.float32)
         return Score(confidence(look.answer.logprobs[: len(ids)]), consistency(logits, ids))
@@ -275,31 +268,9 @@ class Pipeline:
             threshold=options.exit_at,
         )
 
-    def _choose(
-        self, method: Method, options: AskOptions, layouts: Sequence[ImageLayout], saliency: Float32 | None
-    ) -> list[Int32 | None]:
-        """Kept token indices per picture, None where all are kept."""
-        n = sum(layout.n_tokens for layout in layouts)
-        if method.name == "none" or (isinstance(options.keep, Tokens) and options.keep.n >= n):
-            return [None] * len(layouts)
-        return list(_select(method, options.keep, layouts, saliency, options.seed))
-
     def saliency(self, look: Look, aggregation: str, layouts: Sequence[ImageLayout]) -> Float32:
         """(N,) scores of the model's image tokens, resampled in image space where the two grids differ."""
-        scores = AGGREGATIONS[aggregation](look.attention)
-        out, at = [], 0
-        for source, target in zip(look.layouts, layouts, strict=True):
-            mass = scores[at : at + source.n_tokens]
-            at += source.n_tokens
-            if source.boxes is None or target.boxes is None:
-                role = "guide" if source.boxes is None else "model"
-                raise UnsupportedModel(
-                    f"where the image tokens of the {role} '{self.vlm(role).info.name}' lie is not known, so they "
-                    "cannot be pruned by attention",
-                    "use --method none, or a pair of a known family",
-                )
-            out.append(resample(mass, source.boxes, target.boxes))
-        return np.concatenate(out)
+        return resampled(AGGREGATIONS[aggregation](look.attention), look.layouts, layouts)
 
     def _answer(
         self,
@@ -328,7 +299,7 @@ class Pipeline:
             _release(model, encoded)
         if done.finish == "cancelled":
             raise Interrupted(partial=done.text.lstrip())
-        chosen = _joint(encoded, kept)
+        chosen = joint([e.layout for e in encoded], kept)
         return Answer(
             text=done.text.strip(),
             answer_ids=tuple(int(t) for t in done.ids),
@@ -378,10 +349,6 @@ class _Clock:
         self.ms[self._stage] += (time.perf_counter() - self._entered) * 1e3
 
 
-def _keeps_all(keep: Keep) -> bool:
-    return keep is None or (isinstance(keep, (int, float)) and keep >= 1)
-
-
 def _asked(keep: Keep) -> float | str:
     """A budget as it is told."""
     return 1.0 if keep is None else str(keep) if isinstance(keep, Tokens) else keep
@@ -389,34 +356,6 @@ def _asked(keep: Keep) -> float | str:
 
 def _messages(images: Sequence[Image], question: str, system: str | None) -> list[Message]:
     return [*([Message("system", system)] if system else []), Message("user", question, len(images))]
-
-
-def _guiding(method: Method) -> Method:
-    """The method by which the guide's own image is pruned: SGL where ``method`` needs no guide."""
-    return method if method.aggregation is not None else method_named("sgl+")
-
-
-def _select(
-    method: Method,
-    keep: Keep,
-    layouts: Sequence[ImageLayout],
-    saliency: Float32 | None,
-    seed: int = 0,
-) -> list[Int32]:
-    """Kept token indices per picture."""
-    counts = [layout.n_tokens for layout in layouts]
-    candidates = np.concatenate([_on_picture(layout) for layout in layouts])
-    inputs = Inputs(
-        n=sum(counts),
-        candidates=np.flatnonzero(candidates).astype(np.int32),
-        grids=tuple(layout.grid for layout in layouts),
-        counts=tuple(counts),
-        saliency=saliency,
-        seed=seed,
-    )
-    kept = method.select(inputs, budget(keep, inputs))
-    starts = np.cumsum([0, *counts])
-    return [kept[(kept >= a) & (kept < b)] - np.int32(a) for a, b in pairwise(starts)]
 
 
 def _parts(
@@ -431,14 +370,6 @@ def _parts(
     return parts
 
 
-def _on_picture(layout: ImageLayout) -> NDArray[np.bool_]:
-    """(n_tokens,) whether a token shows any of the picture."""
-    if layout.boxes is None:
-        return np.ones(layout.n_tokens, bool)
-    b = layout.boxes
-    return np.asarray((b[:, 2] > b[:, 0]) & (b[:, 3] > b[:, 1]))
-
-
 def _drafted(draft: Completion | None, done: Completion) -> tuple[int, int]:
     """Tokens drafted and accepted, the draft's end counted where the answer had room for it."""
     if draft is None or not done.drafted:
@@ -446,16 +377,6 @@ def _drafted(draft: Completion | None, done: Completion) -> tuple[int, int]:
     ends = draft.finish == "stop" and done.drafted == len(draft.ids)
     agrees = ends and done.finish == "stop" and len(done.ids) == done.accepted == done.drafted
     return done.drafted + ends, done.accepted + agrees
-
-
-def _joint(encoded: Sequence[Encoded], kept: Sequence[Int32 | None]) -> tuple[int, ...]:
-    out: list[int] = []
-    at = 0
-    for image, keep in zip(encoded, kept, strict=True):
-        n = image.layout.n_tokens
-        out += range(at, at + n) if keep is None else (int(i) + at for i in keep)
-        at += n
-    return tuple(out)
 
 
 def _release(vlm: Vlm, encoded: Sequence[Encoded]) -> None:

@@ -1,0 +1,118 @@
+"""Which image tokens the model sees: a method and a budget, over layouts and what the guide attended to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localvlm.answers import AskOptions
+from localvlm.engine.api import ImageLayout
+from localvlm.errors import UnsupportedModel, UsageError
+from localvlm.guidance import resample
+from localvlm.pruning import Inputs, Keep, Method, Tokens, budget, method_named
+
+__all__ = ["choose", "guiding", "joint", "method_of", "resampled", "select"]
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+
+def method_of(options: AskOptions, n_pictures: int) -> Method:
+    """The method that a question asks for; "none" where there is nothing to prune.
+
+    Raises:
+        UsageError: the budget goes by a guide's attention and the method does not.
+    """
+    method = method_named(options.method)
+    if _keeps_all(options.keep) or not n_pictures:
+        method = method_named("none")
+    if options.keep == "auto" and method.aggregation is None and method.name != "none":
+        raise UsageError(
+            f"keep 'auto' goes by what the guide attends to, and method '{method.name}' does not",
+            "pass a share, such as --keep 0.35",
+        )
+    return method
+
+
+def guiding(method: Method) -> Method:
+    """The method by which the guide's own image is pruned: SGL where ``method`` needs no guide."""
+    return method if method.aggregation is not None else method_named("sgl+")
+
+
+def resampled(scores: Float32, sources: Sequence[ImageLayout], targets: Sequence[ImageLayout]) -> Float32:
+    """(N,) scores of the model's image tokens, resampled in image space where the guide's grids are others.
+
+    Args:
+        scores: (M,) of the guide's image tokens, joint over its pictures.
+        sources: layouts of the pictures in the guide.
+        targets: those of the same pictures in the model.
+
+    Raises:
+        UnsupportedModel: where tokens lie is not known.
+    """
+    out, at = [], 0
+    for source, target in zip(sources, targets, strict=True):
+        mass = scores[at : at + source.n_tokens]
+        at += source.n_tokens
+        if source.boxes is None or target.boxes is None:
+            role = "guide" if source.boxes is None else "model"
+            raise UnsupportedModel(
+                f"where the {role}'s image tokens lie is not known, so they cannot be pruned by attention",
+                "use --method none, or a pair of a known family",
+            )
+        out.append(resample(mass, source.boxes, target.boxes))
+    return np.concatenate(out)
+
+
+def choose(
+    method: Method, options: AskOptions, layouts: Sequence[ImageLayout], saliency: Float32 | None
+) -> list[Int32 | None]:
+    """Kept token indices per picture, None where all are kept."""
+    n = sum(layout.n_tokens for layout in layouts)
+    if method.name == "none" or (isinstance(options.keep, Tokens) and options.keep.n >= n):
+        return [None] * len(layouts)
+    return list(select(method, options.keep, layouts, saliency, options.seed))
+
+
+def select(
+    method: Method, keep: Keep, layouts: Sequence[ImageLayout], saliency: Float32 | None, seed: int = 0
+) -> list[Int32]:
+    """Kept token indices per picture."""
+    counts = [layout.n_tokens for layout in layouts]
+    candidates = np.concatenate([_on_picture(layout) for layout in layouts])
+    inputs = Inputs(
+        n=sum(counts),
+        candidates=np.flatnonzero(candidates).astype(np.int32),
+        grids=tuple(layout.grid for layout in layouts),
+        counts=tuple(counts),
+        saliency=saliency,
+        seed=seed,
+    )
+    kept = method.select(inputs, budget(keep, inputs))
+    starts = np.cumsum([0, *counts])
+    return [kept[(kept >= a) & (kept < b)] - np.int32(a) for a, b in pairwise(starts)]
+
+
+def joint(layouts: Sequence[ImageLayout], kept: Sequence[Int32 | None]) -> tuple[int, ...]:
+    """Indices of kept tokens counted over all pictures."""
+    out: list[int] = []
+    at = 0
+    for layout, keep in zip(layouts, kept, strict=True):
+        out += range(at, at + layout.n_tokens) if keep is None else (int(i) + at for i in keep)
+        at += layout.n_tokens
+    return tuple(out)
+
+
+def _keeps_all(keep: Keep) -> bool:
+    return keep is None or (isinstance(keep, (int, float)) and keep >= 1)
+
+
+def _on_picture(layout: ImageLayout) -> NDArray[np.bool_]:
+    """(n_tokens,) whether a token shows any of the picture."""
+    if layout.boxes is None:
+        return np.ones(layout.n_tokens, bool)
+    b = layout.boxes
+    return np.asarray((b[:, 2] > b[:, 0]) & (b[:, 3] > b[:, 1]))
