@@ -34,7 +34,7 @@ def test_each_picture_is_one_batch_without_causal_mask(
     vlm: LlamaVlm, keep: np.ndarray | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     causal, seen = [True], []
-    decode, switch = vlm._context.decode, llama_cpp.llama_set_causal_attn
+    decode, switch = vlm._cache.context.decode, llama_cpp.llama_set_causal_attn
 
     def recorded(tokens: np.ndarray | None, rows: np.ndarray | None, *rest: np.ndarray) -> None:
         seen.append((causal[0], None if rows is None else len(rows)))
@@ -44,7 +44,7 @@ def test_each_picture_is_one_batch_without_causal_mask(
         causal[0] = on
         switch(context, on)
 
-    monkeypatch.setattr(vlm._context, "decode", recorded)
+    monkeypatch.setattr(vlm._cache.context, "decode", recorded)
     monkeypatch.setattr(llama_cpp, "llama_set_causal_attn", switched)
     vlm.prefill(prompt(vlm, keep))
     text, picture = (True, None), (False, 25 if keep is None else 3)
@@ -53,7 +53,7 @@ def test_each_picture_is_one_batch_without_causal_mask(
 
 
 def test_a_picture_of_more_rows_than_a_batch_is_refused(vlm: LlamaVlm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vlm._context, "n_batch", 24)
+    monkeypatch.setattr(vlm._cache.context, "n_batch", 24)
     with pytest.raises(UnsupportedModel, match="takes 25 rows"):
         vlm.prefill(prompt(vlm, None))
 

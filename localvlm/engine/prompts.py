@@ -1,0 +1,189 @@
+"""Prompts: parts laid out as rows, cut into batches and run into an empty cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localvlm.engine.api import Encoded, ImagePart, Part, Prefilled, TextPart
+from localvlm.engine.cache import Cache
+from localvlm.engine.families import NUMBER
+from localvlm.engine.llama import Model
+from localvlm.engine.rows import Placed, PromptRows, Run, lay_rows
+from localvlm.engine.token_table import TokenTable
+from localvlm.engine.tower import Picture
+from localvlm.errors import ContextOverflow, Interrupted, UnsupportedModel, UsageError
+
+__all__ = ["Prompts"]
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+
+class Prompts:
+    """Fills the cache of one VLM.
+
+    Args:
+        picture: finds what was encoded.
+        causal: rows of a picture do not see those after them.
+        table: embeddings of text rows, where they can be given so.
+    """
+
+    def __init__(
+        self, model: Model, cache: Cache, picture: Callable[[Encoded], Picture], causal: bool, table: TokenTable | None
+    ) -> None:
+        self._model, self._cache, self._picture = model, cache, picture
+        self._causal, self._table = causal, table
+        self._checked = False
+
+    def tokenize(self, parts: Sequence[TextPart | int]) -> Int32:
+        """See :meth:`localvlm.engine.api.Vlm.tokenize`."""
+        vocabulary = self._model.vocabulary
+        out: list[int] = [vocabulary.bos] if vocabulary.add_bos else []
+        run: list[tuple[str, bool]] = []
+        for part in (*parts, 0):
+            if isinstance(part, TextPart):
+                run.append((part.text, part.special))
+                continue
+            if run:
+                out += vocabulary.tokenize_run(run)
+                run = []
+            out += [-1] * part
+        return np.array(out, np.int32)
+
+    def prefill(self, parts: Sequence[Part], tap: bool, layer: int) -> Prefilled:
+        """See :meth:`localvlm.engine.api.Vlm.prefill`."""
+        started = time.perf_counter()
+        cache = self._cache
+        rows = self._lay(parts)
+        whole = self._lay([replace(p, keep=None) if isinstance(p, ImagePart) else p for p in parts]) if layer else rows
+        if not rows.n:
+            raise UsageError("the prompt is empty")
+        if whole.n + 1 > cache.context.n_ctx:
+            raise ContextOverflow(
+                f"the prompt takes {whole.n} cells ({whole.n_kept} of them image tokens) and the context has "
+                f"{cache.context.n_ctx}",
+                "shorten the question, lower --keep or raise --ctx-size",
+            )
+        cache.clear()
+        cache.tapping = tap
+        if tap:
+            cache.tap.reset(rows.n_image)
+            cache.tap.check(not self._checked)
+        try:
+            hidden = self._run_front(layer, whole, rows) if layer else None
+            cache.layer = layer
+            for run in self._batches(rows):
+                self._run_rows(rows, run, None if hidden is None else hidden[run.start : run.stop])
+        except Interrupted:
+            cache.clear()
+            raise
+        finally:
+            cache.tap.check(False)
+        self._checked = self._checked or tap
+        cache.filled(rows)
+        ms = (time.perf_counter() - started) * 1e3
+        return Prefilled(rows.all_ids, rows.n_image, rows.n_kept, rows.n, ms)
+
+    # rows
+
+    def _lay(self, parts: Sequence[Part]) -> PromptRows:
+        vocabulary = self._model.vocabulary
+        laid: list[Sequence[int] | Placed] = []
+        if vocabulary.add_bos:
+            laid.append([vocabulary.bos])
+        run: list[tuple[str, bool]] = []
+        n_pictures = 0
+        for part in parts:
+            if isinstance(part, TextPart):
+                run.append((part.text, part.special))
+                continue
+            picture = self._picture(part.image)
+            before = picture.before.replace(NUMBER, str(n_pictures))
+            n_pictures += 1
+            laid.append(vocabulary.tokenize_run([*run, (before, True)]))
+            laid.append(Placed(picture, _checked_keep(part)))
+            run = [(picture.after, True)]
+        laid.append(vocabulary.tokenize_run(run))
+        return lay_rows(laid)
+
+    def _batches(self, rows: PromptRows) -> list[Run]:
+        """Cuts the rows into batches: unpruned prompts as llama.cpp's own helper does (so that answers agree bit for
+        bit), pruned ones into as few as possible, text rows given as embeddings.
+        """
+        merge = rows.n_kept < rows.n_image and self._table is not None and self._causal
+        runs = [Run(0, rows.n, None)] if merge else list(rows.runs)
+        step = self._cache.context.n_batch
+        if not self._causal and (most := max((r.stop - r.start for r in runs if r.picture), default=0)) > step:
+            raise UnsupportedModel(
+                f"a picture takes {most} rows, which this model reads at once, and a batch holds {step}",
+                "lower --keep or --image-max-tokens",
+            )
+        return [Run(i, min(i + step, r.stop), r.picture) for r in runs for i in range(r.start, r.stop, step)]
+
+    def _embedded(self, rows: PromptRows, run: Run) -> Float32 | None:
+        """(n, width) rows of a batch that holds image tokens, None for one of text alone."""
+        span = slice(run.start, run.stop)
+        image = rows.local[span] >= 0
+        if not image.any():
+            return None
+        out = np.empty((run.stop - run.start, self._model.n_embd_input), np.float32)
+        for part in rows.runs:
+            lo, hi = max(part.start, run.start), min(part.stop, run.stop)
+            if part.picture is not None and lo < hi:
+                assert part.picture.rows is not None
+                out[lo - run.start : hi - run.start] = part.picture.rows[rows.local[lo:hi]]
+        if not image.all():
+            assert self._table is not None
+            out[~image] = self._table.rows(rows.ids[span][~image])
+        return out
+
+    def _inputs(self, rows: PromptRows, run: Run) -> tuple[Float32 | None, Int32]:
+        """Embedding rows, None for a batch of text alone, and batch positions; see :meth:`Context.decode`."""
+        embedded = self._embedded(rows, run)
+        if not self._model.mrope:
+            return embedded, np.arange(run.start, run.stop, dtype=np.int32)
+        places = rows.positions[run.start : run.stop]
+        if embedded is None:
+            return None, np.ascontiguousarray(places[:, 0])
+        return embedded, np.concatenate([places.T.reshape(-1), np.zeros(len(places), np.int32)]).astype(np.int32)
+
+    # runs
+
+    def _run_front(self, layer: int, whole: PromptRows, rows: PromptRows) -> Float32:
+        """(rows.n, n_embd) what the layers below ``layer`` give on the whole prompt, at the rows that stay."""
+        front, hidden = self._cache.opened_front(), []
+        stays = (whole.image < 0) | np.isin(whole.image, rows.image)
+        for run in self._batches(whole):
+            embedded, positions = self._inputs(whole, run)
+            tokens = None if embedded is not None else np.ascontiguousarray(whole.ids[run.start : run.stop])
+            with self._cache.attending(front.context, embedded):
+                found = front.decode(layer, tokens, embedded, positions, run.stop - run.start)
+            hidden.append(found[stays[run.start : run.stop]])
+        front.at = whole.next_position if self._model.mrope else whole.n
+        return np.concatenate(hidden)
+
+    def _run_rows(self, rows: PromptRows, run: Run, hidden: Float32 | None) -> None:
+        span = slice(run.start, run.stop)
+        embedded, positions = self._inputs(rows, run)
+        outputs = np.zeros(run.stop - run.start, np.int8)
+        outputs[-1] = run.stop == rows.n
+        true = None if self._model.mrope else np.ascontiguousarray(rows.positions[span, 0])
+        cache = self._cache
+        classes = rows.classes[span] * cache.tapping
+        with cache.attending(cache.context, embedded):
+            cache.run(rows.ids[span], embedded, positions, outputs, rows.image[span], classes, true, hidden)
+
+
+def _checked_keep(part: ImagePart) -> Int32 | None:
+    if part.keep is None:
+        return None
+    keep = np.asarray(part.keep, np.int32)
+    n = part.image.layout.n_tokens
+    if len(keep) and (keep.min() < 0 or keep.max() >= n or np.any(np.diff(keep) <= 0)):
+        raise UsageError(f"kept indices must be sorted, without repeats and within 0..{n - 1}")
+    return None if len(keep) == n else keep
