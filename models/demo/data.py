@@ -10,6 +10,7 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -28,6 +29,11 @@ _FILTERS = (
 )  # fmt: skip
 
 
+def shrunk(image: Image.Image, index: int) -> np.ndarray:
+    """A picture at tower size, by one of several filters."""
+    return np.asarray(image.resize((TOWER_SIDE, TOWER_SIDE), _FILTERS[(index * 7919) % len(_FILTERS)]))
+
+
 @dataclass(frozen=True)
 class Split:
     """Scenes 0..count-1 of one stream and seed; `crowded` ones fill the board, to teach the tower faster."""
@@ -37,11 +43,16 @@ class Split:
     seed: int
     count: int
     crowded: bool = False
+    shape: ClassVar[tuple[int, ...]] = (TOWER_SIDE, TOWER_SIDE, 3)
 
     def scene(self, index: int) -> Scene:
         """Scene `index`."""
         rng = scene_rng(self.stream, self.seed, index)
         return sample_scene(rng, 9, 4) if self.crowded else sample_scene(rng)
+
+    def drawn(self, index: int) -> np.ndarray:
+        """What the tower sees of scene `index`, uint8 of `shape`; the filter varies."""
+        return shrunk(draw_scene(self.scene(index)), index)
 
 
 CROWDED = Split("crowded", Stream.TRAIN, 2, 10_000, crowded=True)
@@ -69,18 +80,17 @@ def _render(job: tuple[Split, Path, int, int]) -> int:
     split, path, start, stop = job
     pixels = np.lib.format.open_memmap(path, "r+")
     for index in range(start, stop):
-        how = _FILTERS[(index * 7919) % len(_FILTERS)]
-        pixels[index] = np.asarray(draw_scene(split.scene(index)).resize((TOWER_SIDE, TOWER_SIDE), how))
+        pixels[index] = split.drawn(index)
     return stop
 
 
 def render(split: Split, work: Path, processes: int | None = None) -> None:
-    """Draw a split into `work/<name>.npy`, (count, 192, 192, 3) uint8, unless it is there."""
+    """Draw a split into `work/<name>.npy`, (count, *shape) uint8, unless it is there."""
     done = work / f"{split.name}.npy"
     if done.exists():
         return
     path = done.with_suffix(".part")
-    np.lib.format.open_memmap(path, "w+", np.uint8, (split.count, TOWER_SIDE, TOWER_SIDE, 3)).flush()
+    np.lib.format.open_memmap(path, "w+", np.uint8, (split.count, *split.shape)).flush()
     jobs = [(split, path, i, min(i + 500, split.count)) for i in range(0, split.count, 500)]
     with ProcessPoolExecutor(processes or os.cpu_count()) as pool:
         for _ in pool.map(_render, jobs):

@@ -1,7 +1,8 @@
-"""Write the demo pair as GGUF: `python -m localvlm.models.demo.export --work DIR`.
+"""Write the demo pair as GGUF: `python -m localvlm.models.demo.export [--tiles] --work DIR`.
 
 The language models are Q8_0 (norms F32), the mmproj files F16 (norms, biases, CLS and position embeddings F32), all
-beside this script, with `example.png`. The tower is written twice, once with each projector, as llama.cpp wants it.
+beside this script, with `example.png`; of the tiled pair the towers are Q8_0 too. The tower is written twice, once with
+each projector, as llama.cpp wants it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import lm, text, tower
+from . import lm, text, tiles, tower
 from .data import TOWER_SIDE
 from .scenes import draw_scene
 from .world import Scene, Thing
@@ -122,9 +123,11 @@ def write_llm(path: Path, name: str, state: dict[str, Tensor], size: lm.Size) ->
 
 
 def write_mmproj(path: Path, name: str, eyes: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    """The tower and a projector, F16."""
+    """The tower and a projector: F16; Q8_0 but for the patch embedding where there is a row end, for LLaVA-NeXT."""
+    tiled = "row_end" in state
+    kind = gguf.LlamaFileType.MOSTLY_Q8_0 if tiled else gguf.LlamaFileType.MOSTLY_F16
     writer = gguf.GGUFWriter(path, "clip")
-    _general(writer, name, gguf.LlamaFileType.MOSTLY_F16)
+    _general(writer, name, kind)
     writer.add_type("mmproj")
     writer.add_clip_has_vision_encoder(True)
     writer.add_clip_projector_type("mlp")
@@ -142,9 +145,18 @@ def write_mmproj(path: Path, name: str, eyes: dict[str, Tensor], state: dict[str
     writer.add_bool("clip.use_gelu", False)  # neither: quick GELU
     tensors = {theirs: eyes[ours] for ours, theirs in tower_names().items()}
     tensors |= {theirs: state[ours] for ours, theirs in projector_names().items()}
-    for theirs, value in tensors.items():
+    if tiled:
+        writer.add_array("clip.vision.image_grid_pinpoints", [tiles.ACROSS * TOWER_SIDE] * 2)
+        writer.add_string("clip.vision.mm_patch_merge_type", "spatial_unpad")
+        tensors["v.image_newline"] = state["row_end"]
+    for theirs, tensor in tensors.items():
+        value = tensor.float().numpy()
         half = value.ndim >= 2 and "position" not in theirs
-        writer.add_tensor(theirs, value.float().numpy().astype(np.float16 if half else np.float32))
+        if tiled and half and value.ndim == 2:
+            q8 = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(theirs, gguf.quants.quantize(value, q8), raw_dtype=q8)
+        else:
+            writer.add_tensor(theirs, value.astype(np.float16 if half else np.float32))
     _finish(writer)
 
 
@@ -153,15 +165,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="export", description="Write the demo pair as GGUF.")
     parser.add_argument("--work", type=Path, required=True, help="where train.py kept its checkpoints")
     parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--tiles", action="store_true", help="the tiled pair")
     args = parser.parse_args(argv)
-    eyes = torch.load(args.work / "tower.pt", weights_only=True)["model"]
+    pair = "tiles-" if args.tiles else ""
+    eyes = torch.load(args.work / f"{pair}tower.pt", weights_only=True)["model"]
     for which, size in (("guide", lm.GUIDE), ("model", lm.MODEL)):
-        found = torch.load(args.work / f"{which}.pt", weights_only=True)
+        stem = pair + which
+        found = torch.load(args.work / f"{stem}.pt", weights_only=True)
         state = lm.grown(found["ema"], size.layers, size) if found["layers"] < size.layers else found["ema"]
-        write_llm(args.out / f"{which}.gguf", f"localvlm demo {which}", state, size)
-        write_mmproj(args.out / f"{which}-mmproj.gguf", f"localvlm demo {which} mmproj", eyes, state)
-        print(f"{which}: step {found['step']}, {found['cpu_seconds'] / 3600:.2f} CPU hours", file=sys.stderr)
-    draw_scene(EXAMPLE).save(args.out / "example.png")
+        name = f"localvlm demo {stem.replace('-', ' ')}"
+        write_llm(args.out / f"{stem}.gguf", name, state, size)
+        write_mmproj(args.out / f"{stem}-mmproj.gguf", f"{name} mmproj", eyes, state)
+        print(f"{stem}: step {found['step']}, {found['cpu_seconds'] / 3600:.2f} CPU hours", file=sys.stderr)
+    if not args.tiles:
+        draw_scene(EXAMPLE).save(args.out / "example.png")
     return 0
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ SIZES = {"guide": GUIDE, "model": MODEL}
 class Batch:
     """A batch of images with their branches."""
 
-    features: Tensor  # (batch, 144, tower width)
+    features: Tensor  # (batch, image rows, tower width)
     tokens: Tensor  # (batch, BUDGET) int64
     targets: Tensor  # (batch, BUDGET) int64, text.IGNORE where there is no loss
     positions: Tensor  # (batch, rows) int64
@@ -68,35 +69,52 @@ def mix_at(step: int) -> dict[str, float]:
     return mix
 
 
-def collate(features: np.ndarray, rows: list[list[tuple[list[int], list[int], str]]]) -> Batch:
-    """Lay branches after their images. A branch sees the prefix, the image and itself; positions go on from there."""
-    start = len(text.prefix()) + N_PATCHES
+def collate(
+    features: np.ndarray,
+    rows: list[list[tuple[list[int], list[int], str]]],
+    places: np.ndarray | None = None,
+    length: int = N_PATCHES,
+) -> Batch:
+    """Lay branches after their images. A branch sees the prefix, the image and itself; positions go on from there.
+
+    Args:
+        features: (batch, n, width) of the image rows.
+        rows: the branches of each image.
+        places: (batch, n) place of each row in an image of `length` rows, -1 where there is none; all of them if None.
+        length: rows of a whole image.
+    """
+    if places is None:
+        places = np.broadcast_to(np.arange(length), (len(rows), length))
+    before = len(text.prefix())
+    start, after = before + places.shape[1], before + length
     size = (len(rows), BUDGET)
     tokens, targets = np.zeros(size, np.int64), np.full(size, text.IGNORE, np.int64)
-    where, branch = np.full(size, start, np.int64), np.full(size, -1, np.int64)
+    where, branch = np.full(size, after, np.int64), np.full(size, -1, np.int64)
     for i, row in enumerate(rows):
         at = 0
         for b, (inputs, outputs, _) in enumerate(row):
             end = at + len(inputs)
             tokens[i, at:end], targets[i, at:end], branch[i, at:end] = inputs, outputs, b
-            where[i, at:end] = start + np.arange(len(inputs))
+            where[i, at:end] = after + np.arange(len(inputs))
             at = end
-    length = start + BUDGET
-    owner = np.full((len(rows), length), -2, np.int64)
+    total = start + BUDGET
+    owner = np.full((len(rows), total), -2, np.int64)
+    owner[:, before:start][places < 0] = -3
     owner[:, start:] = branch
     seen = (owner[:, None, :] == -2) | (owner[:, None, :] == owner[:, :, None])
-    mask = seen & np.tril(np.ones((length, length), bool))
-    positions = np.concatenate([np.broadcast_to(np.arange(start), (len(rows), start)), where], 1)
+    mask = seen & np.tril(np.ones((total, total), bool))
+    lead = np.broadcast_to(np.arange(before), (len(rows), before))
+    positions = np.concatenate([lead, before + np.maximum(places, 0), where], 1)
     return Batch(
         torch.from_numpy(features.astype(np.float32)), torch.from_numpy(tokens), torch.from_numpy(targets),
-        torch.from_numpy(positions.copy()), torch.from_numpy(mask), branch, [[k for *_, k in r] for r in rows],
+        torch.from_numpy(positions), torch.from_numpy(mask), branch, [[k for *_, k in r] for r in rows],
     )  # fmt: skip
 
 
 def hidden_ground(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """A random part of the patches that touch no thing, (144,) bool."""
+    """A random part of the patches that touch no thing and no tag, (144,) bool."""
     spare = np.ones((GRID, GRID), bool)
-    for thing in scene.things:
+    for thing in (*scene.things, *scene.tags):
         row, column = int(thing.y // PATCH), int(thing.x // PATCH)
         spare[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = False
     return spare.ravel() & (rng.random(N_PATCHES) < rng.uniform(0.4, 1.0))
@@ -117,13 +135,9 @@ def training_batch(pool: np.ndarray, size: int, step: int, mix: dict[str, float]
     return batch
 
 
-def batches(pool: np.ndarray, size: int, first: int, last: int, hide: float) -> Iterator[Batch]:
+def batches(make: Callable[[int], Batch], first: int, last: int) -> Iterator[Batch]:
     """Batches of steps first..last-1, made one ahead in a thread."""
     with ThreadPoolExecutor(1) as thread:
-
-        def make(step: int) -> Batch:
-            return training_batch(pool, size, step, mix_at(step), hide)
-
         ahead = thread.submit(make, first)
         for step in range(first, last):
             batch = ahead.result()
@@ -140,31 +154,36 @@ def run(vlm: Vlm, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
+def tally(vlm: Vlm, batch: Batch, asked: Counter[str], right: Counter[str]) -> None:
+    """Count branches by type, and those of which every token of the answer comes first (teacher-forced)."""
+    logits, targets = run(vlm, batch)
+    hit = np.ones(batch.branch.shape, bool)
+    hit[(batch.targets != text.IGNORE).numpy()] = (logits.argmax(-1) == targets).numpy()
+    for i, kinds in enumerate(batch.kinds):
+        for b, kind in enumerate(kinds):
+            asked[kind] += 1
+            right[kind] += int(hit[i][batch.branch[i] == b].all())
+
+
+def examined(scene: Scene, rng: np.random.Generator, kinds: Sequence[str]) -> list[tuple[list[int], list[int], str]]:
+    """A branch of each of those types that the scene allows, the last of them if there are too many."""
+    row = [(*text.branch([turn]), kind) for kind in kinds if (turn := text.ask(scene, rng, kind))]
+    while sum(len(r[0]) for r in row) > BUDGET:
+        row.pop(0)
+    return row
+
+
 def accuracy(vlm: Vlm, work: Path, images: int = 60, blind: bool = False) -> dict[str, float]:
-    """Exact match by type on validation scenes, teacher-forced (right when every token of the answer comes first)."""
+    """Exact match by type on validation scenes."""
     pool = data.features(data.VALIDATION, work)
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
     for start in range(0, images, 20):
         rows = []
         for i in range(start, start + 20):
-            rng, scene, row = scene_rng(data.VALIDATION.stream, 9, i), data.VALIDATION.scene(i), []
-            for kind in (*TYPES, *TYPES, "describe"):
-                turn = text.ask(scene, rng, kind)
-                if turn:
-                    row.append((*text.branch([turn]), kind))
-            while sum(len(r[0]) for r in row) > BUDGET:
-                row.pop(0)
-            rows.append(row)
-        shown = pool[(np.arange(start, start + 20) + (300 if blind else 0))]
-        batch = collate(shown, rows)
-        logits, targets = run(vlm, batch)
-        hit = np.ones(batch.branch.shape, bool)
-        hit[(batch.targets != text.IGNORE).numpy()] = (logits.argmax(-1) == targets).numpy()
-        for i, kinds in enumerate(batch.kinds):
-            for b, kind in enumerate(kinds):
-                asked[kind] += 1
-                right[kind] += int(hit[i][batch.branch[i] == b].all())
+            rng = scene_rng(data.VALIDATION.stream, 9, i)
+            rows.append(examined(data.VALIDATION.scene(i), rng, (*TYPES, *TYPES, "describe")))
+        tally(vlm, collate(pool[(np.arange(start, start + 20) + (300 if blind else 0))], rows), asked, right)
     out = {k: right[k] / asked[k] for k in asked}
     out["all"] = sum(right[t] for t in TYPES) / sum(asked[t] for t in TYPES)
     return out
@@ -193,18 +212,19 @@ class Plan:
 class Fitting:
     """A model in training: its weights, their running mean, the optimisers, the step."""
 
+    pair = ""  # before the names of checkpoints
+
     def __init__(self, plan: Plan, work: Path) -> None:
         torch.manual_seed(1)
-        self.plan, self.work, self.path = plan, work, work / f"{plan.which}.pt"
-        self.pool = data.features(data.TRAIN, work)
-        state = torch.load(self.path, weights_only=True) if self.path.exists() else {}
+        self.plan, self.work, self.path = plan, work, work / f"{self.pair}{plan.which}.pt"
+        self.pool = self.features()
+        state = self.start()
         full = SIZES[plan.which]
         depth = state.get("layers", SPLIT_LAYERS if plan.which == "model" else full.layers)
         if plan.grow and depth < full.layers:
             state |= {k: grown(state[k], full.layers, full) for k in ("model", "ema")} | {"optimisers": None}
             depth = full.layers
-        scale = float(np.asarray(self.pool[:50], np.float32).std())
-        self.vlm = Vlm(Size(depth, full.width, full.ff), text.tokenizer().get_vocab_size(), scale)
+        self.vlm = self.fresh(Size(depth, full.width, full.ff))
         self.optimisers = Optimisers(self.vlm, 0.015, 3e-3)
         if state:
             self.vlm.load_state_dict(state["model"])
@@ -215,6 +235,26 @@ class Fitting:
         self.first, self.cpu, self.clock = self.step, time.process_time(), time.time()
         self.last = min(plan.until or plan.steps, plan.steps) if plan.minutes is None else 10**9
         self.loss = 0.0
+
+    def features(self) -> np.ndarray:
+        """The training scenes' features."""
+        return data.features(data.TRAIN, self.work)
+
+    def fresh(self, size: Size) -> Vlm:
+        """A model of that size before training."""
+        return Vlm(size, text.tokenizer().get_vocab_size(), float(np.asarray(self.pool[:50], np.float32).std()))
+
+    def start(self) -> dict[str, Any]:
+        """The state to go on from."""
+        return torch.load(self.path, weights_only=True) if self.path.exists() else {}
+
+    def batch(self, step: int) -> Batch:
+        """The batch of that step."""
+        return training_batch(self.pool, self.plan.batch, step, mix_at(step), self.plan.hide)
+
+    def told(self) -> str:
+        """Accuracies of the present weights."""
+        return told(accuracy(self.vlm, self.work))
 
     def rate(self) -> float:
         """The learning rate factor: a short rise after every start, a plateau, a linear fall; 0 when time is over."""
@@ -241,8 +281,8 @@ class Fitting:
         """Tell the accuracy of the mean weights and write the checkpoint."""
         live = {k: v.clone() for k, v in self.vlm.state_dict().items()}
         self.vlm.load_state_dict(self.ema)
-        name = f"{self.plan.which} {self.step} [{self.vlm.size.layers} layers]"
-        print(f"{name} exact match: {told(accuracy(self.vlm, self.work))}", flush=True)
+        name = f"{self.path.stem} {self.step} [{self.vlm.size.layers} layers]"
+        print(f"{name} exact match: {self.told()}", flush=True)
         self.vlm.load_state_dict(live)
         spent = self.spent + time.process_time() - self.cpu
         part = self.path.with_suffix(".part")
@@ -252,13 +292,13 @@ class Fitting:
 
     def go(self) -> None:
         """Train as planned, from the checkpoint on."""
-        for batch in batches(self.pool, self.plan.batch, self.step, self.last, self.plan.hide):
+        for batch in batches(self.batch, self.step, self.last):
             rate = self.rate()
             if rate <= 0:
                 break
             self.update(batch, rate)
             if self.step % 25 == 0:
-                print(f"{self.plan.which} {self.step} loss {self.loss:.4f} {time.time() - self.clock:.0f}s", flush=True)
+                print(f"{self.path.stem} {self.step} loss {self.loss:.4f} {time.time() - self.clock:.0f}s", flush=True)
             if self.step % 200 == 0:
                 self.save()
         self.save()

@@ -13,7 +13,7 @@ import numpy as np
 
 from .world import CARD, COLOURS, KINDS, Scene, Thing
 
-__all__ = ["COUNTS", "TYPES", "Turn", "caption", "chain", "describe", "question_for", "step"]
+__all__ = ["COUNTS", "TILED_TYPES", "TYPES", "Turn", "caption", "chain", "describe", "question_for", "step"]
 
 COUNTS = ("none", "one", "two", "three")
 _STEPS = {"to the left of": (0, -1), "to the right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
@@ -203,9 +203,36 @@ _MAKERS: dict[str, Callable[[Scene, np.random.Generator, int], Turn | None]] = {
 TYPES = tuple(_MAKERS)
 
 
+def _small(scene: Scene, rng: np.random.Generator, target: int) -> Turn | None:
+    number = target % 2 == 0
+    tag = _thing(rng, [t for t in scene.tags if t.text.isdigit() == number])
+    if tag is None:
+        return None
+    noun = "small tag" if len(scene.tags) == 1 and rng.random() < 0.3 else f"small {tag.colour} tag"
+    what = "number" if number else "word"
+    question = _pick(
+        rng,
+        [f"What does the {noun} say?", f"What is written on the {noun}?", f"Which {what} is on the {noun}?",
+         f"Read the {noun}."],
+    )  # fmt: skip
+    return Turn(question, tag.text, "small")
+
+
+def _spot_of_tag(scene: Scene, rng: np.random.Generator, target: int) -> Turn | None:
+    tag = scene.tags[target % len(scene.tags)]
+    verb = _pick(rng, ["Where is", "Where do you see"])
+    return Turn(f"{verb} the small {tag.colour} tag?", tag.place, "spot")
+
+
+_ON_TAGS = {"small": _small, "spot": _spot_of_tag}  # spot: for training alone
+TILED_TYPES = (
+    "small", "colour", "shape", "small", "where", "count", "small", "exist", "relation", "small", "read",
+)  # fmt: skip
+
+
 def question_for(kind: str, scene: Scene, rng: np.random.Generator, target: int) -> Turn | None:
     """A question of that type with the answer that `target` (any number) picks, or None where there is none."""
-    return _MAKERS[kind](scene, rng, target)
+    return (_MAKERS | _ON_TAGS)[kind](scene, rng, target)
 
 
 def _article(word: str) -> str:

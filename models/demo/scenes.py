@@ -1,6 +1,6 @@
 """Draw the demo scenes, and write held-out sets of them with questions. Needs numpy and Pillow alone.
 
-    python -m localvlm.models.demo.scenes --seed 1 --count 1000 --out DIR
+    python -m localvlm.models.demo.scenes [--tiles] --seed 1 --count 1000 --out DIR
 
 writes `DIR/00000.png ...` and `DIR/data.jsonl` with `image`, `question`, `answer` and `type`, one question per
 scene, the types in equal parts. The scenes come from the HELD_OUT stream (`world.Stream`); training never uses it.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,8 +24,8 @@ if not __package__:  # run as a script from a checkout
 
     __package__ = models.demo.__name__
 
-from .questions import TYPES, describe, question_for
-from .world import CARD, SIDE, Scene, Stream, Thing, sample_scene, scene_rng
+from .questions import TILED_TYPES, TYPES, describe, question_for
+from .world import CARD, SIDE, Scene, Stream, Thing, sample_scene, sample_tagged, scene_rng
 
 __all__ = ["draw_scene", "write_set"]
 
@@ -117,22 +118,30 @@ def draw_scene(scene: Scene) -> Image.Image:
             layer = Image.new("RGBA", (2 * half, 2 * half), (*shade, 0))
             outline = _turned(_outline(thing.kind), thing.angle) * (thing.size / 2 * SUPER)
             ImageDraw.Draw(layer).polygon([(half + x, half + y) for x, y in outline], fill=(*shade, 255))
-        layer = layer.reduce(SUPER)
-        image.paste(layer, (round(thing.x - layer.width / 2), round(thing.y - layer.height / 2)), layer)
+        _paste(image, thing, layer.reduce(SUPER))
+    for tag in scene.tags:  # as a card of twice the size looks from twice as far
+        _paste(image, tag, _card(replace(tag, size=2 * tag.size), _shade(rng, tag.colour)).reduce(2 * SUPER))
     return image
 
 
-def write_set(out: Path, seed: int, count: int, with_describe: bool = False) -> int:
-    """Write `count` held-out scenes with a question each (and a 'describe' row each if asked); how many rows."""
+def _paste(image: Image.Image, thing: Thing, layer: Image.Image) -> None:
+    image.paste(layer, (round(thing.x - layer.width / 2), round(thing.y - layer.height / 2)), layer)
+
+
+def write_set(out: Path, seed: int, count: int, with_describe: bool = False, tiles: bool = False) -> int:
+    """Write `count` held-out scenes with a question each (and a 'describe' row each if asked), with tags if `tiles`;
+    how many rows.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    types, sample = (TILED_TYPES, sample_tagged) if tiles else (TYPES, sample_scene)
     rows = []
     for index in range(count):
         rng = scene_rng(Stream.HELD_OUT, seed, index)
-        kind = TYPES[index % len(TYPES)]
-        target = index // len(TYPES)  # answers take turns, so that none is commoner by chance
+        kind = types[index % len(types)]
+        target = index // len(types)  # answers take turns, so that none is commoner by chance
         turn = None
         while turn is None:
-            scene = sample_scene(rng)
+            scene = sample(rng)
             turn = question_for(kind, scene, rng, target)
         name = f"{index:05d}.png"
         draw_scene(scene).save(out / name)
@@ -148,9 +157,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tiles", action="store_true", help="scenes with tags, too small to read but in tiles")
     parser.add_argument("--describe", action="store_true", help="also ask for a description of every scene")
     args = parser.parse_args(argv)
-    rows = write_set(args.out, args.seed, args.count, args.describe)
+    rows = write_set(args.out, args.seed, args.count, args.describe, args.tiles)
     print(f"{rows} questions in {args.out / 'data.jsonl'}", file=sys.stderr)
     return 0
 

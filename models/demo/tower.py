@@ -72,7 +72,7 @@ class Tower(nn.Module):
 
 
 def losses(tower: Tower, rows: Tensor, things: Tensor, present: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Loss and accuracies. rows (batch, 145, WIDTH); things (batch, 9, 6); present (batch, N_PRESENT).
+    """Loss and accuracies. rows (batch, 145, WIDTH); things (batch, n, 6); present (batch, N_PRESENT).
 
     Only the patch that holds the centre of a thing is labelled with it; all others are ground.
     """

@@ -1,7 +1,8 @@
 """Train the demo pair: `python -m localvlm.models.demo.train --stage STAGE --work DIR`.
 
-The stages are render, tower, cache, guide and model, in that order; each resumes from its checkpoint in
-DIR. CPU seconds spent are kept in the checkpoints.
+The stages are render, tower, cache, guide and model, in that order, then likewise with "tiles-" before their names for
+the tiled pair, which goes on from the plain one; each resumes from its checkpoint in DIR. CPU seconds spent are kept
+in the checkpoints.
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import data, fit
+from . import data, fit, tiles, tiles_fit
 from .optim import Optimisers
 from .tower import N_PATCHES, WIDTH, Tower, losses
 
 TOWER_STEPS, TOWER_BATCH = 700, 64
 LM_STEPS = 4000
+TILED_TOWER_STEPS = 520
+STAGES = ("render", "tower", "cache", "guide", "model",
+          "tiles-render", "tiles-tower", "tiles-cache", "tiles-guide", "tiles-model")  # fmt: skip
 
 
 def schedule(step: int, total: int, warm: int = 50, cool: float = 0.4) -> float:
@@ -34,10 +39,9 @@ def save(path: Path, **state: object) -> None:
     part.replace(path)
 
 
-def load_tower(work: Path) -> Tower:
+def load_tower(path: Path, tower: Tower) -> Tower:
     """The trained tower."""
-    tower = Tower()
-    tower.load_state_dict(torch.load(work / "tower.pt", weights_only=True)["model"])
+    tower.load_state_dict(torch.load(path, weights_only=True)["model"])
     return tower.eval()
 
 
@@ -80,16 +84,17 @@ def train_tower(work: Path, steps: int = TOWER_STEPS) -> None:
 
 
 @torch.no_grad()
-def cache(work: Path, scenes: int | None = None) -> None:
-    """Write the tower's features of the training and validation scenes in half precision."""
-    tower = load_tower(work)
-    for split in (data.VALIDATION, data.TRAIN):
+def cache(work: Path, tower: Tower, splits: Sequence[data.Split], scenes: int | None = None) -> None:
+    """Write the tower's features of these scenes, as many as given of each, in half precision."""
+    for split in splits:
         pool, path = data.pixels(split, work), work / f"{split.name}.features.npy"
         count = min(scenes or split.count, split.count)
         part = path.with_suffix(".part")
-        out = np.lib.format.open_memmap(part, "w+", np.float16, (count, N_PATCHES, WIDTH))
-        for i in range(0, count, 100):
-            out[i : i + 100] = tower(torch.from_numpy(np.ascontiguousarray(pool[i : i + 100]))).half().numpy()
+        views = split.shape[:-3]
+        out = np.lib.format.open_memmap(part, "w+", np.float16, (count, *views, N_PATCHES, WIDTH))
+        for i in range(0, count, 50):
+            seen = torch.from_numpy(np.ascontiguousarray(pool[i : i + 50])).flatten(0, -4)
+            out[i : i + 50] = tower(seen).unflatten(0, (-1, *views)).half().numpy()
         out.flush()
         part.rename(path)
 
@@ -97,7 +102,7 @@ def cache(work: Path, scenes: int | None = None) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="train", description="Train the demo pair.")
-    parser.add_argument("--stage", required=True, choices=["render", "tower", "cache", "guide", "model"])
+    parser.add_argument("--stage", required=True, choices=STAGES)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, help="steps in all")
     parser.add_argument("--cool", type=int, default=1000, help="guide, model: the last steps, with a falling rate")
@@ -115,12 +120,23 @@ def main(argv: list[str] | None = None) -> int:
             data.render(split, args.work)
     elif args.stage == "tower":
         train_tower(args.work, args.steps or TOWER_STEPS)
+    elif args.stage == "tiles-render":
+        for split in (tiles.CROWDED, tiles.VALIDATION, tiles.TRAIN):
+            data.render(split, args.work)
+    elif args.stage == "tiles-tower":
+        steps = args.steps or TILED_TOWER_STEPS
+        tiles.train_tower(args.work, steps, lambda step: schedule(step, steps), save)
     elif args.stage == "cache":
-        cache(args.work, args.scenes)
+        cache(args.work, load_tower(args.work / "tower.pt", Tower()), (data.VALIDATION, data.TRAIN), args.scenes)
+    elif args.stage == "tiles-cache":
+        tower = load_tower(args.work / "tiles-tower.pt", tiles.TiledTower())
+        cache(args.work, tower, (tiles.VALIDATION, tiles.TRAIN), args.scenes)
     else:
         chosen = ("cool", "until", "minutes", "grow", "batch", "hide", "rate")
-        plan = fit.Plan(args.stage, args.steps or LM_STEPS, **{name: getattr(args, name) for name in chosen})
-        fit.Fitting(plan, args.work).go()
+        fitting = tiles_fit.TiledFitting if args.stage.startswith("tiles-") else fit.Fitting
+        options = {name: getattr(args, name) for name in chosen}
+        plan = fit.Plan(args.stage.removeprefix("tiles-"), args.steps or LM_STEPS, **options)
+        fitting(plan, args.work).go()
     return 0
 
 

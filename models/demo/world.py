@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "pink", "black")
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "moon")
 CARD = "card"
+TAG = "tag"  # a card of a third of the size: no thing, neither counted nor listed
 KINDS = (*SHAPES, CARD)
 PLACES = (
     "top left", "top center", "top right",
@@ -24,6 +25,8 @@ WORDS = (
 SIDE = 384  # pixels of a drawn scene
 PATCH = 32  # pixels of SIDE that one image token of the tower covers
 CELL = 128  # pixels of one of the 3 x 3 cells
+TAG_SIZES = 14.0, 15.5  # height of a tag, pixels of SIDE
+TILE = SIDE // 2  # pixels of SIDE of one of the 2 x 2 tiles, which the tower sees at full size
 
 
 class Stream(IntEnum):
@@ -70,10 +73,13 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things in raster order, at most one a cell, no two of the same name; and the seed of the background."""
+    """Things in raster order, at most one a cell, no two of the same name; the seed of the background; tags, no two
+    of the same colour.
+    """
 
     things: tuple[Thing, ...]
     paint: int
+    tags: tuple[Thing, ...] = ()
 
     def at(self, cell: int) -> Thing | None:
         """The thing in that cell."""
@@ -131,3 +137,42 @@ def sample_scene(rng: np.random.Generator, n_things: int | None = None, n_cards:
     cells = rng.permutation(9)[:n_things]
     things = [_place(rng, int(c), kind, colour) for c, (colour, kind) in zip(cells, pairs, strict=True)]
     return Scene(tuple(sorted(things, key=lambda t: t.cell)), int(rng.integers(2**31)))
+
+
+def _reach(thing: Thing) -> tuple[float, float]:
+    """Half the width and half the height that a thing takes at most, turned as it is."""
+    wide = thing.kind in (CARD, TAG)
+    return (1.01 if wide else 0.62) * thing.size, 0.62 * thing.size
+
+
+def _tag(rng: np.random.Generator, colour: str, taken: list[Thing]) -> Thing | None:
+    """A tag on free ground: inside one cell and one tile, its centre well inside one patch of that tile."""
+    fine = PATCH // 2
+    tag = Thing(TAG, colour, 0, 0, 0, float(rng.uniform(*TAG_SIZES)), float(rng.uniform(-3, 3)), _text(rng))
+    width, height = (n + fine // 2 for n in _reach(tag))
+    y, x = (np.mgrid[: SIDE // fine, : SIDE // fine] + 0.5) * fine
+    free = (np.abs(x % TILE - TILE / 2) < TILE / 2 - width) & (np.abs(y % TILE - TILE / 2) < TILE / 2 - height)
+    free &= (np.abs(x % CELL - CELL / 2) < CELL / 2 - fine) & (np.abs(y % CELL - CELL / 2) < CELL / 2 - fine)
+    for other in taken:
+        w, h = _reach(other)
+        free &= (np.abs(x - other.x) > width + w) | (np.abs(y - other.y) > height + h)
+    if not free.any():
+        return None
+    row, column = np.argwhere(free)[int(rng.integers(free.sum()))]
+    dx, dy = rng.uniform(-4.5, 4.5, 2)
+    cell = int(y[row, column] // CELL) * 3 + int(x[row, column] // CELL)
+    return replace(tag, cell=cell, x=float(x[row, column] + dx), y=float(y[row, column] + dy))
+
+
+def sample_tagged(rng: np.random.Generator, n_tags: int | None = None) -> Scene:
+    """A random scene with one to three tags, of different colours, unless told otherwise."""
+    scene = sample_scene(rng)
+    if n_tags is None:
+        colours = rng.choice(COLOURS, int(rng.integers(1, 4)), replace=False)
+    else:
+        colours = rng.choice(COLOURS, n_tags)
+    tags: list[Thing] = []
+    for colour in colours:
+        tag = _tag(rng, str(colour), [*scene.things, *tags])
+        tags += [tag] if tag else []
+    return replace(scene, tags=tuple(tags)) if tags else sample_tagged(rng, n_tags)
