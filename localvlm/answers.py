@@ -20,6 +20,7 @@ __all__ = [
     "AttentionMap",
     "Look",
     "Pair",
+    "TileCounts",
     "TokenCounts",
     "VlmFiles",
 ]
@@ -94,6 +95,16 @@ class TokenCounts:
 
 
 @dataclass(frozen=True)
+class TileCounts:
+    """``total``: passes of the vision tower that the pictures take in the VLM that answered; ``encoded``: those made,
+    since no other tile holds a kept token.
+    """
+
+    total: int
+    encoded: int
+
+
+@dataclass(frozen=True)
 class Answer:
     """An answer and how it came about.
 
@@ -119,6 +130,7 @@ class Answer:
     keep: float | str
     pair: str | None
     finish: str = "stop"
+    tiles: TileCounts = TileCounts(0, 0)
     guide_text: str | None = None
     score: Score | None = None
     threshold: float | None = None

@@ -18,6 +18,7 @@ from localvlm.answers import (
     AttentionMap,
     Look,
     Pair,
+    TileCounts,
     TokenCounts,
     VlmFiles,
 )
@@ -41,7 +42,7 @@ from localvlm.images import Image
 from localvlm.pruning import Keep, Method, Tokens, method_named, share_of
 from localvlm.selection import choose, guiding, joint, method_of, resampled, select
 
-__all__ = ["Answer", "AskOptions", "AttentionMap", "Look", "Pair", "Pipeline", "TokenCounts", "VlmFiles"]
+__all__ = ["Answer", "AskOptions", "AttentionMap", "Look", "Pair", "Pipeline", "TileCounts", "TokenCounts", "VlmFiles"]
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -263,6 +264,7 @@ class Pipeline:
             method=options.method,
             keep=_asked(options.keep),
             pair=self.pair.name,
+            tiles=_tiles(look.encoded),
             guide_text=text,
             score=look.score,
             threshold=options.exit_at,
@@ -284,7 +286,8 @@ class Pipeline:
     ) -> Answer:
         model = self.vlm("model")
         with clock("encode"):
-            encoded = [model.encode(image.rgb) for image in images]
+            needed = [None] * len(images) if options.layer else kept
+            encoded = [model.encode(i.rgb, keep=k) for i, k in zip(images, needed, strict=True)]
         try:
             with clock("prefill"):
                 layer = options.layer if any(k is not None for k in kept) else 0
@@ -311,6 +314,7 @@ class Pipeline:
             keep=_asked(options.keep),
             pair=self.pair.name,
             finish=done.finish,
+            tiles=_tiles(encoded),
             guide_text=None if look is None else look.answer.text.strip(),
             score=None if look is None else look.score,
             threshold=options.exit_at,
@@ -377,6 +381,10 @@ def _drafted(draft: Completion | None, done: Completion) -> tuple[int, int]:
     ends = draft.finish == "stop" and done.drafted == len(draft.ids)
     agrees = ends and done.finish == "stop" and len(done.ids) == done.accepted == done.drafted
     return done.drafted + ends, done.accepted + agrees
+
+
+def _tiles(encoded: Sequence[Encoded]) -> TileCounts:
+    return TileCounts(sum(e.layout.n_tiles for e in encoded), sum(e.n_tiles for e in encoded))
 
 
 def _release(vlm: Vlm, encoded: Sequence[Encoded]) -> None:

@@ -88,6 +88,7 @@ class Reporter:
             )
         drafted = f", {tokens.accepted} of {tokens.drafted} drafted accepted" if tokens.drafted else ""
         self.note(f"tokens: {_seen(answer)} image, {tokens.prompt} prompt, {tokens.generated} generated{drafted}")
+        self.note(f"tiles: {answer.tiles.encoded} of {answer.tiles.total} encoded")
         self.note("ms: " + ", ".join(f"{stage} {ms:.0f}" for stage, ms in answer.ms.items()))
 
 
@@ -150,6 +151,7 @@ def answer_json(answer: Answer) -> str:
             "kept_indices": list(answer.kept_indices),
             "answered_by": answer.answered_by,
             "tokens": dataclasses.asdict(answer.tokens),
+            "tiles": dataclasses.asdict(answer.tiles),
             "ms": {stage: round(ms, 3) for stage, ms in answer.ms.items()},
             "method": answer.method,
             "keep": answer.keep,

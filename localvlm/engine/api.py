@@ -112,12 +112,16 @@ class ImageLayout:
             on padding has an empty box. None if the family is unknown.
         grid: (rows, columns) if the tokens form one raster, else None.
         n_pos: positions the picture takes in the prompt.
+        n_tiles: passes of the vision tower that the picture takes.
+        tiles: (n_tokens,) int32 which of them makes each token, 0..n_tiles-1; None: there is one.
     """
 
     n_tokens: int
     boxes: Float32 | None
     grid: tuple[int, int] | None
     n_pos: int
+    n_tiles: int = 1
+    tiles: Int32 | None = None
 
 
 @dataclass(frozen=True)
@@ -125,14 +129,18 @@ class Encoded:
     """An encoded picture; its embeddings stay in the engine under ``id``.
 
     Attributes:
+        ms: that the call took.
         tower: (n_tower_layer, n_tokens) float32 head means of CLS attention, or of attention received where there is
-            no CLS, summed over the patches of each token; NaN rows for layers that were not seen. None unless asked.
+            no CLS, summed over the patches of each token; NaN rows for layers that were not seen, NaN columns for
+            tiles that were left out. None unless asked.
+        n_tiles: tiles encoded so far.
     """
 
     id: int
     layout: ImageLayout
     ms: float
     tower: Float32 | None = None
+    n_tiles: int = 1
 
 
 @dataclass(frozen=True)
@@ -253,8 +261,21 @@ class Vlm(Protocol):
         """Token layout of a picture of that size, without encoding it."""
         ...
 
-    def encode(self, image: RGB, *, tower: bool = False) -> Encoded:
-        """Runs the vision tower. image: (height, width, 3) uint8 RGB, upright."""
+    def encode(
+        self, image: RGB, *, tower: bool = False, keep: Int32 | None = None, onto: Encoded | None = None
+    ) -> Encoded:
+        """Runs the vision tower, on the tiles that hold a token of ``keep`` alone; None: on all.
+
+        Args:
+            image: (height, width, 3) uint8 RGB, upright.
+            tower: whether its attention is recorded.
+            keep: indices of image tokens. No other tile's tokens can be prefilled.
+            onto: the same picture, encoded in part: tiles that it lacks are added to it.
+
+        Raises:
+            UsageError: ``onto`` is a picture of another size, or was released.
+            Interrupted: :meth:`Engine.cancel` was called.
+        """
         ...
 
     def release(self, image: Encoded) -> None:
@@ -282,7 +303,7 @@ class Vlm(Protocol):
         ``layer``, the kept ones alone through it and the rest; attention is then recorded from ``layer`` on.
 
         Raises:
-            UsageError: ``layer`` is not 0..n_layer-1.
+            UsageError: ``layer`` is not 0..n_layer-1, or a token is asked for whose tile was not encoded.
             UnsupportedModel: this model's layers cannot be run apart (some of them on a GPU, experts on a GPU, a layer
                 that reads the KV cache of one below ``layer``).
             ContextOverflow: prompt longer than the context.
@@ -328,7 +349,9 @@ class Vlm(Protocol):
         ...
 
     def embeddings(self, image: Encoded) -> Float32:
-        """(n, width) float32 projected rows of a picture, ends of rows included, in the order of the prompt."""
+        """(n, width) float32 projected rows of a picture, ends of rows included, in the order of the prompt; NaN for
+        tiles that were not encoded.
+        """
         ...
 
     def close(self) -> None: ...

@@ -354,8 +354,10 @@ class RemoteVlm:
         result: ImageLayout = self._call("layout", width, height, timeout=_QUICK_S)
         return result
 
-    def encode(self, image: NDArray[np.uint8], *, tower: bool = False) -> Encoded:
-        result: Encoded = self._call("encode", image, tower=tower)
+    def encode(
+        self, image: NDArray[np.uint8], *, tower: bool = False, keep: Int32 | None = None, onto: Encoded | None = None
+    ) -> Encoded:
+        result: Encoded = self._call("encode", image, tower=tower, keep=keep, onto=onto)
         return result
 
     def release(self, image: Encoded) -> None:

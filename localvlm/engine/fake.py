@@ -59,6 +59,9 @@ class Script:
     """x0, y0, x1, y1 as shares of the picture: where its attention peaks."""
     grid: tuple[int, int] = (12, 12)
     """(rows, columns) of image tokens, for pictures of any shape."""
+    tiles: tuple[int, int] = (0, 0)
+    """(rows, columns) of tiles that show the picture again, ``grid`` tokens each; LoadOptions.image_tokens bounds them
+    away."""
     n_layer: int = 4
     n_head: int = 2
     tower_layers: int = 3
@@ -66,7 +69,7 @@ class Script:
     token_s: float = 0.0
     """Seconds a generated token takes."""
     encode_s: float = 0.0
-    """Seconds the tower takes."""
+    """Seconds the tower takes for a tile."""
     logprob: float = -0.1
     """Log probability of every generated token."""
     load_error: LocalvlmError | None = None
@@ -139,7 +142,11 @@ class FakeVlm:
     def __init__(self, engine: FakeEngine, name: str, script: Script, options: LoadOptions) -> None:
         self._engine, self._script = engine, script
         self._steps = 0
-        self._images: dict[int, ImageLayout] = {}
+        self._images: dict[int, set[int]] = {}
+        self._tiles = script.tiles
+        most, one = options.image_tokens, script.grid[0] * script.grid[1]
+        if most and one * (1 + script.tiles[0] * script.tiles[1]) > most:
+            self._tiles = 0, 0
         self._prompt: list[ImageLayout] = []
         self._rows = [0, 0]
         self._tapped = False
@@ -181,26 +188,43 @@ class FakeVlm:
     # pictures
 
     def layout(self, width: int, height: int) -> ImageLayout:
-        """A raster over the whole picture."""
-        rows, columns = self._script.grid
-        x = np.linspace(0, width, columns + 1, dtype=np.float32)
-        y = np.linspace(0, height, rows + 1, dtype=np.float32)
-        left, top = np.meshgrid(x[:-1], y[:-1])
-        right, bottom = np.meshgrid(x[1:], y[1:])
-        boxes = np.stack([left, top, right, bottom], axis=-1).reshape(-1, 4)
-        return ImageLayout(rows * columns, boxes, (rows, columns), rows * columns)
+        """A raster over the whole picture, and then one over each tile."""
+        down, across = self._tiles
+        views = [(0.0, 0.0, width, height)]
+        for r, c in np.ndindex(down, across):
+            views.append((c * width / across, r * height / down, (c + 1) * width / across, (r + 1) * height / down))
+        boxes = np.concatenate([_raster(*self._script.grid, *view) for view in views])
+        n, n_tiles = len(boxes), len(views)
+        grid = self._script.grid if n_tiles == 1 else None
+        return ImageLayout(n, boxes, grid, n, n_tiles, np.arange(n, dtype=np.int32) // np.int32(n // n_tiles))
 
-    def encode(self, image: NDArray[np.uint8], *, tower: bool = False) -> Encoded:
+    def encode(
+        self,
+        image: NDArray[np.uint8],
+        *,
+        tower: bool = False,
+        keep: Int32 | None = None,
+        onto: Encoded | None = None,
+    ) -> Encoded:
         """Takes as long as the script says."""
         self.step("encode")
-        if self._engine.wait(self._script.encode_s):
-            raise Interrupted()
         height, width, _ = image.shape
         layout = self.layout(width, height)
-        number = max(self._images, default=0) + 1
-        self._images[number] = layout
+        if onto is not None and not np.array_equal(onto.layout.boxes, layout.boxes):  # type: ignore[arg-type]
+            raise UsageError(f"the picture is {width}x{height} and was of another size")
+        number = max(self._images, default=0) + 1 if onto is None else onto.id
+        encoded = self._images.setdefault(number, set()) if onto is None else self._encoded(onto)
+        absent = _tiles_of(layout, keep) - encoded
+        if self._engine.wait(self._script.encode_s * len(absent)):
+            raise Interrupted()
+        encoded |= absent
         seen = np.tile(self._looked_at(layout), (self._script.tower_layers, 1)) if tower else None
-        return Encoded(number, layout, self._script.encode_s * 1e3, seen)
+        return Encoded(number, layout, self._script.encode_s * len(absent) * 1e3, seen, len(encoded))
+
+    def _encoded(self, image: Encoded) -> set[int]:
+        if image.id not in self._images:
+            raise UsageError(f"picture {image.id} is not in the engine any more")
+        return self._images[image.id]
 
     def release(self, image: Encoded) -> None:
         """Forgets a picture."""
@@ -208,7 +232,10 @@ class FakeVlm:
 
     def embeddings(self, image: Encoded) -> Float32:
         """Numbers that differ from token to token."""
-        ramp = np.arange(image.layout.n_tokens, dtype=np.float32)
+        layout = image.layout
+        assert layout.tiles is not None
+        ramp = np.arange(layout.n_tokens, dtype=np.float32)
+        ramp[~np.isin(layout.tiles, list(self._encoded(image)))] = np.nan
         return np.repeat(ramp[:, None], self._info.n_embd, axis=1)
 
     # prompts
@@ -238,6 +265,9 @@ class FakeVlm:
         if not 0 <= layer < self._info.n_layer:
             raise UsageError(f"layer {layer} is not within 0..{self._info.n_layer - 1}")
         pictures = [p for p in parts if isinstance(p, ImagePart)]
+        for p in pictures:
+            if absent := _tiles_of(p.image.layout, None if layer else p.keep) - self._encoded(p.image):
+                raise UsageError(f"tokens of tile {min(absent)} are asked for, and it was not encoded")
         ids = self.tokenize([p if isinstance(p, TextPart) else p.image.layout.n_tokens for p in parts])
         n_image = int((ids == -1).sum())
         n_kept = sum(p.image.layout.n_tokens if p.keep is None else len(p.keep) for p in pictures)
@@ -332,3 +362,16 @@ class FakeVlm:
     def close(self) -> None:
         """Forgets the pictures."""
         self._images.clear()
+
+
+def _raster(rows: int, columns: int, x0: float, y0: float, x1: float, y1: float) -> Float32:
+    """(rows * columns, 4) boxes of the cells of a rectangle."""
+    x, y = np.linspace(x0, x1, columns + 1, dtype=np.float32), np.linspace(y0, y1, rows + 1, dtype=np.float32)
+    cells = [*np.meshgrid(x[:-1], y[:-1]), *np.meshgrid(x[1:], y[1:])]
+    return np.stack(cells, axis=-1).reshape(-1, 4)
+
+
+def _tiles_of(layout: ImageLayout, keep: Int32 | None) -> set[int]:
+    """The tiles that make the tokens ``keep``, or all."""
+    assert layout.tiles is not None
+    return set((layout.tiles if keep is None else layout.tiles[keep]).tolist())

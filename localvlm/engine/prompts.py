@@ -106,7 +106,7 @@ class Prompts:
             before = picture.before.replace(NUMBER, str(n_pictures))
             n_pictures += 1
             laid.append(vocabulary.tokenize_run([*run, (before, True)]))
-            laid.append(Placed(picture, _checked_keep(part)))
+            laid.append(Placed(picture, _checked_keep(part, picture)))
             run = [(picture.after, True)]
         laid.append(vocabulary.tokenize_run(run))
         return lay_rows(laid)
@@ -135,8 +135,7 @@ class Prompts:
         for part in rows.runs:
             lo, hi = max(part.start, run.start), min(part.stop, run.stop)
             if part.picture is not None and lo < hi:
-                assert part.picture.rows is not None
-                out[lo - run.start : hi - run.start] = part.picture.rows[rows.local[lo:hi]]
+                out[lo - run.start : hi - run.start] = part.picture.at(rows.local[lo:hi])
         if not image.all():
             assert self._table is not None
             out[~image] = self._table.rows(rows.ids[span][~image])
@@ -179,11 +178,10 @@ class Prompts:
             cache.run(rows.ids[span], embedded, positions, outputs, rows.image[span], classes, true, hidden)
 
 
-def _checked_keep(part: ImagePart) -> Int32 | None:
-    if part.keep is None:
-        return None
-    keep = np.asarray(part.keep, np.int32)
-    n = part.image.layout.n_tokens
-    if len(keep) and (keep.min() < 0 or keep.max() >= n or np.any(np.diff(keep) <= 0)):
+def _checked_keep(part: ImagePart, picture: Picture) -> Int32 | None:
+    keep, n = None if part.keep is None else np.asarray(part.keep, np.int32), part.image.layout.n_tokens
+    if keep is not None and len(keep) and (keep.min() < 0 or keep.max() >= n or np.any(np.diff(keep) <= 0)):
         raise UsageError(f"kept indices must be sorted, without repeats and within 0..{n - 1}")
-    return None if len(keep) == n else keep
+    if absent := picture.needs(keep) - picture.tiles.keys():
+        raise UsageError(f"tokens of tile {min(absent)} are asked for, and it was not encoded", "encode it too")
+    return None if keep is None or len(keep) == n else keep

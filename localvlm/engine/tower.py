@@ -55,18 +55,52 @@ class Piece:
 
 @dataclass
 class Picture:
-    """A laid out, and after encoding also encoded, picture. ``rows`` are all rows of the projector that the prompt
-    holds, those that show nothing included. ``before`` and ``after`` are control texts around the pieces, to be
-    tokenised together with the text that the picture stands in, as processors do.
+    """A laid out, and after encoding also encoded, picture.
+
+    Attributes:
+        pieces: what stands for it in the prompt.
+        before, after: control texts around the pieces, to be tokenised together with the text that the picture stands
+            in, as processors do.
+        size: width, height in pixels.
+        places: (n, 2) int32 tile, and row among those of the tile, of each of its rows in the prompt; tile -1: the
+            family's row end.
+        tiles: by number the rows of the tiles encoded so far, and the row end as tile -1, (n, width) each.
+        tower: see :class:`localvlm.engine.api.Encoded`.
+        ms: that the last encoding took.
     """
 
     layout: ImageLayout
     pieces: tuple[Piece, ...]
     before: str = ""
     after: str = ""
-    rows: Float32 | None = None
+    size: tuple[int, int] = (0, 0)
+    places: Int32 = field(default_factory=lambda: np.zeros((0, 2), np.int32))
+    tiles: dict[int, Float32] = field(default_factory=dict)
     tower: Float32 | None = None
     ms: float = 0.0
+
+    @property
+    def n_encoded(self) -> int:
+        """Tiles encoded so far."""
+        return len(self.tiles.keys() - {-1})
+
+    @property
+    def tokens(self) -> Int32:
+        """(n,) int32 index of each row among the picture's image tokens; -1: it shows nothing."""
+        return np.concatenate([piece.token for piece in self.pieces if piece.n])
+
+    def needs(self, keep: Int32 | None) -> set[int]:
+        """Tiles whose rows are in a prompt that keeps the tokens ``keep``, or all: rows that show nothing stay."""
+        tokens, tile = self.tokens, self.places[:, 0]
+        return set(tile.tolist()) if keep is None else set(tile[(tokens < 0) | np.isin(tokens, keep)].tolist())
+
+    def at(self, rows: Int32) -> Float32:
+        """(n, width) what the projector gave for those of the picture's rows."""
+        tile, row = self.places[rows].T
+        out = np.empty((len(rows), next(iter(self.tiles.values())).shape[1]), np.float32)
+        for number in np.unique(tile).tolist():
+            out[tile == number] = self.tiles[number][row[tile == number]]
+        return out
 
 
 class VisionTower:
@@ -116,8 +150,8 @@ class VisionTower:
         with self._chunks(width, height, None) as chunks:
             return self._stock_laid(chunks)
 
-    def encode(self, image: RGB, attention: bool) -> Picture:
-        """Encodes (height, width, 3) uint8 RGB.
+    def encode(self, image: RGB, attention: bool, keep: Int32 | None = None, onto: Picture | None = None) -> Picture:
+        """Encodes (height, width, 3) uint8 RGB, as far as the tokens ``keep`` need it and ``onto`` lacks it.
 
         Raises:
             Interrupted: the tap was cancelled.
@@ -125,23 +159,20 @@ class VisionTower:
         height, width = image.shape[:2]
         pixels = np.ascontiguousarray(image, np.uint8)
         if self.family.cut is None:
-            return self._stock_encode(pixels)
+            return onto or self._stock_encode(pixels)
         cut = self.family.cut(width, height)
-        picture = self._laid(cut, width, height)
+        picture = onto or self._laid(cut, width, height)
         started = time.perf_counter()
-        rows: list[Float32] = []
-        towers: list[Float32] = []
-        drawn = iter(draw(pixels, [t for block in cut if isinstance(block, Block) for t in block.tiles]))
-        for block in cut:
-            if isinstance(block, Block):
-                found = [self._tile(t, next(drawn), attention) for t in block.tiles]
-                rows.append(block.gather(np.concatenate([f[0] for f in found]), self._row_end()))
-                if attention:
-                    mass = block.gather(np.concatenate([f[1] for f in found], axis=1).T, np.float32(0))
-                    towers.append(mass[block.shows()].T)
-        picture.rows = np.concatenate(rows)
-        if attention:
-            picture.tower = np.concatenate(towers, axis=1)
+        wanted = sorted(picture.needs(keep) - picture.tiles.keys())
+        tiles = [t for block in cut if isinstance(block, Block) for t in block.tiles]
+        if attention and picture.tower is None:
+            picture.tower = np.full((self.tower.n_layer, picture.layout.n_tokens), np.nan, np.float32)
+        for number, drawn in zip(wanted, draw(pixels, [tiles[i] for i in wanted]), strict=True):
+            rows, mass = self._tile(tiles[number], drawn, attention)
+            picture.tiles[number] = rows
+            if picture.tower is not None and attention:
+                here = (picture.places[:, 0] == number) & (picture.tokens >= 0)
+                picture.tower[:, picture.tokens[here]] = mass[:, picture.places[here, 1]]
         picture.ms = (time.perf_counter() - started) * 1e3
         return picture
 
@@ -156,10 +187,11 @@ class VisionTower:
     def _laid(self, cut: Cut, width: int, height: int) -> Picture:
         pieces: list[Piece] = []
         boxes: list[Float32] = []
+        places: list[Int32] = []
         at = [i for i, part in enumerate(cut) if isinstance(part, Block)]
         before, after = ("".join(map(str, texts)) for texts in (cut[: at[0]], cut[at[-1] + 1 :]))
         n_pos = sum(len(self._model.vocabulary.tokenize_run([(text, True)])) for text in (before, after) if text)
-        first = n_tokens = 0
+        first = n_tokens = n_tiles = 0
         for part in cut[at[0] : at[-1] + 1]:
             if isinstance(part, str):
                 ids = self._model.vocabulary.tokenize_run([(part, True)])
@@ -171,11 +203,17 @@ class VisionTower:
             relative, taken = self._relative(part)
             pieces.append(Piece((), first, token, relative, taken))
             boxes.append(part.boxes(width, height)[shows])
+            place = part.places()
+            places.append(np.where(place[:, :1] < 0, place, place + np.array([n_tiles, 0], np.int32)))
             first, n_tokens, n_pos = first + part.n, n_tokens + int(shows.sum()), n_pos + taken
+            n_tiles += len(part.tiles)
         blocks = [p for p in cut if isinstance(p, Block)]
         grid = blocks[0].raster if len(blocks) == 1 else None
-        layout = ImageLayout(n_tokens, np.concatenate(boxes), grid, n_pos)
-        return Picture(layout, tuple(pieces), before, after)
+        place = np.concatenate(places)
+        tile = place[np.concatenate([p.token for p in pieces if p.n]) >= 0, 0]
+        layout = ImageLayout(n_tokens, np.concatenate(boxes), grid, n_pos, len(np.unique(tile)), tile)
+        ends = {-1: self._row_end()[None]}
+        return Picture(layout, tuple(pieces), before, after, (width, height), place, ends)
 
     def _relative(self, block: Block) -> tuple[Int32, int]:
         """Positions of a block's rows from where it begins, and how many it takes.
@@ -244,7 +282,8 @@ class VisionTower:
                 pieces.append(piece)
                 first += piece.n
             n_pos += pieces[-1].n_pos or len(pieces[-1].ids)
-        return Picture(ImageLayout(first, None, None, n_pos), tuple(pieces))
+        places = np.stack([np.zeros(first, np.int32), np.arange(first, dtype=np.int32)], axis=1)
+        return Picture(ImageLayout(first, None, None, n_pos), tuple(pieces), places=places)
 
     def _stock_piece(self, chunk: Any, first: int) -> Piece:
         n = int(self._lib.mtmd_input_chunk_get_n_tokens(chunk))
@@ -268,7 +307,8 @@ class VisionTower:
                 cls = n_patches if self.tower.cls else -1
                 self.tap.tower_begin(self.tower.n_layer, n_patches, cls, TowerMode.OFF, self.repairs)
                 rows.append(self._encode_chunk(chunk, n))
-            picture.rows = np.concatenate(rows)
+            picture.size = width, height
+            picture.tiles[0] = np.concatenate(rows)
             picture.ms = (time.perf_counter() - started) * 1e3
             return picture
 

@@ -114,19 +114,27 @@ class LlamaVlm:
     def layout(self, width: int, height: int) -> ImageLayout:
         return self.tower.lay_out(width, height).layout
 
-    def encode(self, image: NDArray[np.uint8], *, tower: bool = False) -> Encoded:
-        picture = self.tower.encode(image, tower)
-        number, self._next_picture = self._next_picture, self._next_picture + 1
+    def encode(
+        self, image: NDArray[np.uint8], *, tower: bool = False, keep: Int32 | None = None, onto: Encoded | None = None
+    ) -> Encoded:
+        begun = None if onto is None else self._picture(onto)
+        if begun is not None and begun.size != (size := image.shape[1::-1]):
+            raise UsageError(f"the picture is {size[0]}x{size[1]} and was {begun.size[0]}x{begun.size[1]}")
+        picture = self.tower.encode(image, tower, keep, begun)
+        number = self._next_picture if onto is None else onto.id
+        self._next_picture = max(self._next_picture, number + 1)
         self._pictures[number] = picture
-        return Encoded(number, picture.layout, picture.ms, picture.tower)
+        return Encoded(number, picture.layout, picture.ms, picture.tower, picture.n_encoded)
 
     def release(self, image: Encoded) -> None:
         self._pictures.pop(image.id, None)
 
     def embeddings(self, image: Encoded) -> Float32:
-        rows = self._picture(image).rows
-        assert rows is not None
-        return rows
+        picture = self._picture(image)
+        out = np.full((len(picture.places), self._model.n_embd_input), np.nan, np.float32)
+        here = np.flatnonzero(np.isin(picture.places[:, 0], list(picture.tiles))).astype(np.int32)
+        out[here] = picture.at(here)
+        return out
 
     def _picture(self, image: Encoded) -> Picture:
         found = self._pictures.get(image.id)

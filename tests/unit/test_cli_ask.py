@@ -40,12 +40,14 @@ def test_json_has_exactly_the_promised_keys(cli):
     answer = json.loads(run.out)
     assert run.out.count("\n") == 1
     assert list(answer) == [
-        "answer", "answer_ids", "kept_indices", "answered_by", "tokens", "ms", "method", "keep", "pair", "score",
+        "answer", "answer_ids", "kept_indices", "answered_by", "tokens", "tiles", "ms", "method", "keep", "pair",
+        "score",
     ]  # fmt: skip
     assert answer["answer"] == MODEL_SAYS
     assert bytes(answer["answer_ids"]).decode() == MODEL_SAYS
     assert list(answer["tokens"]) == ["image", "kept", "prompt", "generated", "drafted", "accepted"]
     assert answer["tokens"]["image"] == 144
+    assert answer["tiles"] == {"total": 1, "encoded": 1}
     assert answer["tokens"]["kept"] == len(answer["kept_indices"]) == round(0.35 * 144)
     assert tuple(answer["ms"]) == STAGES
     assert (answer["answered_by"], answer["method"], answer["keep"], answer["pair"]) == ("model", "sgl+", 0.35, None)

@@ -125,6 +125,12 @@ class Block:
         """(n, 4) of the rows of the prompt; see :meth:`Tile.boxes`."""
         return self.gather(np.concatenate([t.boxes(width, height) for t in self.tiles]), np.float32(0))
 
+    def places(self) -> Int32:
+        """(n, 2) tile, and row among those of the tile, of each row of the prompt; -1, -1: the family's row end."""
+        within = [np.arange(t.n, dtype=np.int32) for t in self.tiles]
+        tile = np.repeat(np.arange(len(within), dtype=np.int32), [len(rows) for rows in within])
+        return self.gather(np.stack([tile, np.concatenate(within)], axis=1), np.int32(-1))
+
     def shows(self) -> NDArray[np.bool_]:
         """(n,) whether a row of the prompt is a token of the picture."""
         return self.gather(np.concatenate([t.shows() for t in self.tiles]), np.bool_(False))

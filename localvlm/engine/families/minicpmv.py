@@ -25,11 +25,14 @@ def _multiple(length: float, of: int) -> int:
 
 @dataclass(frozen=True)
 class _Rule:
-    """``side``: pixels of a slice if it is square; ``cell``: pixels of a token; ``merge``: patches of a token."""
+    """``side``: pixels of a slice if it is square; ``cell``: pixels of a token; ``merge``: patches of a token;
+    ``most``: slices.
+    """
 
     side: int
     cell: int
     merge: int
+    most: int = MAX_SLICES
 
     def enlarged(self, width: float, height: float) -> Size:
         """About side^2 pixels at the same aspect."""
@@ -52,14 +55,14 @@ class _Rule:
 
     def grid(self, width: int, height: int) -> Size:
         """(rows, columns) of slices; (0, 0): none."""
-        n = min(math.ceil(width * height / self.side**2), MAX_SLICES)
+        n = min(math.ceil(width * height / self.side**2), self.most)
         if n <= 1:
             return 0, 0
         wanted = math.log(width / height)
         grids = [
             (rows, slices // rows)
             for slices in (n - 1, n, n + 1)
-            if 1 < slices <= MAX_SLICES
+            if 1 < slices <= self.most
             for rows in range(1, slices + 1)
             if slices % rows == 0
         ]
@@ -88,7 +91,9 @@ def _cut(width: int, height: int, rule: _Rule) -> Cut:
 
 
 def open_minicpmv46(projector: Projector) -> Family | None:
-    """Attention is recorded in the blocks before the merger, where rows still are patches."""
+    """Attention is recorded in the blocks before the merger, where rows still are patches. A bound on the tokens makes
+    for fewer slices, each reckoned as square.
+    """
     mmproj = projector.header
     blocks, merge = mmproj.integer("clip.vision.block_count"), mmproj.integer("clip.vision.projector.scale_factor", 4)
     inserted = next(iter(mmproj.integers("clip.vision.wa_layer_indexes")), INSERTED)
@@ -99,9 +104,12 @@ def open_minicpmv46(projector: Projector) -> Family | None:
         patch=mmproj.integer("clip.vision.patch_size"),
         image_size=mmproj.integer("clip.vision.image_size"),
     )
-    rule = _Rule(tower.image_size, tower.patch * merge, merge)
-    if min(rule.side, rule.cell) < 1 or merge not in (2, 4):
+    side, cell, most = tower.image_size, tower.patch * merge, MAX_SLICES
+    if not 1 <= cell <= side or merge not in (2, 4):
         return None
+    if projector.max_tokens:
+        most = min(most, projector.max_tokens // (side // cell) ** 2 - 1)
+    rule = _Rule(side, cell, merge, most)
     return Family(
         "minicpmv4.6",
         "image_processing_minicpmv4_6.py and processing_minicpmv4_6.py of transformers",

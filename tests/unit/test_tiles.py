@@ -1,0 +1,159 @@
+"""Tiles that hold no kept token are never encoded, and those that do are as if all were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from localvlm.engine.api import Encoded, ImagePart, Message, TextPart, Vlm
+from localvlm.engine.client import Engine
+from localvlm.engine.fake import FakeEngine, Script
+from localvlm.errors import UsageError
+from localvlm.images import Image
+from localvlm.pipeline import Answer, AskOptions, Pair, Pipeline, TileCounts, VlmFiles
+from tests import zoo
+from tests.asking import load, picture
+
+PAIR = Pair("fake", VlmFiles(Path("guide.gguf"), Path("g.gguf")), VlmFiles(Path("model.gguf"), Path("m.gguf")))
+TILED = ("llavanext", "granitevision", "internvl", "idefics3", "smolvlm", "minicpmv46")
+SHOWN = picture(190, 100, 5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("zoo")
+
+
+@pytest.fixture(scope="module", params=["fake", *TILED])
+def tiled(request, native, engine: Engine, folder: Path) -> Iterator[Vlm]:
+    if request.param == "fake":
+        yield FakeEngine(Script(grid=(3, 4), tiles=(2, 2))).load(folder, folder)
+        return
+    vlm = load(engine, zoo.build(request.param, folder))
+    yield vlm
+    vlm.close()
+
+
+def parts(vlm: Vlm, *pictures: tuple[Encoded, np.ndarray | None]) -> list:
+    chat = vlm.chat([Message("user", "what is this?", len(pictures))])
+    return [p if isinstance(p, TextPart) else ImagePart(*pictures[p]) for p in chat]
+
+
+def tokens_of(vlm: Vlm, *tiles: int) -> np.ndarray:
+    """The tokens of some tiles of SHOWN, all of the first and one of each other."""
+    layout = vlm.layout(190, 100)
+    assert layout.tiles is not None
+    found = [np.flatnonzero(layout.tiles == tile) for tile in tiles]
+    return np.sort(np.concatenate([found[0], *(f[:1] for f in found[1:])])).astype(np.int32)
+
+
+def test_every_token_is_of_a_tile(tiled: Vlm) -> None:
+    layout = tiled.layout(190, 100)
+    assert layout.tiles is not None
+    assert layout.tiles.shape == (layout.n_tokens,)
+    assert layout.n_tiles == len(np.unique(layout.tiles)) > 2
+    encoded = tiled.encode(SHOWN)
+    assert encoded.n_tiles == layout.n_tiles
+
+
+def test_kept_tokens_are_those_of_a_full_encoding(tiled: Vlm) -> None:
+    """Rows that show nothing, such as the ends of rows, are there in any case; no other row of a tile left out is."""
+    full = tiled.encode(SHOWN)
+    numbers = np.unique(full.layout.tiles)
+    keep = tokens_of(tiled, *numbers[1:3])
+    part = tiled.encode(SHOWN, keep=keep)
+    assert part.n_tiles == 2
+    want, got = tiled.embeddings(full), tiled.embeddings(part)
+    there = np.isfinite(got).all(axis=1)
+    np.testing.assert_array_equal(got[there], want[there])
+    ids = tiled.prefill(parts(tiled, (full, None))).token_ids
+    rows = ids[ids < 0]
+    expected = np.ones(len(rows), bool)
+    expected[rows == -1] = np.isin(full.layout.tiles, numbers[1:3])
+    np.testing.assert_array_equal(there, expected)
+
+
+def test_answers_from_kept_tokens_are_those_of_a_full_encoding(tiled: Vlm) -> None:
+    full = tiled.encode(SHOWN)
+    keep = tokens_of(tiled, *np.unique(full.layout.tiles)[[0, 2]])
+    part = tiled.encode(SHOWN, keep=keep)
+    found = []
+    for encoded in (full, part):
+        prompt = tiled.prefill(parts(tiled, (encoded, keep)), tap=True)
+        found.append((prompt.n_past, prompt.token_ids, tiled.logits(), tiled.attention().prompt))
+    for want, got in zip(*found, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_a_tile_that_was_left_out_is_not_read(tiled: Vlm) -> None:
+    numbers = np.unique(tiled.layout(190, 100).tiles)
+    part = tiled.encode(SHOWN, keep=tokens_of(tiled, numbers[0]))
+    for keep, layer in ((None, 0), (tokens_of(tiled, numbers[1]), 0), (tokens_of(tiled, numbers[0]), 1)):
+        with pytest.raises(UsageError, match="was not encoded"):
+            tiled.prefill(parts(tiled, (part, keep)), layer=layer)
+    assert tiled.prefill(parts(tiled, (part, tokens_of(tiled, numbers[0])))).n_kept
+
+
+def test_more_tiles_are_added_later(tiled: Vlm) -> None:
+    full = tiled.encode(SHOWN)
+    numbers = np.unique(full.layout.tiles)
+    part = tiled.encode(SHOWN, keep=tokens_of(tiled, numbers[0]))
+    more = tiled.encode(SHOWN, keep=tokens_of(tiled, *numbers[:2]), onto=part)
+    assert (part.n_tiles, more.n_tiles) == (1, 2)
+    assert more.id == part.id
+    assert tiled.encode(SHOWN, onto=more).n_tiles == full.n_tiles
+    np.testing.assert_array_equal(tiled.embeddings(more), tiled.embeddings(full))
+    tiled.release(more)
+    with pytest.raises(UsageError, match="not in the engine"):
+        tiled.encode(SHOWN, onto=more)
+    with pytest.raises(UsageError, match="190x80"):
+        tiled.encode(SHOWN[:80], onto=full)
+
+
+def test_the_tower_s_attention_is_that_of_the_tiles_encoded(tiled: Vlm) -> None:
+    full = tiled.encode(SHOWN, tower=True)
+    keep = tokens_of(tiled, np.unique(full.layout.tiles)[1])
+    part = tiled.encode(SHOWN, tower=True, keep=keep)
+    assert full.tower is not None
+    assert part.tower is not None
+    np.testing.assert_array_equal(part.tower[:, keep], full.tower[:, keep])
+    assert np.isfinite(full.tower).all()
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_a_bound_leaves_the_overview_alone(name: str, native, engine: Engine, folder: Path) -> None:
+    built = zoo.build(name, folder)
+    free = load(engine, built)
+    whole = free.layout(190, 100)
+    free.close()
+    bounded = load(engine, built, image_tokens=int(np.bincount(whole.tiles).max()))
+    layout = bounded.layout(190, 100)
+    bounded.close()
+    assert layout.n_tiles == 1 < whole.n_tiles
+    assert layout.boxes is not None
+    assert layout.boxes[:, :2].min(axis=0).tolist() == [0, 0]
+    assert (layout.boxes[:, 2:].max(axis=0) > (170, 90)).all()
+
+
+# ---- the pipeline
+
+
+def ask(guide: Script, model: Script, n_pictures: int = 1, **options: object) -> Answer:
+    with Pipeline.open(PAIR, engine=FakeEngine({"guide": guide, "model": model})) as pipeline:
+        shown = [Image(np.zeros((30, 40, 3), np.uint8), "black")] * n_pictures
+        return pipeline.ask(shown, "What?", AskOptions(**options))  # type: ignore[arg-type]
+
+
+def test_an_answer_tells_how_many_tiles_were_encoded() -> None:
+    corner = Script(focus=(0, 0, 0.5, 0.5), grid=(4, 4), tiles=(2, 2))
+    few = ask(corner, corner, keep=0.1)
+    assert few.tiles == TileCounts(5, 2), "the overview and the corner's own tile"
+    assert {i // 16 for i in few.kept_indices} == {0, 1}
+    for all_of_them in (ask(corner, corner, keep=None), ask(corner, corner, keep=0.1, layer=1)):
+        assert all_of_them.tiles == TileCounts(5, 5)
+    said_by_guide = ask(corner, replace(corner, tiles=(0, 0)), exit_at=0.0)
+    assert (said_by_guide.answered_by, said_by_guide.tiles) == ("guide", TileCounts(5, 5))
