@@ -137,7 +137,8 @@ LV_API float lv_tap_check_worst(const lv_tap *tap);
  * share its layers: the front runs those below `layer` and captures the rows after the last of them; the tail leaves
  * these layers out and goes on from rows it is given, which may be fewer. The cut is the node `l_out-<layer-1>`; what
  * a graph adds to it later (Qwen3-VL's deepstack features) is added in the tail. The flags are restored by lv_tap_end,
- * which must follow llama_decode whatever that returned. */
+ * which must follow llama_decode whatever that returned. What KV caches of layers left out hold is lost: on Linux, their
+ * pages go back to the system until they are written again. */
 enum lv_stage_mode {
     LV_STAGE_OFF = 0,
     LV_STAGE_FRONT = 1, /* logits of this run are garbage: ask for none */

@@ -1,5 +1,9 @@
 /* stage.c - a text model's layers run in two contexts: the front captures the hidden rows after a layer and leaves out
  * what follows, the tail leaves out what comes before and goes on from rows it is given. */
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
 #include <stdio.h>
 #include <string.h>
 
@@ -60,6 +64,23 @@ static const struct ggml_tensor *root(const struct ggml_tensor *t) {
     return t;
 }
 
+/* Gives the memory of a cache that is left out back to the system: llama.cpp allocates every layer's, and fills it with
+ * zeros, as which it reads again. Whole pages of plain memory only, and only where the system promises that. */
+static void give_back(const struct ggml_tensor *cache) {
+#ifdef __linux__
+    if (cache->buffer == NULL || ggml_backend_buffer_get_type(cache->buffer) != ggml_backend_cpu_buffer_type()) {
+        return;
+    }
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), data = (uintptr_t)cache->data;
+    const uintptr_t first = (data + page - 1) / page * page, end = (data + ggml_nbytes(cache)) / page * page;
+    if (first < end) {
+        madvise((void *)first, end - first, MADV_DONTNEED); /* what fails has cost nothing but memory */
+    }
+#else
+    (void)cache;
+#endif
+}
+
 static bool skip(lv_tap *tap, struct ggml_tensor *t) {
     struct lv_stage *s = &tap->stage;
     if (is_empty(t) || !lv_clear_flag(tap, t)) {
@@ -67,6 +88,7 @@ static bool skip(lv_tap *tap, struct ggml_tensor *t) {
     }
     /* what it would have written into a cache is missing there */
     if (t->view_src != NULL && root(t)->op == GGML_OP_NONE) {
+        give_back(root(t));
         if (s->n_written == LV_MAX_WRITTEN) {
             lv_fail(tap, LV_E_GRAPH, "layers below %d write to more than %d caches", s->layer, LV_MAX_WRITTEN);
             return true;

@@ -165,7 +165,7 @@ class Cache:
 
         Raises:
             UsageError: nothing has been prefilled yet.
-            ContextOverflow: there is no room; nothing has changed.
+            ContextOverflow, NotEnoughMemory: there is no room; nothing has changed.
             Interrupted: cancelled; the cache is as it was before.
         """
         n = len(ids)
@@ -177,6 +177,9 @@ class Cache:
                 "raise --ctx-size",
             )
         tokens, front = np.asarray(ids, np.int32), self._front_in_use
+        self.context.reserve(self._cells + n)
+        if front is not None:
+            front.context.reserve(front.cells + n)
         hidden = None if front is None else front.feed(self.layer, tokens)
         positions = np.arange(self._at, self._at + n, dtype=np.int32)
         classes = np.full(n, ROW_GENERATED if generated and self.tapping else 0, np.uint8)

@@ -37,6 +37,10 @@ MICRO_BATCH = 512
 MAX_OUTPUTS = 64
 """Rows of one batch that may ask for logits; bounds llama.cpp's output buffer."""
 DEFAULT_CTX = 4096
+PADDING = 256
+"""llama.cpp makes and reads cells in multiples of this."""
+ROOM = 256
+"""Cells for the answer, or for what else comes after, that are made with a prompt's."""
 _log: deque[str] = deque(maxlen=40)
 
 
@@ -138,6 +142,11 @@ class Model:
         self.mrope = int(lib.llama_model_rope_type(self.handle)) in (lib.LLAMA_ROPE_TYPE_MROPE, 40)
         self.forgets = not (lib.llama_model_is_recurrent(self.handle) or lib.llama_model_is_hybrid(self.handle))
         """Whether any last tokens can be taken back; a recurrent state cannot be."""
+        window = header.integer(f"{header.architecture}.attention.sliding_window")
+        self.resizable = not window and "rope_factors_long.weight" not in header.tensors
+        """Whether its context may grow: LongRoPE takes other factors in a long one, and after its cells were moved,
+        llama.cpp puts new rows in place of those that left a sliding window.
+        """
 
     def close(self) -> None:
         if self.handle:
@@ -208,25 +217,46 @@ class Vocabulary:
         return bool(self._lib.llama_vocab_is_eog(self.handle, token))
 
 
+def _padded(cells: int) -> int:
+    return -(-cells // PADDING) * PADDING
+
+
 class Context:
-    """One llama_context with one sequence, its tap and its abort flag."""
+    """One llama_context with one sequence, its tap and its abort flag. Its cells are made as they are needed.
+
+    Attributes:
+        n_ctx: most cells there may be.
+        n_batch: most rows of a batch.
+        size: cells there are.
+    """
 
     def __init__(self, model: Model, options: LoadOptions, tap: Tap, outputs: int = MAX_OUTPUTS) -> None:
         """``outputs``: most rows of a batch that ask for logits."""
-        lib = self._lib = backend()
+        self._lib = backend()
         self.model, self.tap = model, tap
-        threads = thread_count(options)
+        self._options, self._outputs = options, outputs
+        wanted = options.n_ctx or min(model.n_ctx_train or DEFAULT_CTX, DEFAULT_CTX)
+        self.n_ctx = _padded(wanted)
+        self.n_batch = min(MICRO_BATCH, wanted)
+        self._seq = (ctypes.c_int32 * 1)(0)
+        seq_pointers = [ctypes.cast(self._seq, ctypes.POINTER(ctypes.c_int32))] * self.n_batch
+        self._seq_ids = (ctypes.POINTER(ctypes.c_int32) * self.n_batch)(*seq_pointers)
+        self._n_seq_id = np.ones(self.n_batch, np.int32)
+        self._open(PADDING if model.resizable else self.n_ctx)
+
+    def _open(self, size: int) -> None:
+        lib, options, model = self._lib, self._options, self.model
         params = lib.llama_context_default_params()
-        params.n_ctx = options.n_ctx or min(model.n_ctx_train or DEFAULT_CTX, DEFAULT_CTX)
-        params.n_batch = params.n_ubatch = min(MICRO_BATCH, params.n_ctx)
+        params.n_ctx = size
+        params.n_batch = params.n_ubatch = self.n_batch
         params.n_seq_max = 1
-        params.n_outputs_max = min(outputs, params.n_batch)
-        params.n_threads = params.n_threads_batch = threads
+        params.n_outputs_max = min(self._outputs, self.n_batch)
+        params.n_threads = params.n_threads_batch = thread_count(options)
         quantized = options.kv_type != "f16"
         params.flash_attn_type = 1 if quantized else flash_attention(options)  # V can be quantized with it alone
         params.type_k = params.type_v = getattr(lib, f"GGML_TYPE_{options.kv_type.upper()}")
-        params.cb_eval = lib.ggml_backend_sched_eval_callback(tap.function("lv_tap_eval"))
-        params.cb_eval_user_data = tap.user_data
+        params.cb_eval = lib.ggml_backend_sched_eval_callback(self.tap.function("lv_tap_eval"))
+        params.cb_eval_user_data = self.tap.user_data
         params.no_perf = True
         _log.clear()
         self.handle = lib.llama_init_from_model(model.handle, params)
@@ -236,18 +266,43 @@ class Context:
                     f"'{model.path.name}' cannot have a {options.kv_type} KV cache: {reason}", "pass --kv-type f16"
                 )
             raise NotEnoughMemory(
-                f"no context of {params.n_ctx} cells could be made for '{model.path.name}': {_why('out of memory')}",
+                f"no context of {size} cells could be made for '{model.path.name}': {_why('out of memory')}",
                 "lower --ctx-size",
             )
-        abort = ctypes.cast(ctypes.c_void_p(tap.function("lv_tap_abort")), lib.ggml_abort_callback)
-        lib.llama_set_abort_callback(self.handle, abort, tap.user_data)
-        self.n_ctx = int(lib.llama_n_ctx(self.handle))
-        self.n_batch = int(params.n_batch)
+        abort = ctypes.cast(ctypes.c_void_p(self.tap.function("lv_tap_abort")), lib.ggml_abort_callback)
+        lib.llama_set_abort_callback(self.handle, abort, self.tap.user_data)
+        self.size = int(lib.llama_n_ctx(self.handle))
         self._memory = lib.llama_get_memory(self.handle)
-        self._seq = (ctypes.c_int32 * 1)(0)
-        seq_pointers = [ctypes.cast(self._seq, ctypes.POINTER(ctypes.c_int32))] * self.n_batch
-        self._seq_ids = (ctypes.POINTER(ctypes.c_int32) * self.n_batch)(*seq_pointers)
-        self._n_seq_id = np.ones(self.n_batch, np.int32)
+
+    def reserve(self, cells: int) -> None:
+        """Makes sure of ``cells`` in all, and of room after them; those in use keep what they hold, bit for bit.
+
+        Raises:
+            NotEnoughMemory: they cannot be had; nothing has changed.
+        """
+        if cells <= self.size:
+            return
+        before, held = self.size, self._held()
+        self.close()  # first, so that two caches are never there at once
+        try:
+            self._open(min(_padded(cells + ROOM), self.n_ctx))
+        except NotEnoughMemory:
+            self._open(before)
+            raise
+        finally:
+            if self.handle:
+                self._hold(held)
+
+    def _held(self) -> NDArray[np.uint8]:
+        """What the cells hold, as llama.cpp packs it."""
+        out = np.empty(self._lib.llama_state_get_size(self.handle), np.uint8)
+        pointer = out.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        return out[: self._lib.llama_state_get_data(self.handle, pointer, out.size)]
+
+    def _hold(self, held: NDArray[np.uint8]) -> None:
+        pointer = held.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if self._lib.llama_state_set_data(self.handle, pointer, held.size) != held.size:
+            raise UnsupportedModel(f"the cells of '{self.model.path.name}' cannot be moved", "pass another --ctx-size")
 
     def clear(self) -> None:
         """Empties the KV cache."""

@@ -8,6 +8,7 @@
 #define WIDTH 32
 #define LAYERS 4
 #define ROWS 9
+#define CELLS 512 /* of a cache: 64 KiB, so that it has whole pages */
 
 enum defect { SOUND = 0, READS_BELOW, SHARES_CACHE, NO_CUT, TWO_CUTS };
 
@@ -57,7 +58,7 @@ static void chain_open(struct chain *c, int n, enum defect defect) {
     c->memory = ggml_init((struct ggml_init_params){.mem_size = 32 * ggml_tensor_overhead(), .no_alloc = true});
     for (int il = 0; il < LAYERS; il++) {
         c->weight[il] = ggml_new_tensor_2d(c->memory, GGML_TYPE_F32, WIDTH, WIDTH);
-        c->cache[il] = ggml_new_tensor_2d(c->memory, GGML_TYPE_F32, WIDTH, ROWS);
+        c->cache[il] = ggml_new_tensor_2d(c->memory, GGML_TYPE_F32, WIDTH, CELLS);
         ggml_format_name(c->cache[il], "cache_k_l%d", il);
     }
     c->buffer = ggml_backend_alloc_ctx_tensors(c->memory, c->backend);
@@ -189,6 +190,40 @@ static void halves_are_the_whole(int cut, bool copy) {
     chain_close(&c);
 }
 
+/* A cache that is left out gives its pages back, wherever it begins; the others keep all they hold. */
+static void left_out_caches_take_no_memory(int mode, int cut) {
+    static float cells[CELLS * WIDTH];
+    float rows[ROWS * WIDTH] = {0};
+    struct chain c;
+    chain_open(&c, ROWS, SOUND);
+    for (size_t i = 0; i < CELLS * WIDTH; i++) {
+        cells[i] = 1.0f;
+    }
+    for (int il = 0; il < LAYERS; il++) {
+        ggml_backend_tensor_set(c.cache[il], cells, 0, sizeof cells);
+    }
+    lv_tap *tap = tap_new(ROWS, false);
+    EXPECT(lv_stage(tap, mode, cut, WIDTH, mode == LV_STAGE_TAIL ? rows : NULL) == LV_OK, "%s", lv_tap_error(tap));
+    run(&c, rows, lv_tap_eval, tap);
+    EXPECT(lv_tap_end(tap) == LV_OK, "mode %d: %s", mode, lv_tap_error(tap));
+    for (int il = 0; il < LAYERS; il++) {
+        int kept = 0;
+        ggml_backend_tensor_get(c.cache[il], cells, 0, sizeof cells);
+        for (int i = ROWS * WIDTH; i < CELLS * WIDTH; i++) {
+            kept += cells[i] == 1.0f;
+        }
+        const int all = (CELLS - ROWS) * WIDTH;
+#ifdef __linux__
+        const bool left_out = (mode == LV_STAGE_FRONT) == (il >= cut);
+        EXPECT(left_out ? kept < all : kept == all, "mode %d, cut %d: cache %d keeps %d of %d", mode, cut, il, kept, all);
+#else
+        EXPECT(kept == all, "mode %d, cut %d: cache %d keeps %d of %d", mode, cut, il, kept, all);
+#endif
+    }
+    lv_tap_free(tap);
+    chain_close(&c);
+}
+
 static void wrong_graphs(enum defect defect, int mode, int width, const char *says) {
     float rows[ROWS * WIDTH] = {0};
     struct chain c;
@@ -272,6 +307,8 @@ void stage_tests(void) {
         wrong_graphs(TWO_CUTS, mode, WIDTH, "two nodes 'l_out-1'");
         wrong_graphs(SOUND, mode, WIDTH - 1, "expected 31 x 9");
         cancels(mode);
+        left_out_caches_take_no_memory(mode, 1);
+        left_out_caches_take_no_memory(mode, 2);
     }
     arguments();
 }
