@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from localvlm.early_exit import Score
 from localvlm.engine.api import Attention, Completion, Encoded, ImageLayout, Prefilled
-from localvlm.pruning import Keep
+from localvlm.errors import UsageError
+from localvlm.pruning import Keep, preset_named
 
 __all__ = [
     "GUIDE_MAX_TOKENS",
@@ -64,7 +65,11 @@ class AskOptions:
     """What one question may set. ``keep`` None keeps all tokens; ``exit_at`` is the score from which the guide's answer
     is final (0: always), None: never. ``draft``: whether the guide's answer is a draft of the model's; None: where the
     method is led by the guide. ``layer``: of the model, before which the tokens not kept are dropped; they never enter
-    it if 0.
+    it if 0. ``preset``: names a setting of the paper (``localvlm.pruning.PRESETS``), which says ``keep``, and ``layer``
+    by the model's depth.
+
+    Raises:
+        UsageError: there is no such preset, or ``keep`` or ``layer`` were given beside it.
     """
 
     method: str = "sgl+"
@@ -77,13 +82,27 @@ class AskOptions:
     guide_max_tokens: int = GUIDE_MAX_TOKENS
     draft: bool | None = None
     layer: int = 0
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.preset is None:
+            return
+        keep = preset_named(self.preset).keep
+        if self.layer or self.keep not in (AskOptions.keep, keep):
+            raise UsageError(f"preset '{self.preset}' says keep and layer, and one of these was given too", "give one")
+        object.__setattr__(self, "keep", keep)
+
+    def layer_in(self, n_layer: int) -> int:
+        """The layer in a model that has ``n_layer``."""
+        return self.layer if self.preset is None else preset_named(self.preset).layer_in(n_layer)
 
 
 @dataclass(frozen=True)
 class TokenCounts:
     """``image``: image tokens of the grid of the VLM that answered; ``kept``: those the model saw, None if the guide
     answered; ``prompt``: all cells prefilled; ``drafted``: tokens of the guide's answer, its end among them, that were
-    the model's draft; ``accepted``: how many of them, from the first on, its answer has.
+    the model's draft; ``accepted``: how many of them, from the first on, its answer has. ``mean_kept``: image tokens in
+    a layer of the model, averaged over its layers; papers on pruning within a model give this one, others ``kept``.
     """
 
     image: int
@@ -92,6 +111,7 @@ class TokenCounts:
     generated: int
     drafted: int = 0
     accepted: int = 0
+    mean_kept: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +135,7 @@ class Answer:
         ms: milliseconds per name of STAGES; "first_token" and "total" are counted from the call, loading included;
             "guide_prefill" includes the pass that checks the guide's answer.
         keep: the budget asked for: a share (1.0 = all), "auto", or "64 tokens".
+        layer: of the model, before which the other tokens were dropped.
         score: of the guide's answer, whenever the guide ran; it was final if this reached ``threshold``.
         layouts: where the image tokens of the VLM that answered lie, picture by picture.
         saliency: (N,) scores of these tokens, joint over all pictures; None if no guide led the choice.
@@ -130,6 +151,7 @@ class Answer:
     keep: float | str
     pair: str | None
     finish: str = "stop"
+    layer: int = 0
     tiles: TileCounts = TileCounts(0, 0)
     guide_text: str | None = None
     score: Score | None = None

@@ -39,7 +39,7 @@ from localvlm.engine.api import (
 from localvlm.errors import ContextOverflow, EngineCrashed, Interrupted, UnsupportedModel, UsageError
 from localvlm.guidance import AGGREGATIONS
 from localvlm.images import Image
-from localvlm.pruning import Keep, Method, Tokens, method_named, share_of
+from localvlm.pruning import Keep, Method, Tokens, mean_kept, method_named, share_of
 from localvlm.selection import choose, guiding, joint, method_of, resampled, select
 
 __all__ = ["Answer", "AskOptions", "AttentionMap", "Look", "Pair", "Pipeline", "TileCounts", "TokenCounts", "VlmFiles"]
@@ -201,9 +201,10 @@ class Pipeline:
         counts = [layout.n_tokens for layout in layouts]
         parts = [counts[p] if isinstance(p, int) else p for p in vlm.chat(messages)]
         needed = len(vlm.tokenize(parts)) + 1
+        layer = options.layer_in(vlm.info.n_layer)
         if role == "model":
-            vlm.info.check_layer(options.layer)
-        if role == "model" and method.name != "none" and not options.layer:
+            vlm.info.check_layer(layer)
+        if role == "model" and method.name != "none" and not layer:
             needed -= sum(counts) - share_of(options.keep, sum(counts))
         if needed > vlm.info.n_ctx:
             raise ContextOverflow(
@@ -285,12 +286,12 @@ class Pipeline:
         on_text: Callable[[str], None] | None,
     ) -> Answer:
         model = self.vlm("model")
+        layer = options.layer_in(model.info.n_layer) if any(k is not None for k in kept) else 0
         with clock("encode"):
-            needed = [None] * len(images) if options.layer else kept
+            needed = [None] * len(images) if layer else kept
             encoded = [model.encode(i.rgb, keep=k) for i, k in zip(images, needed, strict=True)]
         try:
             with clock("prefill"):
-                layer = options.layer if any(k is not None for k in kept) else 0
                 prompt = model.prefill(_parts(model, messages, encoded, kept), layer=layer)
             before = clock.elapsed()
             with clock("decode"):
@@ -308,12 +309,20 @@ class Pipeline:
             answer_ids=tuple(int(t) for t in done.ids),
             kept_indices=chosen,
             answered_by="model",
-            tokens=TokenCounts(prompt.n_image, len(chosen), prompt.n_past, len(done.ids), *_drafted(draft, done)),
+            tokens=TokenCounts(
+                prompt.n_image,
+                len(chosen),
+                prompt.n_past,
+                len(done.ids),
+                *_drafted(draft, done),
+                mean_kept=mean_kept(prompt.n_image, len(chosen), layer, model.info.n_layer),
+            ),
             ms={**clock.ms, "first_token": before + done.first_ms, "total": clock.elapsed()},
             method=options.method,
             keep=_asked(options.keep),
             pair=self.pair.name,
             finish=done.finish,
+            layer=layer,
             tiles=_tiles(encoded),
             guide_text=None if look is None else look.answer.text.strip(),
             score=None if look is None else look.score,

@@ -46,6 +46,7 @@ class App:
             stock_tiling=params["stock_tiling"],
             image_tokens=params["image_max_tokens"],
             kv_type=params["kv_type"],
+            compact_positions=params["positions"] == "compact",
         )
         engine = self.engine(params["verbose"] > 1)
         with Interrupts(engine):

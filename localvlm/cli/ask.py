@@ -20,6 +20,7 @@ from localvlm.cli.options import (
     engine_options,
     output_options,
     pair_options,
+    preset_of,
     setting,
 )
 from localvlm.cli.output import AnswerPrinter, Reporter, answer_json
@@ -63,10 +64,11 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
 
     from localvlm.pipeline import AskOptions
 
-    names = ("method", "layer", "max_tokens", "temp", "seed", "system", "guide_max_tokens")
+    names = ("method", "max_tokens", "temp", "seed", "system", "guide_max_tokens")
     asked = {name: params[name] for name in names}
+    asked |= {"preset": preset} if (preset := preset_of(ctx)) else {"keep": budget_of(ctx), "layer": params["layer"]}
     draft = False if params["no_draft"] else None
-    options = AskOptions(keep=budget_of(ctx), exit_at=exit_threshold(ctx, pair, reporter), draft=draft, **asked)
+    options = AskOptions(exit_at=exit_threshold(ctx, pair, reporter), draft=draft, **asked)
     printer = AnswerPrinter(reporter)
     stream = not (params["json"] or params["no_stream"])
     app = ctx.ensure_object(App)

@@ -16,12 +16,16 @@ from localvlm.errors import UsageError
 if TYPE_CHECKING:
     from localvlm.pruning import Keep
 
-__all__ = ["METHODS", "ConfiguredCommand", "Setting", "ShareType", "WholeType", "answer_options", "budget_of",
-           "engine_options", "output_options", "pair_options", "rank", "setting", "user_config"]  # fmt: skip
+__all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "Setting", "ShareType", "WholeType", "answer_options",
+           "budget_of", "engine_options", "output_options", "pair_options", "preset_of", "rank", "setting",
+           "user_config"]  # fmt: skip
 
 METHODS = ("sgl+", "sgl", "none", "random", "grid")
 """Names of localvlm.pruning.METHODS, known here without loading numpy."""
+PRESETS = ("paper-64", "paper-35", "paper-9")
+"""Names of localvlm.pruning.PRESETS, likewise."""
 KV_TYPES = ("f16", "q8_0")
+POSITIONS = ("true", "compact")
 _F = TypeVar("_F", bound=Callable[..., Any])
 _KNOWN: dict[str, Setting] = {}
 
@@ -149,6 +153,21 @@ def budget_of(ctx: click.Context) -> Keep:
     from localvlm.pruning import Tokens
 
     return Tokens(ctx.params["keep_tokens"])
+
+
+def preset_of(ctx: click.Context) -> str | None:
+    """What --preset names, if none of what it says was set nearer to the user.
+
+    Raises:
+        UsageError: some of that was set in the same place.
+    """
+    name: str | None = ctx.params["preset"]
+    for other in ("keep", "keep_tokens", "layer"):
+        if name is not None and rank(ctx, other) == rank(ctx, "preset"):
+            raise UsageError(f"--preset and --{other.replace('_', '-')} were both given", "pass one of them")
+        if rank(ctx, other) > rank(ctx, "preset"):
+            name = None
+    return name
 
 
 class KeepType(click.ParamType):  # type: ignore[type-arg] # generic since click 8.5 only
@@ -281,6 +300,13 @@ answer_options = _group(
         help="The model's layer before which the other tokens are dropped; before layer 0 they cost nothing.",
     ),
     setting(
+        "--preset",
+        type=click.Choice(PRESETS),
+        metavar="NAME",
+        help="SGL's own settings instead of --keep and --layer: paper-64, paper-35 or paper-9, by the percentage of "
+        "image tokens a layer sees on average.",
+    ),
+    setting(
         "--max-tokens",
         metavar="N",
         type=WholeType(1),
@@ -343,6 +369,10 @@ engine_options = _group(
     setting(
         "--image-max-tokens", metavar="N", type=WholeType(0), default=0,
         help="Most tokens of a picture, for models that take any size [default: 1024].",
+    ),
+    setting(
+        "--positions", type=click.Choice(POSITIONS), metavar="WHICH", default="true", show_default=True,
+        help="Of the tokens that are kept: true, those they would have had; or compact, numbered without gaps.",
     ),
     setting("--stock-tower", is_flag=True, help="Run llama.cpp's vision tower unrepaired."),
     setting("--stock-tiling", is_flag=True, help="Let llama.cpp cut pictures into tiles; no token can then be placed."),

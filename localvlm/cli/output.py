@@ -78,6 +78,9 @@ class Reporter:
     def _details(self, answer: Answer) -> None:
         tokens = answer.tokens
         self.note(f"method: {answer.method}, keep {answer.keep}, answered by the {answer.answered_by}")
+        if answer.layer and tokens.mean_kept is not None:
+            mean = f"{tokens.mean_kept:.1f} of {tokens.image} image tokens a layer on average"
+            self.note(f"layer: dropped before {answer.layer}, {mean} ({tokens.mean_kept / tokens.image:.0%})")
         if answer.guide_text is not None:
             self.note(f"guide's answer: {answer.guide_text}")
         if (score := answer.score) is not None:
@@ -155,6 +158,7 @@ def answer_json(answer: Answer) -> str:
             "ms": {stage: round(ms, 3) for stage, ms in answer.ms.items()},
             "method": answer.method,
             "keep": answer.keep,
+            "layer": answer.layer,
             "pair": answer.pair,
             **shown,
         }

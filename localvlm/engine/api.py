@@ -56,6 +56,8 @@ class LoadOptions:
     """Most tokens of a picture, for families of dynamic size; 0 = the family's own bound."""
     kv_type: str = "f16"
     """Type of the KV cache: "f16", or "q8_0" in 17/32 of the memory."""
+    compact_positions: bool = False
+    """Number the rows of a pruned prompt without gaps, instead of giving each the position it would have unpruned."""
 
 
 @dataclass(frozen=True)

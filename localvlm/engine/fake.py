@@ -140,7 +140,7 @@ class FakeVlm:
     """Implements :class:`localvlm.engine.api.Vlm` after a script."""
 
     def __init__(self, engine: FakeEngine, name: str, script: Script, options: LoadOptions) -> None:
-        self._engine, self._script = engine, script
+        self._engine, self._script, self.options = engine, script, options
         self._steps = 0
         self._images: dict[int, set[int]] = {}
         self._tiles = script.tiles

@@ -31,13 +31,28 @@ class Prompts:
         picture: finds what was encoded.
         causal: rows of a picture do not see those after them.
         table: embeddings of text rows, where they can be given so.
+        compact: rows of a pruned prompt are numbered without gaps.
+
+    Raises:
+        UnsupportedModel: they cannot be.
     """
 
     def __init__(
-        self, model: Model, cache: Cache, picture: Callable[[Encoded], Picture], causal: bool, table: TokenTable | None
+        self,
+        model: Model,
+        cache: Cache,
+        picture: Callable[[Encoded], Picture],
+        causal: bool,
+        table: TokenTable | None,
+        compact: bool,
     ) -> None:
+        if compact and model.mrope:
+            raise UnsupportedModel(
+                f"'{model.path.name}' places image tokens by row and column, which cannot be numbered without gaps",
+                "pass --positions true",
+            )
         self._model, self._cache, self._picture = model, cache, picture
-        self._causal, self._table = causal, table
+        self._causal, self._table, self._compact = causal, table, compact
         self._checked = False
 
     def tokenize(self, parts: Sequence[TextPart | int]) -> Int32:
@@ -110,7 +125,8 @@ class Prompts:
             laid.append(Placed(picture, _checked_keep(part, picture)))
             run = [(picture.after, True)]
         laid.append(vocabulary.tokenize_run(run))
-        return lay_rows(laid)
+        rows = lay_rows(laid)
+        return rows.compact() if self._compact else rows
 
     def _batches(self, rows: PromptRows) -> list[Run]:
         """Cuts the rows into batches: unpruned prompts as llama.cpp's own helper does (so that answers agree bit for

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,11 @@ class PromptRows:
     @property
     def n_kept(self) -> int:
         return int(np.count_nonzero(self.image >= 0))
+
+    def compact(self) -> PromptRows:
+        """The same rows, numbered without gaps."""
+        steps = np.arange(self.n, dtype=np.int32)
+        return replace(self, positions=np.repeat(steps[:, None], 3, axis=1), next_position=self.n)
 
 
 class _Builder:

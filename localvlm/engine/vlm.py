@@ -64,7 +64,7 @@ class LlamaVlm:
         causal, vocabulary = self.tower.causal, self._model.vocabulary
         self._cache = Cache(self._model, options, text, tap, causal)
         table = TokenTable.open(text, self._model.n_embd_input)
-        self._prompts = Prompts(self._model, self._cache, self._picture, causal, table)
+        self._prompts = Prompts(self._model, self._cache, self._picture, causal, table, options.compact_positions)
         self._decoder = Decoder(self._model, self._cache)
         tokens = text.array_hashes.get("tokenizer.ggml.tokens", "") + text.array_hashes.get("tokenizer.ggml.merges", "")
         self._info = VlmInfo(

@@ -9,8 +9,9 @@ from dataclasses import replace
 import PIL.Image
 import pytest
 
+from localvlm import pruning
 from localvlm.answers import STAGES
-from localvlm.cli.options import METHODS
+from localvlm.cli.options import METHODS, PRESETS
 from localvlm.errors import NotEnoughMemory, NotGguf, ProjectorMismatch
 from tests.unit.cli_help import GUIDE_SAYS, MODEL_SAYS
 
@@ -40,12 +41,12 @@ def test_json_has_exactly_the_promised_keys(cli):
     answer = json.loads(run.out)
     assert run.out.count("\n") == 1
     assert list(answer) == [
-        "answer", "answer_ids", "kept_indices", "answered_by", "tokens", "tiles", "ms", "method", "keep", "pair",
-        "score",
+        "answer", "answer_ids", "kept_indices", "answered_by", "tokens", "tiles", "ms", "method", "keep", "layer",
+        "pair", "score",
     ]  # fmt: skip
     assert answer["answer"] == MODEL_SAYS
     assert bytes(answer["answer_ids"]).decode() == MODEL_SAYS
-    assert list(answer["tokens"]) == ["image", "kept", "prompt", "generated", "drafted", "accepted"]
+    assert list(answer["tokens"]) == ["image", "kept", "prompt", "generated", "drafted", "accepted", "mean_kept"]
     assert answer["tokens"]["image"] == 144
     assert answer["tiles"] == {"total": 1, "encoded": 1}
     assert answer["tokens"]["kept"] == len(answer["kept_indices"]) == round(0.35 * 144)
@@ -107,6 +108,38 @@ def test_a_number_of_tokens(cli):
         assert (answer["keep"], answer["tokens"]["kept"]) == (f"{n} tokens", kept)
     assert cli.ask("--keep-tokens=0").code == 2
     assert f"keep {20} tokens" in cli.ask("-v", "--keep-tokens=20").err
+
+
+def test_presets_are_scaled_to_the_model_s_depth(cli):
+    """The fake has 4 layers, the paper's model 48."""
+    for name, layer, kept in (("paper-64", 2, 58), ("paper-35", 1, 29), ("paper-9", 1, 7)):
+        run = cli.ask("--json", "-v", "--preset", name)
+        answer = json.loads(run.out)
+        assert (answer["layer"], answer["tokens"]["kept"]) == (layer, kept)
+        assert answer["tokens"]["mean_kept"] == (layer * 144 + (4 - layer) * kept) / 4
+        assert f"layer: dropped before {layer}, {answer['tokens']['mean_kept']:.1f} of 144 image tokens" in run.err
+    assert "layer:" not in cli.ask("-v").err
+    assert set(PRESETS) == set(pruning.PRESETS)
+
+
+@pytest.mark.parametrize("other", ["--keep=0.2", "--keep-tokens=9", "--layer=1"])
+def test_a_preset_and_what_it_says_contradict_each_other(other, cli, monkeypatch):
+    run = cli.ask("--preset=paper-35", other)
+    assert (run.code, run.out) == (2, "")
+    assert "both" in run.err
+    monkeypatch.setenv("LOCALVLM_PRESET", "paper-64")
+    assert json.loads(cli.ask("--json").out)["layer"] == 2
+    assert json.loads(cli.ask("--json", other).out)["layer"] == (1 if "layer" in other else 0)
+    monkeypatch.setenv("LOCALVLM_KEEP", "0.5")
+    assert json.loads(cli.ask("--json", "--preset=paper-35").out)["keep"] == 0.2
+
+
+def test_positions_reach_the_engine(cli):
+    assert cli.ask().code == 0
+    assert not any(vlm.options.compact_positions for vlm in cli.engine.loaded)
+    assert cli.ask("--positions=compact").code == 0
+    assert all(vlm.options.compact_positions for vlm in cli.engine.loaded)
+    assert cli.ask("--positions=gaps").code == 2
 
 
 def test_of_two_budgets_the_nearer_one_counts(cli, monkeypatch):

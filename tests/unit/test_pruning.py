@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from localvlm.errors import UsageError
-from localvlm.pruning import METHODS, Inputs, Tokens, budget, method_named
+from localvlm.pruning import METHODS, PRESETS, Inputs, Tokens, budget, mean_kept, method_named, preset_named
 from localvlm.pruning.base import AUTO_SHARE, top
 from localvlm.pruning.controls import lattice
 
@@ -174,3 +174,24 @@ def test_unknown_methods_are_named_with_those_there_are() -> None:
     with pytest.raises(UsageError, match=r"'sgl2'.*sgl\+"):
         method_named("sgl2")
     assert all(method_named(name).name == name for name in METHODS)
+
+
+def test_presets_are_the_paper_s() -> None:
+    """Of InternVL2-26B, 48 layers: the mean retention is what the preset is called after."""
+    for name, layer, keep in (("paper-64", 19, 0.4), ("paper-35", 9, 0.2), ("paper-9", 2, 0.05)):
+        preset = preset_named(name)
+        assert (preset.layer_in(48), preset.keep) == (layer, keep)
+        mean = mean_kept(1000, round(keep * 1000), layer, 48) / 1000
+        assert round(100 * mean) == int(name.split("-")[1])
+    with pytest.raises(UsageError, match=r"'paper-50'.*paper-64, paper-35, paper-9"):
+        preset_named("paper-50")
+
+
+@pytest.mark.parametrize(("n_layer", "layers"), [(1, [0, 0, 0]), (2, [1, 1, 1]), (12, [5, 2, 1]), (80, [32, 15, 3])])
+def test_a_preset_s_layer_is_one_of_the_model_s(n_layer: int, layers: list[int]) -> None:
+    assert [preset.layer_in(n_layer) for preset in PRESETS.values()] == layers
+
+
+def test_kept_on_average_over_layers() -> None:
+    assert mean_kept(576, 29, 2, 32) == (2 * 576 + 30 * 29) / 32
+    assert mean_kept(576, 29, 0, 32) == 29

@@ -90,6 +90,17 @@ def agree(parts: list) -> None:
         assert {run.picture is not None} == {bool(i >= 0) for i in got.local[run.start : run.stop]}
 
 
+def test_compact_positions_have_no_gaps() -> None:
+    some = Placed(picture([(2, 3)], mrope=False, wrap=(7,)), np.array([0, 4], np.int32))
+    true = lay_rows([[1, 2], some, [3]])
+    compact = true.compact()
+    assert true.positions[:, 0].tolist() == [0, 1, 2, 3, 7, 9, 10]
+    assert compact.positions.tolist() == [[i] * 3 for i in range(7)]
+    assert (true.next_position, compact.next_position) == (11, 7)
+    assert np.array_equal(true.ids, compact.ids)
+    assert compact.positions.dtype == np.int32
+
+
 texts = st.lists(st.integers(0, 99), max_size=4)
 
 

@@ -184,6 +184,55 @@ def test_the_pipeline_drops_at_the_layer_asked_for(folder: Path) -> None:
             ask(layer=3)
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_compact_positions_close_the_gaps_and_nothing_else(layer: int, engine: Engine, folder: Path) -> None:
+    """Unpruned they are the true ones; pruned they are not, and what is fed goes on where the prompt ends."""
+    found = zoo.build("llava15", folder)
+    logits = []
+    for compact in (False, True):
+        vlm = engine.load(found.model, found.mmproj, LoadOptions(threads=1, compact_positions=compact))
+        vlm.prefill(picture(vlm, None), layer=layer)
+        plain = vlm.logits()
+        parts = picture(vlm, [1, 5, 9])
+        longer = vlm.prefill([*parts, TextPart(" and why?")], layer=layer).token_ids
+        want = vlm.logits()
+        shorter = vlm.prefill(parts, layer=layer).token_ids
+        pruned = vlm.logits()
+        assert np.array_equal(longer[: len(shorter)], shorter)
+        vlm.feed(longer[len(shorter) :])
+        assert np.abs(vlm.logits() - want).max() < 0.02
+        logits.append((plain, pruned))
+        vlm.close()
+    (plain, true), (same, compact) = logits
+    assert np.array_equal(plain, same)
+    assert np.abs(true - compact).max() > 0.01
+
+
+def test_rows_and_columns_cannot_be_numbered_without_gaps(engine: Engine, folder: Path) -> None:
+    found = zoo.build("qwen25vl", folder)
+    with pytest.raises(UnsupportedModel, match="--positions true"):
+        engine.load(found.model, found.mmproj, LoadOptions(threads=1, compact_positions=True))
+
+
+def test_presets_on_llama_cpp(folder: Path) -> None:
+    """Three layers: all of the paper's places are before the second one."""
+    found = zoo.build("llava15", folder)
+    files = VlmFiles(found.model, found.mmproj)
+    shown = Image(np.random.RandomState(3).randint(0, 256, (84, 84, 3)).astype(np.uint8), "noise")
+    with Pipeline.open(Pair(None, files, files), LoadOptions(threads=1)) as pipeline:
+        by_name = pipeline.ask([shown], "what is it?", AskOptions(max_tokens=4, preset="paper-35"))
+        by_hand = pipeline.ask([shown], "what is it?", AskOptions(max_tokens=4, keep=0.2, layer=1))
+    assert by_name.answer_ids == by_hand.answer_ids
+    assert by_name.kept_indices == by_hand.kept_indices
+    assert (by_name.layer, by_name.tokens.kept, by_name.tokens.mean_kept) == (1, 7, (36 + 2 * 7) / 3)
+
+
+@pytest.mark.parametrize("given", [{"keep": 0.3}, {"layer": 2}, {"keep": None}, {"preset": "paper-50"}])
+def test_a_preset_with_something_else_is_refused(given: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="preset"):
+        AskOptions(**{"preset": "paper-9", **given})  # type: ignore[arg-type]
+
+
 def test_the_command_line_refuses_a_layer_the_model_has_not(cli: Cli) -> None:
     assert cli.ask("--layer", 1).code == 0
     refused = cli.ask("--layer", 1000)
