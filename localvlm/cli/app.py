@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from localvlm.cli.interrupt import Interrupts
+from localvlm.config import directories
 
 if TYPE_CHECKING:
     from localvlm.engine.api import Engine
@@ -47,6 +48,7 @@ class App:
             image_tokens=params["image_max_tokens"],
             kv_type=params["kv_type"],
             compact_positions=params["positions"] == "compact",
+            cache=str(directories().cache),
         )
         engine = self.engine(params["verbose"] > 1)
         with Interrupts(engine):

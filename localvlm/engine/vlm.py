@@ -26,6 +26,7 @@ from localvlm.engine.api import (
 from localvlm.engine.cache import Cache
 from localvlm.engine.chat import render
 from localvlm.engine.decoding import Decoder
+from localvlm.engine.draft_memory import DraftMemory
 from localvlm.engine.gguf_header import Header, check_pair, read_header
 from localvlm.engine.llama import Model, thread_count
 from localvlm.engine.native import Tap
@@ -65,7 +66,7 @@ class LlamaVlm:
         self._cache = Cache(self._model, options, text, tap, causal)
         table = TokenTable.open(text, self._model.n_embd_input)
         self._prompts = Prompts(self._model, self._cache, self._picture, causal, table, options.compact_positions)
-        self._decoder = Decoder(self._model, self._cache)
+        self._decoder = Decoder(self._model, self._cache, DraftMemory.of(text, options))
         tokens = text.array_hashes.get("tokenizer.ggml.tokens", "") + text.array_hashes.get("tokenizer.ggml.merges", "")
         self._info = VlmInfo(
             name=text.text("general.name")[:100] or model.stem,

@@ -1,0 +1,111 @@
+"""What was measured of drafts, kept between runs: a process that answers one question gains from those before it.
+
+A file holds the deviations of one model, at one layer, run in one way: see :func:`identity`. Kernels are chosen by the
+shape of a batch and not by its values, so what was measured in another process holds as it does later in the same one,
+as long as all that chooses them is the same. It is never held to be so on a GPU: nothing is kept of one.
+
+Files are small, private and disposable: written whole or not at all, the oldest go first, and one that cannot be read
+is as one that is not there. Of two runs that write at a time one may lose what it measured, and measures it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from localvlm.engine.api import LoadOptions
+from localvlm.engine.drafts import CELLS, SIZES, Deviations, Measured
+from localvlm.engine.gguf_header import Header
+from localvlm.engine.llama import describe_backend, thread_count
+
+__all__ = ["DraftMemory", "identity"]
+
+MAX_BYTES = 1 << 16
+"""Of a file; one that would outgrow it starts anew."""
+MAX_FILES = 64
+
+
+class DraftMemory:
+    """Deviations of one model by layer, in a folder; in memory alone without one."""
+
+    def __init__(self, folder: Path | None, identity: str) -> None:
+        self._folder, self._identity = folder, identity
+        self._known: dict[int, Deviations] = {}
+
+    @classmethod
+    def of(cls, header: Header, options: LoadOptions) -> DraftMemory:
+        """That of a model as it was loaded."""
+        if not options.cache or options.gpu_layers:
+            return cls(None, "")
+        return cls(Path(options.cache) / "drafts", identity(header, options))
+
+    def at(self, layer: int) -> Deviations:
+        """Those of prompts pruned at ``layer``."""
+        if layer not in self._known:
+            self._known[layer] = self._opened(layer)
+        return self._known[layer]
+
+    def _opened(self, layer: int) -> Deviations:
+        if self._folder is None:
+            return Deviations()
+        name = hashlib.sha256(f"{layer} {self._identity}".encode()).hexdigest()[:32]
+        path = self._folder / f"{name}.json"
+        return Deviations(_read(path), lambda measured: _add(path, measured))
+
+
+def identity(header: Header, options: LoadOptions) -> str:
+    """All that chooses the kernels of a model on a CPU, and the file itself: its size, time and header."""
+    found = header.path.stat()
+    end = min((tensor.offset for tensor in header.tensors.values()), default=0)
+    with header.path.open("rb") as file:
+        head = hashlib.sha256(file.read(end)).hexdigest()
+    about = [found.st_size, found.st_mtime_ns, head, describe_backend(), thread_count(options), options.kv_type]
+    return json.dumps(about)
+
+
+def _read(path: Path) -> dict[Measured, float]:
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            return {}
+        return dict(_checked(row) for row in json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+
+
+def _checked(row: Any) -> tuple[Measured, float]:
+    """A row of a file: [cells of each context, rows of the batch, deviation].
+
+    Raises:
+        ValueError, TypeError: it is something else.
+    """
+    cells, size, deviation = row
+    whole = all(type(n) is int and n > 0 and n % CELLS == 0 for n in cells)
+    if not (whole and 1 <= len(cells) <= 2 and size in SIZES and isinstance(deviation, float)):
+        raise ValueError("no measurement")
+    if not (math.isfinite(deviation) and deviation >= 0):
+        raise ValueError("no deviation")
+    return (tuple(cells), size), deviation
+
+
+def _add(path: Path, measured: Mapping[Measured, float]) -> None:
+    """Adds what one run knows to what others left; where they differ the larger deviation is the careful one."""
+    merged = _read(path)
+    for key, deviation in measured.items():
+        merged[key] = max(deviation, merged.get(key, 0.0))
+    text = json.dumps([[*key, deviation] for key, deviation in merged.items()])
+    if len(text) > MAX_BYTES:
+        text = json.dumps([[*key, deviation] for key, deviation in list(measured.items())[-1:]])
+    with contextlib.suppress(OSError):  # without a cache the next run measures again
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        kept = sorted(path.parent.iterdir(), key=lambda p: p.stat().st_mtime)
+        for old in kept[: max(0, len(kept) + 1 - MAX_FILES)]:
+            old.unlink()
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".new-", delete=False) as file:
+            file.write(text)
+        Path(file.name).replace(path)
