@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ __all__ = [
     "Message",
     "Part",
     "Prefilled",
+    "Reuse",
     "SamplingOptions",
     "TextPart",
     "Vlm",
@@ -58,8 +59,6 @@ class LoadOptions:
     """Type of the KV cache: "f16", or "q8_0" in 17/32 of the memory."""
     compact_positions: bool = False
     """Number the rows of a pruned prompt without gaps, instead of giving each the position it would have unpruned."""
-    cache: str = ""
-    """Folder to keep what is measured of a model, for later runs; "" = none."""
 
 
 @dataclass(frozen=True)
@@ -171,13 +170,20 @@ class ImagePart:
 
     Attributes:
         keep: sorted indices of the tokens to keep, or None for all.
+        again: number of a picture, counted over the prompt, that stands before this part: more of its tokens, which see
+            all that came before them and have the positions of their places in it.
     """
 
     image: Encoded
     keep: Int32 | None = None
+    again: int | None = None
 
 
 Part = TextPart | ImagePart
+Reuse = Literal["nothing", "batches", "rows"]
+"""What a prefill need not run again of what the KV cache holds: nothing; the leading batches that it would run just so,
+and then not a bit of the logits differs; or all leading rows that are the same, generated ones too, as plain llama.cpp
+goes on with a conversation: the last bits may differ then, since other batches made them."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,7 @@ class Prefilled:
         n_image: image tokens of the prompt before pruning.
         n_kept: image tokens prefilled.
         n_past: KV cells in use.
+        n_run: rows that were run, those of the cache that stayed left out.
     """
 
     token_ids: Int32
@@ -197,6 +204,7 @@ class Prefilled:
     n_kept: int
     n_past: int
     ms: float
+    n_run: int = 0
 
 
 @dataclass(frozen=True)
@@ -301,17 +309,26 @@ class Vlm(Protocol):
         """
         ...
 
-    def prefill(self, parts: Sequence[Part], *, tap: bool = False, layer: int = 0) -> Prefilled:
-        """Clears the KV cache and runs the prompt. Kept image tokens, and all text, get the positions they would have
-        unpruned. With ``tap``, attention is recorded from here on. All image tokens run through the layers below
-        ``layer``, the kept ones alone through it and the rest; attention is then recorded from ``layer`` on.
+    def prefill(
+        self,
+        parts: Sequence[Part],
+        *,
+        tap: bool = False,
+        layer: int = 0,
+        reuse: Reuse = "nothing",
+        since: int = 0,
+    ) -> Prefilled:
+        """Runs the prompt into the KV cache, as far as it does not hold it already. Kept image tokens, and all text,
+        get the positions they would have unpruned. With ``tap``, attention is recorded from here on, of the text in
+        ``parts[since:]``. All image tokens run through the layers below ``layer``, the kept ones alone through it and
+        the rest; attention is then recorded from ``layer`` on, and nothing is reused.
 
         Raises:
             UsageError: ``layer`` is not 0..n_layer-1, or a token is asked for whose tile was not encoded.
             UnsupportedModel: this model's layers cannot be run apart (some of them on a GPU, experts on a GPU, a layer
                 that reads the KV cache of one below ``layer``).
             ContextOverflow: prompt longer than the context.
-            Interrupted: :meth:`Engine.cancel` was called; the cache is empty then.
+            Interrupted: :meth:`Engine.cancel` was called; nothing can be decoded before the next prefill.
             AttentionCheckFailed: first tapped prefill of this model, and the self-check fails.
         """
         ...
@@ -334,9 +351,9 @@ class Vlm(Protocol):
         """
         ...
 
-    def score(self, ids: Int32) -> Float32:
+    def score(self, ids: Int32, parts: Sequence[Part] | None = None) -> Float32:
         """Feeds ``ids`` after the last prefill in one batch; returns (n, n_vocab) logits that predict each of them.
-        The cache is trimmed back afterwards.
+        The cache is trimmed back afterwards. With ``parts``, they are fed after that prompt, in a cache apart.
         """
         ...
 

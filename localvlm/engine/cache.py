@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,10 @@ Int32 = NDArray[np.int32]
 _EMPTY = "nothing has been prefilled yet"
 
 
+def _nothing() -> None:
+    """Nothing was decoded along a draft."""
+
+
 class Cache:
     """A context with its tap, and the front beside it where image tokens are dropped at a layer.
 
@@ -31,6 +35,7 @@ class Cache:
         tapping: attention is recorded.
         layer: where the rows of the prompt were pruned; 0 = before the first layer, without a front.
         last: (n_vocab,) logits after the last row; None before a prefill.
+        mend: makes what was decoded along a draft as it is without one; to be called before anything goes after it.
     """
 
     def __init__(self, model: Model, options: LoadOptions, header: Header, tap: Tap, causal: bool) -> None:
@@ -42,8 +47,12 @@ class Cache:
         self._reset()
 
     def _reset(self) -> None:
-        self._cells = 0
-        """KV cells in use."""
+        self.keys: Int32 = np.zeros((0, 6), np.int32)
+        """(cells in use, 6) what they hold: :attr:`PromptRows.keys`."""
+        self.stops: list[int] = []
+        """Ends of the batches that ran."""
+        self.prompt = 0
+        """Rows of the last prompt."""
         self._at = 0
         """Batch position of the next row: compact, or the true t of an M-RoPE model."""
         self._shift = 0
@@ -51,6 +60,7 @@ class Cache:
         self.tapping = False
         self.layer = 0
         self.last: Float32 | None = None
+        self.mend: Callable[[], object] = _nothing
 
     def clear(self) -> None:
         self._reset()
@@ -88,8 +98,8 @@ class Cache:
     @property
     def cells(self) -> tuple[int, ...]:
         """KV cells in use in each context that runs; the front, where there is one, has all rows and comes last."""
-        front = self._front_in_use
-        return (self._cells,) if front is None else (self._cells, front.cells)
+        front, n = self._front_in_use, len(self.keys)
+        return (n,) if front is None else (n, front.cells)
 
     @property
     def taken(self) -> int:
@@ -109,9 +119,23 @@ class Cache:
                 raise Interrupted()
         return self._front
 
+    def keep(self, n: int) -> None:
+        """Removes all but the first ``n`` rows. Those of an M-RoPE picture go together: they have one t."""
+        if n == 0:
+            self.clear()
+            return
+        self.context.trim(int(self.keys[n - 1, -3]) + 1 if self._model.mrope else n)
+        self.keys = self.keys[:n]
+        self.stops = [stop for stop in self.stops if stop < n] + [n]
+
+    def ran(self, keys: Int32) -> None:
+        """A batch went into the cache."""
+        self.keys = np.concatenate([self.keys, keys])
+        self.stops.append(len(self.keys))
+
     def filled(self, rows: PromptRows) -> None:
         """All batches of a prompt were run: what is decoded goes after them."""
-        self._cells, self.last = rows.n, self.context.logits()
+        self.prompt, self.last = rows.n, self.context.logits()
         self._at = rows.next_position if self._model.mrope else rows.n
         self._shift = 0 if self._model.mrope else rows.next_position - rows.n
 
@@ -177,7 +201,7 @@ class Cache:
                 "raise --ctx-size",
             )
         tokens, front = np.asarray(ids, np.int32), self._front_in_use
-        self.context.reserve(self._cells + n)
+        self.context.reserve(len(self.keys) + n)
         if front is not None:
             front.context.reserve(front.cells + n)
         hidden = None if front is None else front.feed(self.layer, tokens)
@@ -193,13 +217,16 @@ class Cache:
                 front.rewind(n)
             raise
         self._at += n
-        self._cells += n
+        places = (positions if true is None else true)[:, None]
+        self.ran(np.column_stack([tokens, none, none, places, places, places]))
         return np.stack([self.context.logits(i) for i in range(n)])
 
     def forget(self, n: int) -> None:
         """Takes back the last ``n`` tokens that were fed."""
-        self.context.trim(self._at - n)
         self._at -= n
-        self._cells -= n
+        self.context.trim(self._at)
+        if n:
+            self.keys = self.keys[:-n]
+            self.stops = [stop for stop in self.stops if stop <= len(self.keys)]
         if (front := self._front_in_use) is not None:
             front.rewind(n)

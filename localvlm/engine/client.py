@@ -31,6 +31,7 @@ from localvlm.engine.api import (
     Message,
     Part,
     Prefilled,
+    Reuse,
     SamplingOptions,
     TextPart,
     VlmInfo,
@@ -380,8 +381,16 @@ class RemoteVlm:
         result: Int32 = self._call("tokenize", list(parts), timeout=_QUICK_S)
         return result
 
-    def prefill(self, parts: Sequence[Part], *, tap: bool = False, layer: int = 0) -> Prefilled:
-        result: Prefilled = self._call("prefill", list(parts), tap=tap, layer=layer)
+    def prefill(
+        self,
+        parts: Sequence[Part],
+        *,
+        tap: bool = False,
+        layer: int = 0,
+        reuse: Reuse = "nothing",
+        since: int = 0,
+    ) -> Prefilled:
+        result: Prefilled = self._call("prefill", list(parts), tap=tap, layer=layer, reuse=reuse, since=since)
         return result
 
     def generate(
@@ -397,8 +406,8 @@ class RemoteVlm:
     def feed(self, ids: Int32) -> None:
         self._call("feed", ids)
 
-    def score(self, ids: Int32) -> Float32:
-        result: Float32 = self._call("score", ids)
+    def score(self, ids: Int32, parts: Sequence[Part] | None = None) -> Float32:
+        result: Float32 = self._call("score", ids, None if parts is None else list(parts))
         return result
 
     def logits(self) -> Float32:

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from localvlm.engine.api import Completion, SamplingOptions
 from localvlm.engine.cache import Cache
-from localvlm.engine.draft_memory import DraftMemory
-from localvlm.engine.drafts import Follower, agreed
+from localvlm.engine.drafts import Deviations, Follower, agreed
 from localvlm.engine.llama import MAX_OUTPUTS, Model
 from localvlm.engine.sampling import Sampler
 from localvlm.errors import Interrupted, UsageError
@@ -24,10 +23,12 @@ Int32 = NDArray[np.int32]
 
 
 class Decoder:
-    """Continues what the cache of one VLM holds; along drafts, by what ``memory`` holds of them."""
+    """Continues what the cache of one VLM holds."""
 
-    def __init__(self, model: Model, cache: Cache, memory: DraftMemory) -> None:
-        self._model, self._cache, self._memory = model, cache, memory
+    def __init__(self, model: Model, cache: Cache) -> None:
+        self._model, self._cache = model, cache
+        self._deviations: dict[int, Deviations] = {}
+        """Of drafts, for each layer at which prompts were pruned."""
 
     def generate(
         self,
@@ -43,7 +44,7 @@ class Decoder:
         sampler = Sampler(sampling)
         likely = self._usable(draft, max_tokens, sampling)
         taken, n_ctx = cache.taken, cache.context.n_ctx
-        deviations = self._memory.at(cache.layer)
+        deviations = self._deviations.setdefault(cache.layer, Deviations())
         follower = Follower(cache.feed, cache.forget, likely[: max_tokens - 1], cache.cells, n_ctx, deviations)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         ids: list[int] = []
@@ -64,9 +65,10 @@ class Decoder:
                     break
                 logits = cache.last = follower.after(token)
                 fed += 1
-            follower.finish()
         except Interrupted:
             finish = "cancelled"
+        follower.finish()
+        cache.mend = follower.leave
         _emit(decoder.decode(b"", True), pieces, on_text)
         ms = (time.perf_counter() - started) * 1e3
         text = "".join(pieces)

@@ -29,6 +29,7 @@ from localvlm.engine.api import (
     Message,
     Part,
     Prefilled,
+    Reuse,
     SamplingOptions,
     TextPart,
     VlmInfo,
@@ -148,6 +149,8 @@ class FakeVlm:
         if most and one * (1 + script.tiles[0] * script.tiles[1]) > most:
             self._tiles = 0, 0
         self._prompt: list[ImageLayout] = []
+        self._cells: list[tuple[int, int]] = []
+        """What the cache holds: (picture, token); (0, id) for text."""
         self._rows = [0, 0]
         self._tapped = False
         self._answer = script.answer.encode("utf-8", "surrogatepass")
@@ -259,28 +262,54 @@ class FakeVlm:
             ids += part.text.encode("utf-8", "surrogatepass") if isinstance(part, TextPart) else [-1] * part
         return np.array(ids, np.int32)
 
-    def prefill(self, parts: Sequence[Part], *, tap: bool = False, layer: int = 0) -> Prefilled:
-        """Counts tokens; remembers the pictures for :meth:`attention`. ``layer`` is checked, and changes nothing."""
+    def prefill(
+        self,
+        parts: Sequence[Part],
+        *,
+        tap: bool = False,
+        layer: int = 0,
+        reuse: Reuse = "nothing",
+        since: int = 0,
+    ) -> Prefilled:
+        """Counts rows; remembers the pictures for :meth:`attention`. ``layer`` is checked, and changes nothing."""
         self.step("prefill")
         if not 0 <= layer < self._info.n_layer:
             raise UsageError(f"layer {layer} is not within 0..{self._info.n_layer - 1}")
-        pictures = [p for p in parts if isinstance(p, ImagePart)]
-        for p in pictures:
-            if absent := _tiles_of(p.image.layout, None if layer else p.keep) - self._encoded(p.image):
+        for p in parts:
+            if isinstance(p, ImagePart) and (
+                absent := _tiles_of(p.image.layout, None if layer else p.keep) - self._encoded(p.image)
+            ):
                 raise UsageError(f"tokens of tile {min(absent)} are asked for, and it was not encoded")
-        ids = self.tokenize([p if isinstance(p, TextPart) else p.image.layout.n_tokens for p in parts])
-        n_image = int((ids == -1).sum())
-        n_kept = sum(p.image.layout.n_tokens if p.keep is None else len(p.keep) for p in pictures)
-        n_past = len(ids) - n_image + n_kept
-        if n_past >= self._info.n_ctx:
-            raise ContextOverflow(f"the prompt needs {n_past + 1} cells and the context has {self._info.n_ctx}")
+        placed = [p for p in parts if isinstance(p, TextPart) or p.again is None]
+        pictures = [p for p in placed if isinstance(p, ImagePart)]
+        ids = self.tokenize([p if isinstance(p, TextPart) else p.image.layout.n_tokens for p in placed])
+        cells = self._laid(parts)
+        n_image, n_kept = int((ids == -1).sum()), sum(picture > 0 for picture, _ in cells)
+        if len(cells) >= self._info.n_ctx:
+            raise ContextOverflow(f"the prompt needs {len(cells) + 1} cells and the context has {self._info.n_ctx}")
+        before = 0 if reuse == "nothing" or tap != self._tapped else agreed(cells[:-1], self._cells)
+        asked = sum(len(self.tokenize([p])) - 1 for p in parts[since:] if isinstance(p, TextPart))
         last_image = int(np.flatnonzero(ids == -1).max(initial=0))
-        self._rows, self._tapped = [len(ids) - 1 - last_image, 0], tap
+        self._rows, self._tapped = [min(asked, len(ids) - 1 - last_image), 0], tap
         self._prompt = [p.image.layout for p in pictures]
-        self._fed = 0
-        said = self._script.pruned_answer if n_kept < n_image else None
-        self._answer = (self._script.answer if said is None else said).encode("utf-8", "surrogatepass")
-        return Prefilled(ids, n_image, n_kept, n_past, 0.0)
+        self._cells, self._fed = cells, 0
+        self._answer = self._said(n_kept < n_image)
+        return Prefilled(ids, n_image, n_kept, len(cells), 0.0, len(cells) - before)
+
+    def _laid(self, parts: Sequence[Part]) -> list[tuple[int, int]]:
+        """What each cell of a prompt holds."""
+        cells = [(0, BOS)]
+        for part in parts:
+            if isinstance(part, TextPart):
+                cells += [(0, int(i)) for i in self.tokenize([part])[1:]]
+            else:
+                kept = range(part.image.layout.n_tokens) if part.keep is None else part.keep
+                cells += [(part.image.id, int(i)) for i in kept]
+        return cells
+
+    def _said(self, pruned: bool) -> bytes:
+        said = self._script.pruned_answer if pruned else None
+        return (self._script.answer if said is None else said).encode("utf-8", "surrogatepass")
 
     # answers
 
@@ -305,6 +334,7 @@ class FakeVlm:
                 on_text(character)
         ids = ids[:cut]
         self._fed = self._rows[1] = max(0, len(ids) - 1)
+        self._cells += [(0, i) for i in ids[:-1]]
         n_logprobs = len(ids) + (finish == "stop")
         logprobs = np.full(n_logprobs, self._script.logprob, np.float32)
         ms = self._script.token_s * 1e3
@@ -317,18 +347,19 @@ class FakeVlm:
         self._fed += len(ids)
         self._rows[1] += len(ids)
 
-    def score(self, ids: Int32) -> Float32:
+    def score(self, ids: Int32, parts: Sequence[Part] | None = None) -> Float32:
         """Logits that predict the scripted answer, whatever ``ids`` are."""
-        return np.stack([self._logits(self._fed + i) for i in range(len(ids))])
+        fed, answer = self._fed, self._answer
+        if parts is not None:
+            self.step("score")
+            pictures = [p for p in parts if isinstance(p, ImagePart)]
+            pruned = any(p.keep is not None and len(p.keep) < p.image.layout.n_tokens for p in pictures)
+            fed, answer = 0, self._said(pruned)
+        return np.stack([_predicting(answer, fed + i) for i in range(len(ids))])
 
     def logits(self) -> Float32:
         """Logits that predict the next byte of the answer."""
-        return self._logits(self._fed)
-
-    def _logits(self, at: int) -> Float32:
-        out = np.zeros(N_VOCAB, np.float32)
-        out[self._answer[at] if at < len(self._answer) else EOS] = 10.0
-        return out
+        return _predicting(self._answer, self._fed)
 
     # attention
 
@@ -375,3 +406,10 @@ def _tiles_of(layout: ImageLayout, keep: Int32 | None) -> set[int]:
     """The tiles that make the tokens ``keep``, or all."""
     assert layout.tiles is not None
     return set((layout.tiles if keep is None else layout.tiles[keep]).tolist())
+
+
+def _predicting(answer: bytes, at: int) -> Float32:
+    """(N_VOCAB,) logits that predict a byte of the answer, or its end."""
+    out = np.zeros(N_VOCAB, np.float32)
+    out[answer[at] if at < len(answer) else EOS] = 10.0
+    return out

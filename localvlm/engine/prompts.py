@@ -1,15 +1,16 @@
-"""Prompts: parts laid out as rows, cut into batches and run into an empty cache."""
+"""Prompts: parts laid out as rows, cut into batches and run into a cache, as far as it does not hold them already."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from localvlm.engine.api import Encoded, ImagePart, Part, Prefilled, TextPart
+from localvlm.engine.api import Encoded, ImagePart, Part, Prefilled, Reuse, TextPart
 from localvlm.engine.cache import Cache
 from localvlm.engine.families import NUMBER
 from localvlm.engine.llama import Model
@@ -70,12 +71,12 @@ class Prompts:
             out += [-1] * part
         return np.array(out, np.int32)
 
-    def prefill(self, parts: Sequence[Part], tap: bool, layer: int) -> Prefilled:
+    def prefill(self, parts: Sequence[Part], tap: bool, layer: int, reuse: Reuse, since: int) -> Prefilled:
         """See :meth:`localvlm.engine.api.Vlm.prefill`."""
         started = time.perf_counter()
         cache = self._cache
-        rows = self._lay(parts)
-        whole = self._lay([replace(p, keep=None) if isinstance(p, ImagePart) else p for p in parts]) if layer else rows
+        rows = self.lay(parts, since)
+        whole = self._whole(parts, since) if layer else rows
         if not rows.n:
             raise UsageError("the prompt is empty")
         if whole.n + 1 > cache.context.n_ctx:
@@ -84,7 +85,12 @@ class Prompts:
                 f"{cache.context.n_ctx}",
                 "shorten the question, lower --keep or raise --ctx-size",
             )
-        cache.clear()
+        batches = self._batches(rows)
+        stay = 0 if layer else self._reusable(rows, batches, tap, reuse)
+        if stay > cache.prompt:
+            cache.mend()
+        cache.last = None
+        cache.keep(stay)
         cache.context.reserve(rows.n)
         cache.tapping = tap
         if tap:
@@ -93,40 +99,98 @@ class Prompts:
         try:
             hidden = self._run_front(layer, whole, rows) if layer else None
             cache.layer = layer
-            for run in self._batches(rows):
-                self._run_rows(rows, run, None if hidden is None else hidden[run.start : run.stop])
+            for run in batches:
+                if run.stop > stay:
+                    run = replace(run, start=max(run.start, stay))
+                    self._run_rows(rows, run, None if hidden is None else hidden[run.start : run.stop])
+                    cache.ran(rows.keys[run.start : run.stop])
         except Interrupted:
-            cache.clear()
+            cache.keep(0 if layer or not self._model.forgets else self._outside(rows, len(cache.keys)))
             raise
         finally:
             cache.tap.check(False)
         self._checked = self._checked or tap
         cache.filled(rows)
         ms = (time.perf_counter() - started) * 1e3
-        return Prefilled(rows.all_ids, rows.n_image, rows.n_kept, rows.n, ms)
+        return Prefilled(rows.all_ids, rows.n_image, rows.n_kept, rows.n, ms, rows.n - stay)
+
+    # what the cache holds already
+
+    def _reusable(self, rows: PromptRows, batches: Sequence[Run], tap: bool, reuse: Reuse) -> int:
+        """How many leading rows need not be run. The last one always is, for its logits, and so are those whose
+        attention is recorded.
+        """
+        cache = self._cache
+        if reuse == "nothing" or cache.layer or tap != cache.tapping:
+            return 0
+        n = min(len(cache.keys), rows.n - 1)
+        if tap and rows.classes.any():
+            n = min(n, int(rows.classes.argmax()))
+        n = _agreeing(rows.keys[:n], cache.keys[:n])
+        if reuse == "batches":
+            same = _agreeing(np.array([b.stop for b in batches]), np.array(cache.stops))
+            n = max((b.stop for b in batches[:same] if b.stop <= n), default=0)
+        else:
+            n = self._outside(rows, n)
+        return n if self._model.forgets or n == len(cache.keys) else 0
+
+    def _outside(self, rows: PromptRows, n: int) -> int:
+        """The last place up to row ``n`` where a cache can be cut: not within rows that share a t or see each other."""
+        for run in rows.runs:
+            if run.picture is not None and run.start < n < run.stop and (self._model.mrope or not self._causal):
+                return run.start
+        return n
 
     # rows
 
-    def _lay(self, parts: Sequence[Part]) -> PromptRows:
+    def _whole(self, parts: Sequence[Part], since: int) -> PromptRows:
+        """The prompt with nothing pruned."""
+        if any(isinstance(part, ImagePart) and part.again is not None for part in parts):
+            raise UsageError("more tokens of a picture cannot go into a prompt that is pruned at a layer")
+        return self.lay([replace(p, keep=None) if isinstance(p, ImagePart) else p for p in parts], since)
+
+    def lay(self, parts: Sequence[Part], since: int = 0) -> PromptRows:
+        """The rows of a prompt, those of ``parts[since:]`` to be recorded."""
         vocabulary = self._model.vocabulary
         laid: list[Sequence[int] | Placed] = []
         if vocabulary.add_bos:
             laid.append([vocabulary.bos])
         run: list[tuple[str, bool]] = []
-        n_pictures = 0
-        for part in parts:
+        n_pictures, first, border = 0, 0, -1
+        for i, part in enumerate(parts):
+            if i == since:
+                border = len(run)
             if isinstance(part, TextPart):
                 run.append((part.text, part.special))
                 continue
-            picture = self._picture(part.image)
-            before = picture.before.replace(NUMBER, str(n_pictures))
-            n_pictures += 1
-            laid.append(vocabulary.tokenize_run([*run, (before, True)]))
-            laid.append(Placed(picture, _checked_keep(part, picture)))
-            run = [(picture.after, True)]
-        laid.append(vocabulary.tokenize_run(run))
-        rows = lay_rows(laid)
+            picture, before, after = self._picture(part.image), "", ""
+            if part.again is None:
+                before, after = picture.before.replace(NUMBER, str(n_pictures)), picture.after
+                n_pictures += 1
+            elif self._model.mrope or not 0 <= part.again < n_pictures:
+                raise UsageError(f"picture {part.again} of this prompt cannot get more tokens here")
+            first = self._lay_text(laid, [*run, (before, True)], border, first)
+            border = -1
+            laid.append(Placed(picture, _checked_keep(part, picture), part.image.id, part.again))
+            run = [(after, True)]
+        first = self._lay_text(laid, run, border, first)
+        rows = lay_rows(laid, first)
         return rows.compact() if self._compact else rows
+
+    def _lay_text(
+        self, laid: list[Sequence[int] | Placed], run: list[tuple[str, bool]], border: int, first: int
+    ) -> int:
+        """Adds adjacent texts. Where ``run[border:]`` is the first that is recorded (-1: it is not here), its index in
+        ``laid``; else ``first``. Tokens that span the border are recorded.
+        """
+        ids = self._model.vocabulary.tokenize_run(run)
+        if border < 0:
+            laid.append(ids)
+            return first
+        head = self._model.vocabulary.tokenize_run(run[:border])
+        same = _agreeing(np.array(ids), np.array(head))
+        laid += [ids[:same], ids[same:]]
+        return len(laid) - 1
 
     def _batches(self, rows: PromptRows) -> list[Run]:
         """Cuts the rows into batches: unpruned prompts as llama.cpp's own helper does (so that answers agree bit for
@@ -194,6 +258,14 @@ class Prompts:
         classes = rows.classes[span] * cache.tapping
         with cache.attending(cache.context, embedded):
             cache.run(rows.ids[span], embedded, positions, outputs, rows.image[span], classes, true, hidden)
+
+
+def _agreeing(a: NDArray[np.integer[Any]], b: NDArray[np.integer[Any]]) -> int:
+    """How many leading entries, or rows, are the same."""
+    n = min(len(a), len(b))
+    differ = a[:n] != b[:n]
+    where = np.flatnonzero(differ.reshape(n, -1).any(axis=1) if n else differ)
+    return int(where[0]) if len(where) else n
 
 
 def _checked_keep(part: ImagePart, picture: Picture) -> Int32 | None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localvlm.engine.native import ROW_LAST, ROW_PROMPT
-from localvlm.engine.tower import Picture
+from localvlm.engine.tower import Picture, Piece
 
 __all__ = ["Placed", "PromptRows", "Run", "lay_rows"]
 
@@ -33,6 +33,7 @@ class PromptRows:
         ids: (n_rows,) token ids, -1 at image tokens, -2 at rows of a picture that show nothing.
         positions: (n_rows, 3) t, y, x as if nothing was pruned.
         image: (n_rows,) index of the image token in the unpruned prompt, joint over all pictures; -1 for text.
+        source: (n_rows,) number of the picture that the row is of; -1 for text.
         local: (n_rows,) index of the row in its own picture's embeddings; -1 for text. Rows of a picture that show
             nothing (the ends of its rows) have a ``local`` and no ``image``.
         classes: (n_rows,) uint8 bits of enum lv_row_class.
@@ -45,6 +46,7 @@ class PromptRows:
     ids: Int32
     positions: Int32
     image: Int32
+    source: Int32
     local: Int32
     classes: NDArray[np.uint8]
     runs: tuple[Run, ...]
@@ -65,16 +67,26 @@ class PromptRows:
         steps = np.arange(self.n, dtype=np.int32)
         return replace(self, positions=np.repeat(steps[:, None], 3, axis=1), next_position=self.n)
 
+    @property
+    def keys(self) -> Int32:
+        """(n_rows, 6): two prompts agree in a row if they agree in this and in all rows before it."""
+        return np.column_stack([self.ids, self.source, self.local, self.positions])
+
 
 class _Builder:
     def __init__(self) -> None:
         self.ids: list[Int32] = []
         self.positions: list[Int32] = []
         self.image: list[Int32] = []
+        self.source: list[Int32] = []
         self.local: list[Int32] = []
         self.all_ids: list[Int32] = []
         self.runs: list[Run] = []
         self.rows = self.position = self.n_image = 0
+        self.after: int | None = None
+        """The row after the last one of a picture."""
+        self.placed: list[tuple[list[int], int]] = []
+        """Of each picture: positions at which its pieces begin, and the index of its first token."""
 
     def text(self, ids: Sequence[int] | Int32) -> None:
         if not len(ids):
@@ -83,31 +95,49 @@ class _Builder:
         n = len(values)
         steps = np.arange(self.position, self.position + n, dtype=np.int32)
         none = np.full(n, -1, np.int32)
-        self._rows(values, np.repeat(steps[:, None], 3, axis=1), none, none, None)
+        self._rows(values, np.repeat(steps[:, None], 3, axis=1), none, none, None, -1)
         self.all_ids.append(values)
         self.position += n
 
-    def picture(self, picture: Picture, keep: Int32 | None) -> None:
-        stays = np.ones(picture.layout.n_tokens, bool)
-        if keep is not None:
-            stays[:] = False
-            stays[keep] = True
+    def picture(self, placed: Placed) -> None:
+        picture, stays = placed.picture, placed.stays()
+        starts: list[int] = []
+        self.placed.append((starts, self.n_image))
         for piece in picture.pieces:
+            starts.append(self.position)
             if not piece.n:
                 self.text(piece.ids)
                 continue
             shows = piece.token >= 0
             kept = np.flatnonzero(~shows | stays[piece.token]).astype(np.int32)
             ids = np.where(shows, -1, -2).astype(np.int32)
-            if len(kept):
-                image = np.where(shows[kept], piece.token[kept] + np.int32(self.n_image), -1).astype(np.int32)
-                places = piece.relative[kept] + np.int32(self.position)
-                self._rows(ids[kept], places, image, kept + np.int32(piece.first), picture)
+            self._piece(placed, piece, kept, self.position, self.n_image)
             self.all_ids.append(ids)
             self.position += piece.n_pos
+            self.after = self.rows
         self.n_image += picture.layout.n_tokens
 
-    def _rows(self, ids: Int32, places: Int32, image: Int32, local: Int32, picture: Picture | None) -> None:
+    def again(self, placed: Placed, number: int) -> None:
+        """More tokens of picture ``number`` of the prompt."""
+        starts, first = self.placed[number]
+        stays = placed.stays()
+        for piece, at in zip(placed.picture.pieces, starts, strict=True):
+            kept = np.flatnonzero((piece.token >= 0) & stays[piece.token]).astype(np.int32)
+            self._piece(placed, piece, kept, at, first)
+        self.after = self.rows
+
+    def _piece(self, placed: Placed, piece: Piece, kept: Int32, at: int, first: int) -> None:
+        """Rows ``kept`` of a piece at position ``at``, of a picture whose first token has index ``first``."""
+        if len(kept):
+            shows = piece.token[kept] >= 0
+            image = np.where(shows, piece.token[kept] + np.int32(first), -1).astype(np.int32)
+            ids = np.where(shows, -1, -2).astype(np.int32)
+            places = piece.relative[kept] + np.int32(at)
+            self._rows(ids, places, image, kept + np.int32(piece.first), placed.picture, placed.number)
+
+    def _rows(
+        self, ids: Int32, places: Int32, image: Int32, local: Int32, picture: Picture | None, number: int
+    ) -> None:
         start, n = self.rows, len(ids)
         if self.runs and picture is None and self.runs[-1].picture is None:
             self.runs[-1] = Run(self.runs[-1].start, start + n, None)
@@ -116,49 +146,70 @@ class _Builder:
         self.ids.append(ids)
         self.positions.append(places)
         self.image.append(image)
+        self.source.append(np.full(n, number, np.int32))
         self.local.append(local)
         self.rows += n
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A picture in a prompt, and the sorted indices of its kept tokens, or None for all."""
+    """A picture in a prompt.
+
+    Attributes:
+        keep: the sorted indices of its kept tokens, or None for all.
+        number: by which the picture is known.
+        again: which of the prompt's pictures it is more of, None if it is another one.
+    """
 
     picture: Picture
     keep: Int32 | None
+    number: int = 0
+    again: int | None = None
+
+    def stays(self) -> NDArray[np.bool_]:
+        """(n_tokens,) whether a token is kept."""
+        stays = np.ones(self.picture.layout.n_tokens, bool)
+        if self.keep is not None:
+            stays[:] = False
+            stays[self.keep] = True
+        return stays
 
 
 def _joined(arrays: Sequence[Int32]) -> Int32:
     return np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
 
 
-def lay_rows(parts: Sequence[Sequence[int] | Placed]) -> PromptRows:
+def lay_rows(parts: Sequence[Sequence[int] | Placed], since: int = 0) -> PromptRows:
     """Lays out token ids and pictures, in order.
 
-    Wrapper texts of a picture stay whatever is dropped. Text rows after the last image token are of class "prompt",
-    the very last also of class "last".
+    Wrapper texts of a picture stay whatever is dropped. Text rows of ``parts[since:]`` after the last image token are
+    of class "prompt", the very last also of class "last".
     """
     b = _Builder()
-    for part in parts:
-        if isinstance(part, Placed):
-            b.picture(part.picture, part.keep)
-        else:
+    first = 0
+    for i, part in enumerate(parts):
+        if i == since:
+            first = b.rows
+        if not isinstance(part, Placed):
             b.text(part)
-    ids, image, all_ids = _joined(b.ids), _joined(b.image), _joined(b.all_ids)
-    seen = np.flatnonzero(all_ids < 0)
-    tail = len(all_ids) - (int(seen[-1]) + 1) if len(seen) else 0
+        elif part.again is None:
+            b.picture(part)
+        else:
+            b.again(part, part.again)
+    ids = _joined(b.ids)
     classes = np.zeros(len(ids), np.uint8)
-    if tail:
-        classes[len(ids) - tail :] |= ROW_PROMPT
+    if b.after is not None and b.after < len(ids):
+        classes[max(b.after, first) :] |= ROW_PROMPT
         classes[-1] |= ROW_LAST
     return PromptRows(
         ids=ids,
         positions=_joined(b.positions).reshape(-1, 3),
-        image=image,
+        image=_joined(b.image),
+        source=_joined(b.source),
         local=_joined(b.local),
         classes=classes,
         runs=tuple(b.runs),
         n_image=b.n_image,
         next_position=b.position,
-        all_ids=all_ids,
+        all_ids=_joined(b.all_ids),
     )

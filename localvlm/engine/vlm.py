@@ -19,6 +19,7 @@ from localvlm.engine.api import (
     Message,
     Part,
     Prefilled,
+    Reuse,
     SamplingOptions,
     TextPart,
     VlmInfo,
@@ -26,7 +27,6 @@ from localvlm.engine.api import (
 from localvlm.engine.cache import Cache
 from localvlm.engine.chat import render
 from localvlm.engine.decoding import Decoder
-from localvlm.engine.draft_memory import DraftMemory
 from localvlm.engine.gguf_header import Header, check_pair, read_header
 from localvlm.engine.llama import Model, thread_count
 from localvlm.engine.native import Tap
@@ -60,13 +60,13 @@ class LlamaVlm:
             undo.pop_all()
 
     def _open(self, model: Path, text: Header, options: LoadOptions) -> None:
-        tap = Tap(model.name, thread_count(options), options.gpu_layers != 0)
-        tap.configure(self._model.n_layer, self._model.n_head)
-        causal, vocabulary = self.tower.causal, self._model.vocabulary
-        self._cache = Cache(self._model, options, text, tap, causal)
-        table = TokenTable.open(text, self._model.n_embd_input)
-        self._prompts = Prompts(self._model, self._cache, self._picture, causal, table, options.compact_positions)
-        self._decoder = Decoder(self._model, self._cache, DraftMemory.of(text, options))
+        vocabulary = self._model.vocabulary
+        self._options, self._header = options, text
+        self._cache = self._new_cache()
+        self._table = TokenTable.open(text, self._model.n_embd_input)
+        self._prompts, self._decoder = self._over(self._cache)
+        self._apart: Cache | None = None
+        """For what is scored after another prompt."""
         tokens = text.array_hashes.get("tokenizer.ggml.tokens", "") + text.array_hashes.get("tokenizer.ggml.merges", "")
         self._info = VlmInfo(
             name=text.text("general.name")[:100] or model.stem,
@@ -91,23 +91,42 @@ class LlamaVlm:
         self._pictures: dict[int, Picture] = {}
         self._next_picture = 1
 
+    def _new_cache(self) -> Cache:
+        tap = Tap(self._model.path.name, thread_count(self._options), self._options.gpu_layers != 0)
+        tap.configure(self._model.n_layer, self._model.n_head)
+        return Cache(self._model, self._options, self._header, tap, self.tower.causal)
+
+    def _over(self, cache: Cache) -> tuple[Prompts, Decoder]:
+        """What fills a cache and what goes on from it."""
+        compact = self._options.compact_positions
+        prompts = Prompts(self._model, cache, self._picture, self.tower.causal, self._table, compact)
+        return prompts, Decoder(self._model, cache)
+
     @property
     def info(self) -> VlmInfo:
         return self._info
 
+    @property
+    def _caches(self) -> list[Cache]:
+        return [self._cache] if (apart := self._apart) is None else [self._cache, apart]
+
     def close(self) -> None:
-        self._cache.close()
+        for cache in self._caches:
+            cache.close()
         self.tower.close()
-        self._cache.tap.close()
+        for cache in self._caches:
+            cache.tap.close()
         self._model.close()
 
     def cancel(self) -> None:
         """Stops the graph in progress, from any thread."""
-        self._cache.cancel()
+        for cache in self._caches:
+            cache.cancel()
         self.tower.tap.cancel()
 
     def cancel_reset(self) -> None:
-        self._cache.cancel_reset()
+        for cache in self._caches:
+            cache.cancel_reset()
         self.tower.tap.cancel_reset()
 
     # pictures
@@ -151,9 +170,17 @@ class LlamaVlm:
     def tokenize(self, parts: Sequence[TextPart | int]) -> Int32:
         return self._prompts.tokenize(parts)
 
-    def prefill(self, parts: Sequence[Part], *, tap: bool = False, layer: int = 0) -> Prefilled:
+    def prefill(
+        self,
+        parts: Sequence[Part],
+        *,
+        tap: bool = False,
+        layer: int = 0,
+        reuse: Reuse = "nothing",
+        since: int = 0,
+    ) -> Prefilled:
         self._info.check_layer(layer)
-        return self._prompts.prefill(parts, tap, layer)
+        return self._prompts.prefill(parts, tap, layer, reuse, since)
 
     # decoding
 
@@ -169,8 +196,16 @@ class LlamaVlm:
     def feed(self, ids: Int32) -> None:
         self._decoder.feed(ids)
 
-    def score(self, ids: Int32) -> Float32:
-        return self._decoder.score(ids)
+    def score(self, ids: Int32, parts: Sequence[Part] | None = None) -> Float32:
+        if parts is None:
+            return self._decoder.score(ids)
+        if self._apart is None:
+            self._apart = self._new_cache()
+            if self._cache.tap.cancelled:  # while the other was not there to be told
+                raise Interrupted()
+        prompts, decoder = self._over(self._apart)
+        prompts.prefill(parts, tap=False, layer=0, reuse="nothing", since=0)
+        return decoder.score(ids)
 
     def logits(self) -> Float32:
         return self._cache.logits
