@@ -59,6 +59,8 @@ class LoadOptions:
     """Type of the KV cache: "f16", or "q8_0" in 17/32 of the memory."""
     compact_positions: bool = False
     """Number the rows of a pruned prompt without gaps, instead of giving each the position it would have unpruned."""
+    cache: str = ""
+    """Folder to keep what is measured of a model, for later runs; "" = none."""
 
 
 @dataclass(frozen=True)

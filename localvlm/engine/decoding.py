@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from localvlm.engine.api import Completion, SamplingOptions
 from localvlm.engine.cache import Cache
-from localvlm.engine.drafts import Deviations, Follower, agreed
+from localvlm.engine.draft_memory import DraftMemory
+from localvlm.engine.drafts import Follower, agreed
 from localvlm.engine.llama import MAX_OUTPUTS, Model
 from localvlm.engine.sampling import Sampler
 from localvlm.errors import Interrupted, UsageError
@@ -23,12 +24,10 @@ Int32 = NDArray[np.int32]
 
 
 class Decoder:
-    """Continues what the cache of one VLM holds."""
+    """Continues what the cache of one VLM holds; along drafts, by what ``memory`` holds of them."""
 
-    def __init__(self, model: Model, cache: Cache) -> None:
-        self._model, self._cache = model, cache
-        self._deviations: dict[int, Deviations] = {}
-        """Of drafts, for each layer at which prompts were pruned."""
+    def __init__(self, model: Model, cache: Cache, memory: DraftMemory) -> None:
+        self._model, self._cache, self._memory = model, cache, memory
 
     def generate(
         self,
@@ -44,7 +43,7 @@ class Decoder:
         sampler = Sampler(sampling)
         likely = self._usable(draft, max_tokens, sampling)
         taken, n_ctx = cache.taken, cache.context.n_ctx
-        deviations = self._deviations.setdefault(cache.layer, Deviations())
+        deviations = self._memory.at(cache.layer)
         follower = Follower(cache.feed, cache.forget, likely[: max_tokens - 1], cache.cells, n_ctx, deviations)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         ids: list[int] = []

@@ -2,7 +2,8 @@
 
 A batch goes through other kernels than a single row, so its logits, and the keys and values it leaves in the cache, may
 differ in the last bits. Which sizes do depends on the model's quantization, the build, the threads and the length of
-the cache; so each size is measured once, for each padded length of the cache, on a draft that proved right:
+the cache, not on the values; so each size is measured once, for each padded length of the cache, on a draft that proved
+right. :mod:`localvlm.engine.draft_memory` keeps that for later runs:
 
 - **exact**: a size whose logits are those of single rows, bit for bit. Only sizes measured so are used as such.
 - **loose**: where no size is exact. A decision counts only if the likeliest token leads the next by more than
@@ -16,14 +17,16 @@ Leviathan et al., Fast Inference from Transformers via Speculative Decoding (221
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SIZES", "Deviations", "Follower", "agreed"]
+__all__ = ["CELLS", "SIZES", "Deviations", "Follower", "Measured", "agreed"]
 
 Float32 = NDArray[np.float32]
+Measured = tuple[tuple[int, ...], int]
+"""Padded cells in use of each context, and rows of a batch over them."""
 
 SIZES = (16, 8, 4, 3, 2)
 """Rows of a batch along a draft, largest first."""
@@ -34,10 +37,17 @@ SAFETY = 4.0
 
 
 class Deviations:
-    """Largest differences between logits of batches and of single rows, measured on one context."""
+    """Largest differences between logits of batches and of single rows, measured on one context.
 
-    def __init__(self) -> None:
-        self._measured: dict[tuple[tuple[int, ...], int], float] = {}
+    Args:
+        known: what was measured before.
+        keep: gets all that is known after each measurement.
+    """
+
+    def __init__(
+        self, known: Mapping[Measured, float] = {}, keep: Callable[[Mapping[Measured, float]], None] | None = None
+    ) -> None:
+        self._measured, self._keep = dict(known), keep
 
     def of(self, n_kv: tuple[int, ...], size: int) -> float | None:
         """That of batches of ``size`` rows over ``n_kv`` cells; 0.0 if they are exact, None if it is not known."""
@@ -47,6 +57,8 @@ class Deviations:
         """Notes and returns the deviation of (n, n_vocab) logits."""
         deviation = 0.0 if np.array_equal(single, batch) else float(np.abs(single - batch).max())
         self._measured[n_kv, len(single)] = deviation
+        if self._keep is not None:
+            self._keep(self._measured)
         return deviation
 
     @property

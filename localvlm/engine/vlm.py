@@ -27,6 +27,7 @@ from localvlm.engine.api import (
 from localvlm.engine.cache import Cache
 from localvlm.engine.chat import render
 from localvlm.engine.decoding import Decoder
+from localvlm.engine.draft_memory import DraftMemory
 from localvlm.engine.gguf_header import Header, check_pair, read_header
 from localvlm.engine.llama import Model, thread_count
 from localvlm.engine.native import Tap
@@ -64,6 +65,7 @@ class LlamaVlm:
         self._options, self._header = options, text
         self._cache = self._new_cache()
         self._table = TokenTable.open(text, self._model.n_embd_input)
+        self._memory = DraftMemory.of(text, options)
         self._prompts, self._decoder = self._over(self._cache)
         self._apart: Cache | None = None
         """For what is scored after another prompt."""
@@ -100,7 +102,7 @@ class LlamaVlm:
         """What fills a cache and what goes on from it."""
         compact = self._options.compact_positions
         prompts = Prompts(self._model, cache, self._picture, self.tower.causal, self._table, compact)
-        return prompts, Decoder(self._model, cache)
+        return prompts, Decoder(self._model, cache, self._memory)
 
     @property
     def info(self) -> VlmInfo:
