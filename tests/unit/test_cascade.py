@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from localvlm.catalog import pair_named
 from tests.cascade import FULL, GUIDE, Shape, Shown, best, curves, misses
+from tests.kept import Kept
 
 
 def test_flops_are_those_of_every_product_of_a_pass():
@@ -32,12 +35,12 @@ def shown(guide: list[int], full: list[int], pruned: list[int], scores: list[flo
     right = {GUIDE: guide, FULL: full, "35%": pruned, "9%": pruned}
     cost = {GUIDE: ones, FULL: 10 * ones, "35%": 4 * ones, "9%": ones}
     return Shown(np.array(["a", "b"] * (n // 2)), np.array(scores), np.array(scores), ones.astype(bool),
-                 {k: np.array(v, bool) for k, v in right.items()}, cost, cost)  # fmt: skip
+                 {k: np.array(v, bool) for k, v in right.items()}, cost)  # fmt: skip
 
 
 def test_a_cascade_takes_the_guides_answer_where_it_exits():
     s = shown([1, 0, 1, 0], [1, 1, 1, 1], [0, 1, 0, 1], [0.9, 0.5, 0.8, 0.9])
-    right, flops, _ = s.cascade("35%", 0.8)
+    right, flops = s.cascade("35%", 0.8)
     assert right.tolist() == [True, True, True, False]
     assert flops.tolist() == [1, 5, 1, 1]
     s.whole[0] = False
@@ -54,7 +57,24 @@ def test_targets_are_missed_where_they_are():
     assert len(bad) == 3
     assert "60% exit" in bad[0]
     assert best(good, "35%").startswith("60% exit at 0.9000 with a loss of +0.00")
+    pruned = shown([1] * 60 + [0] * 40, [1] * 100, [1] * 98 + [0] * 2, [0.9] * 60 + [0.1] * 40)
+    assert misses(pruned, 0.9) == [], "pruning alone loses two points"
+    assert len(misses(shown([0] * 60 + [0] * 40, [1] * 100, [1] * 98 + [0] * 2, [0.9] * 100), 0.9)) == 3
     one_kind = shown([1, 0] * 4 + [1] * 192, [1] * 200, [1] * 200, [0.9] * 200)
     assert [m.split()[0] for m in misses(one_kind, 0.5)] == ["cascade", "cascade"]
     assert curves(good)["both"][0].risk == 0.0
     assert curves(good)["both"][-1].risk == pytest.approx(0.4)
+
+
+def test_answers_outlive_a_run_that_is_killed(tmp_path: Path) -> None:
+    path, about = tmp_path / "a.jsonl", {"seed": 1, "of": (1, 2)}
+    Kept(path, about).add({"right": True})
+    Kept(path, about).add({"right": False})
+    with path.open("a") as file:
+        file.write('{"right": tr')
+    kept = Kept(path, about)
+    assert kept.found == [{"right": True}, {"right": False}]
+    kept.add({"right": None})
+    assert [e["right"] for e in Kept(path, about).found] == [True, False, None]
+    with pytest.raises(SystemExit, match="other weights"):
+        Kept(path, {"seed": 2, "of": (1, 2)})
