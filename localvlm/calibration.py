@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from localvlm.catalog import calibrations
 from localvlm.config import directories
 from localvlm.errors import StorageError, UsageError
 
@@ -202,7 +203,7 @@ def store(pair: Pair, found: Calibration) -> Path:
     Raises:
         StorageError: it cannot be written.
     """
-    target = _place(pair, found.method)
+    target = _place(_digest(pair, found.method))
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".new-", delete=False) as file:
@@ -214,16 +215,22 @@ def store(pair: Pair, found: Calibration) -> Path:
 
 
 def stored(pair: Pair, method: str) -> Calibration | None:
-    """The threshold kept for a pair; None if it was never calibrated or one of its files is another now."""
+    """The threshold kept for a pair, else the one it is bundled with; None if there is neither for these files."""
     try:
-        found = Calibration(**json.loads(_place(pair, method).read_text()))
+        digest = _digest(pair, method)
+        place = _place(digest)
+        found = Calibration(**(json.loads(place.read_text()) if place.exists() else calibrations()[digest]))
         return found if 0 <= found.threshold <= 1 else None
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, LookupError):
         return None
 
 
-def _place(pair: Pair, method: str) -> Path:
-    """A file named after the weights of the pair, wherever these lie."""
+def _place(digest: str) -> Path:
+    return directories().state / "calibration" / f"{digest}.json"
+
+
+def _digest(pair: Pair, method: str) -> str:
+    """What names a method and the weights of a pair, wherever these lie."""
     digest = hashlib.sha256(method.encode())
     for vlm in (pair.guide, pair.model):
         for path in (vlm.model, vlm.mmproj) if vlm is not None else ():
@@ -233,4 +240,4 @@ def _place(pair: Pair, method: str) -> Path:
                 digest.update(b"%d;" % size + file.read(_EDGE))
                 file.seek(max(0, size - _EDGE))
                 digest.update(file.read(_EDGE))
-    return directories().state / "calibration" / f"{digest.hexdigest()[:32]}.json"
+    return digest.hexdigest()[:32]

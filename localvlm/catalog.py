@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from localvlm.config import PAIR_KEYS
 from localvlm.errors import ModelNotFound
@@ -18,6 +18,7 @@ __all__ = [
     "DEMO",
     "Entry",
     "as_pair",
+    "calibrations",
     "default_entry",
     "entries",
     "entry_named",
@@ -69,17 +70,26 @@ def example_image() -> Path:
 
 def entries(user_pairs: Mapping[str, Mapping[str, Path]] = {}) -> list[Entry]:
     """All pairs that have a name, the user's own first; these win over bundled ones of the same name."""
-    import tomllib
-
     folder = models_folder()
-    with (folder / "catalog.toml").open("rb") as file:
-        bundled = tomllib.load(file)
     found = [Entry(name, "from the settings file", files) for name, files in user_pairs.items()]
-    for name, table in bundled.items():
+    for name, table in _bundled().items():
         if name not in user_pairs:
             files = {key: folder / table[key.replace("_", "-")] for key in PAIR_KEYS if key.replace("_", "-") in table}
             found.append(Entry(name, table["summary"], files))
     return found
+
+
+def calibrations() -> dict[str, dict[str, Any]]:
+    """Thresholds of early exit that bundled pairs come with, by digest of their weights (localvlm.calibration)."""
+    tables = [table["calibration"] for table in _bundled().values() if "calibration" in table]
+    return {table.pop("digest"): table for table in tables}
+
+
+def _bundled() -> dict[str, Any]:
+    import tomllib
+
+    with (models_folder() / "catalog.toml").open("rb") as file:
+        return tomllib.load(file)
 
 
 def entry_named(name: str, user_pairs: Mapping[str, Mapping[str, Path]] = {}) -> Entry:

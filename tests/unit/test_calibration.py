@@ -22,6 +22,7 @@ from localvlm.calibration import (
     store,
     stored,
 )
+from localvlm.catalog import pair_named
 from localvlm.config import directories
 from localvlm.errors import StorageError, UsageError
 from localvlm.pipeline import Pair, VlmFiles
@@ -150,6 +151,18 @@ def test_a_threshold_that_cannot_be_kept_is_said(pair, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALVLM_HOME", str(tmp_path / "file"))
     with pytest.raises(StorageError, match="cannot be written"):
         store(pair, FOUND)
+
+
+def test_the_demo_pair_comes_calibrated():
+    pair = pair_named("demo")
+    found = stored(pair, "sgl+")
+    assert found is not None, "other weights want another threshold: python -m tests.cascade"
+    assert found.risk <= found.high <= found.wanted
+    assert (found.share >= 0.4, found.method, found.labelled) == (True, "sgl+", True)
+    assert stored(pair, "sgl") is None
+    assert stored(replace(pair, guide=pair.model), "sgl+") is None
+    store(pair, FOUND)
+    assert stored(pair, "sgl+") == FOUND, "the user's own goes first"
 
 
 # ---- the command line
