@@ -66,7 +66,8 @@ class AskOptions:
     is final (0: always), None: never. ``draft``: whether the guide's answer is a draft of the model's; None: where the
     method is led by the guide. ``layer``: of the model, before which the tokens not kept are dropped; they never enter
     it if 0. ``preset``: names a setting of the paper (``localvlm.pruning.PRESETS``), which says ``keep``, and ``layer``
-    by the model's depth.
+    by the model's depth. ``tile_price``: encoding one of the model's tiles, in tokens of its prefill that take as long
+    (:mod:`localvlm.pruning.joint`); None: as its shapes tell, 0: of no account.
 
     Raises:
         UsageError: there is no such preset, or ``keep`` or ``layer`` were given beside it.
@@ -83,6 +84,7 @@ class AskOptions:
     draft: bool | None = None
     layer: int = 0
     preset: str | None = None
+    tile_price: float | None = None
 
     def __post_init__(self) -> None:
         if self.preset is None:

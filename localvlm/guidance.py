@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from localvlm.engine.api import Attention
 
-__all__ = ["AGGREGATIONS", "resample"]
+__all__ = ["AGGREGATIONS", "resample", "spread"]
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 
 
 def plain_sum(a: Attention) -> Float32:
@@ -72,30 +73,62 @@ def resample(scores: Float32, source: Float32, target: Float32) -> Float32:
     """
     if source.shape == target.shape and np.array_equal(source, target):
         return scores
-    xs, ys = (np.unique(np.concatenate([b[:, a::2].ravel() for b in (source, target)])) for a in (0, 1))
-    from_cells, to_cells = (_corners(b, xs, ys) for b in (source, target))
-    area = ((source[:, 2:] - source[:, :2]).astype(np.float64)).prod(axis=1)
-    density = _added(from_cells, np.divide(scores, area, out=np.zeros(len(area)), where=area > 0), xs, ys)
-    layers = _added(to_cells, np.ones(len(target)), xs, ys)
-    mass = density * np.outer(np.diff(ys), np.diff(xs)) / np.maximum(np.rint(layers), 1)
-    total = np.zeros((len(ys), len(xs)))
-    total[1:, 1:] = mass.cumsum(axis=0).cumsum(axis=1)
-    x0, y0, x1, y1 = to_cells
-    sums = total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0]
-    return np.maximum(sums, 0).astype(np.float32)
+    plane = _Plane(source, target)
+    layers = plane.added(target, np.ones(len(target)))
+    return plane.sums(plane.density(scores, source) / np.maximum(np.rint(layers), 1), target).astype(np.float32)
 
 
-def _corners(boxes: Float32, xs: Float32, ys: Float32) -> tuple[NDArray[np.intp], ...]:
-    """x0, y0, x1, y1 of boxes as indices of the edges ``xs`` and ``ys``."""
-    return tuple(np.searchsorted(edges, boxes[:, i]) for i, edges in enumerate((xs, ys, xs, ys)))
+def spread(scores: Float32, source: Float32, target: Float32) -> Float32:
+    """Scores of other boxes, to choose tokens by: what a token of the target's mean size would get at their place.
+
+    By mass (:func:`resample`) a token scores the more the larger it is, though it costs as much as a small one, so that
+    all of an overview would come before any tile. By density an overview and the tiles below it are equal wherever the
+    guide cannot tell them apart, and where it can, the tokens that lie within what it looked at come first. Equal
+    boxes are taken over one by one.
+
+    Args and shapes are those of :func:`resample`; tokens on empty boxes score 0.
+    """
+    if source.shape == target.shape and np.array_equal(source, target):
+        return scores
+    plane, area = _Plane(source, target), _areas(target)
+    mass = plane.sums(plane.density(scores, source), target)
+    mean = area[area > 0].mean() if area.any() else 0.0
+    return np.divide(mass * mean, area, out=np.zeros(len(area)), where=area > 0).astype(np.float32)
 
 
-def _added(
-    corners: tuple[NDArray[np.intp], ...], values: NDArray[np.float64], xs: Float32, ys: Float32
-) -> NDArray[np.float64]:
-    """(len(ys) - 1, len(xs) - 1): for each cell between edges the sum of the values of the boxes that cover it."""
-    x0, y0, x1, y1 = corners
-    steps = np.zeros((len(ys), len(xs)))
-    for y, x, sign in ((y0, x0, 1), (y0, x1, -1), (y1, x0, -1), (y1, x1, 1)):
-        np.add.at(steps, (y, x), sign * values)
-    return np.asarray(steps.cumsum(axis=0).cumsum(axis=1)[:-1, :-1])
+def _areas(boxes: Float32) -> Float64:
+    return np.asarray((boxes[:, 2:] - boxes[:, :2]).astype(np.float64).prod(axis=1))
+
+
+class _Plane:
+    """The picture cut into cells at all edges of two sets of boxes."""
+
+    def __init__(self, *boxes: Float32) -> None:
+        self._edges = [np.unique(np.concatenate([b[:, a::2].ravel() for b in boxes])) for a in (0, 1)]
+
+    def _corners(self, boxes: Float32) -> tuple[NDArray[np.intp], ...]:
+        """x0, y0, x1, y1 as indices of edges."""
+        xs, ys = self._edges
+        return tuple(np.searchsorted(edges, boxes[:, i]) for i, edges in enumerate((xs, ys, xs, ys)))
+
+    def added(self, boxes: Float32, values: Float64) -> Float64:
+        """(rows, columns) for each cell the sum of the values of the boxes that cover it."""
+        x0, y0, x1, y1 = self._corners(boxes)
+        xs, ys = self._edges
+        steps = np.zeros((len(ys), len(xs)))
+        for y, x, sign in ((y0, x0, 1), (y0, x1, -1), (y1, x0, -1), (y1, x1, 1)):
+            np.add.at(steps, (y, x), sign * values)
+        return np.asarray(steps.cumsum(axis=0).cumsum(axis=1)[:-1, :-1])
+
+    def density(self, mass: Float32, boxes: Float32) -> Float64:
+        """(rows, columns) mass per pixel, where each box spreads its own evenly."""
+        area = _areas(boxes)
+        return self.added(boxes, np.divide(mass, area, out=np.zeros(len(area)), where=area > 0))
+
+    def sums(self, density: Float64, boxes: Float32) -> Float64:
+        """(n,) what lies in each box."""
+        xs, ys = self._edges
+        total = np.zeros((len(ys), len(xs)))
+        total[1:, 1:] = (density * np.outer(np.diff(ys), np.diff(xs))).cumsum(axis=0).cumsum(axis=1)
+        x0, y0, x1, y1 = self._corners(boxes)
+        return np.maximum(total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0], 0)

@@ -59,13 +59,23 @@ class Pipeline:
         self._loaded: dict[str, Vlm] = {}
 
     @classmethod
-    def open(cls, pair: Pair, options: LoadOptions = LoadOptions(), engine: Engine | None = None) -> Pipeline:
-        """A pipeline with its own engine unless one is given; nothing is loaded yet."""
+    def open(
+        cls,
+        pair: Pair,
+        options: LoadOptions = LoadOptions(),
+        engine: Engine | None = None,
+        *,
+        guide_image_tokens: int = 0,
+    ) -> Pipeline:
+        """A pipeline with its own engine unless one is given; nothing is loaded yet. ``guide_image_tokens`` stands for
+        ``options.image_tokens`` in the guide if it is not 0.
+        """
         if engine is None:
             from localvlm.engine.client import Engine as WorkerEngine
 
             engine = WorkerEngine()
-        return cls(pair, engine, guide=options, model=options)
+        guide = replace(options, image_tokens=guide_image_tokens or options.image_tokens)
+        return cls(pair, engine, guide=guide, model=options)
 
     def __enter__(self) -> Pipeline:
         return self
@@ -141,7 +151,7 @@ class Pipeline:
         saliency = None
         if look is not None and method.aggregation is not None:
             saliency = self.saliency(look, method.aggregation, layouts)
-        kept = choose(method, options, layouts, saliency)
+        kept = choose(method, options, layouts, saliency, self.vlm("model").info)
         answer = self._answer(images, messages, options, kept, look, clock, on_text)
         return replace(answer, layouts=tuple(layouts), saliency=saliency)
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localvlm.answers import AskOptions
-from localvlm.engine.api import ImageLayout
+from localvlm.engine.api import ImageLayout, VlmInfo
 from localvlm.errors import UnsupportedModel, UsageError
-from localvlm.guidance import resample
+from localvlm.guidance import spread
 from localvlm.pruning import Inputs, Keep, Method, Tokens, budget, method_named
 
 __all__ = ["choose", "guiding", "joint", "method_of", "resampled", "select"]
@@ -43,7 +43,7 @@ def guiding(method: Method) -> Method:
 
 
 def resampled(scores: Float32, sources: Sequence[ImageLayout], targets: Sequence[ImageLayout]) -> Float32:
-    """(N,) scores of the model's image tokens, resampled in image space where the guide's grids are others.
+    """(N,) scores of the model's image tokens, spread in image space where the guide's grids are others.
 
     Args:
         scores: (M,) of the guide's image tokens, joint over its pictures.
@@ -63,24 +63,33 @@ def resampled(scores: Float32, sources: Sequence[ImageLayout], targets: Sequence
                 f"where the {role}'s image tokens lie is not known, so they cannot be pruned by attention",
                 "use --method none, or a pair of a known family",
             )
-        out.append(resample(mass, source.boxes, target.boxes))
+        out.append(spread(mass, source.boxes, target.boxes))
     return np.concatenate(out)
 
 
 def choose(
-    method: Method, options: AskOptions, layouts: Sequence[ImageLayout], saliency: Float32 | None
+    method: Method, options: AskOptions, layouts: Sequence[ImageLayout], saliency: Float32 | None, model: VlmInfo
 ) -> list[Int32 | None]:
-    """Kept token indices per picture, None where all are kept."""
+    """Kept token indices per picture, None where all are kept. Where they are dropped at a layer, all tiles are encoded
+    and their price is of no account.
+    """
     n = sum(layout.n_tokens for layout in layouts)
     if method.name == "none" or (isinstance(options.keep, Tokens) and options.keep.n >= n):
         return [None] * len(layouts)
-    return list(select(method, options.keep, layouts, saliency, options.seed))
+    price = model.tile_price if options.tile_price is None else options.tile_price
+    whole = options.layer_in(model.n_layer) > 0
+    return list(select(method, options.keep, layouts, saliency, options.seed, 0.0 if whole else price))
 
 
 def select(
-    method: Method, keep: Keep, layouts: Sequence[ImageLayout], saliency: Float32 | None, seed: int = 0
+    method: Method,
+    keep: Keep,
+    layouts: Sequence[ImageLayout],
+    saliency: Float32 | None,
+    seed: int = 0,
+    tile_price: float = 0.0,
 ) -> list[Int32]:
-    """Kept token indices per picture."""
+    """Kept token indices per picture; ``tile_price`` as in :class:`localvlm.pruning.Inputs`."""
     counts = [layout.n_tokens for layout in layouts]
     candidates = np.concatenate([_on_picture(layout) for layout in layouts])
     inputs = Inputs(
@@ -90,6 +99,8 @@ def select(
         counts=tuple(counts),
         saliency=saliency,
         seed=seed,
+        tiles=_tiles(layouts),
+        tile_price=tile_price,
     )
     kept = method.select(inputs, budget(keep, inputs))
     starts = np.cumsum([0, *counts])
@@ -108,6 +119,16 @@ def joint(layouts: Sequence[ImageLayout], kept: Sequence[Int32 | None]) -> tuple
 
 def _keeps_all(keep: Keep) -> bool:
     return keep is None or (isinstance(keep, (int, float)) and keep >= 1)
+
+
+def _tiles(layouts: Sequence[ImageLayout]) -> Int32:
+    """(N,) the tile of each token, numbered jointly."""
+    out, first = [], 0
+    for layout in layouts:
+        tiles = np.zeros(layout.n_tokens, np.int32) if layout.tiles is None else layout.tiles
+        out.append(tiles + np.int32(first))
+        first += int(tiles.max(initial=0)) + 1
+    return np.concatenate(out)
 
 
 def _on_picture(layout: ImageLayout) -> NDArray[np.bool_]:

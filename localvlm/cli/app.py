@@ -53,6 +53,6 @@ class App:
         engine = self.engine(params["verbose"] > 1)
         with Interrupts(engine):
             try:
-                yield Pipeline.open(pair, options, engine)
+                yield Pipeline.open(pair, options, engine, guide_image_tokens=params["guide_image_max_tokens"])
             finally:
                 engine.close()

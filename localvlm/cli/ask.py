@@ -68,7 +68,8 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
     asked = {name: params[name] for name in names}
     asked |= {"preset": preset} if (preset := preset_of(ctx)) else {"keep": budget_of(ctx), "layer": params["layer"]}
     draft = False if params["no_draft"] else None
-    options = AskOptions(exit_at=exit_threshold(ctx, pair, reporter), draft=draft, **asked)
+    price = None if params["tile_price"] == "auto" else params["tile_price"]
+    options = AskOptions(exit_at=exit_threshold(ctx, pair, reporter), draft=draft, tile_price=price, **asked)
     printer = AnswerPrinter(reporter)
     stream = not (params["json"] or params["no_stream"])
     app = ctx.ensure_object(App)

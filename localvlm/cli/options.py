@@ -73,6 +73,8 @@ class Setting(click.Option):
             return (int, float, str), 'a share such as 0.35, "auto" or "all"'
         if isinstance(self.type, ExitType):
             return (int, float, str), 'a score such as 0.9, "off" or "always"'
+        if isinstance(self.type, PriceType):
+            return (int, float, str), 'a number of tokens, "auto" or "off"'
         if isinstance(self.type, click.types.IntParamType):
             return (int,), "a whole number"
         if isinstance(self.type, click.types.FloatParamType):
@@ -207,6 +209,23 @@ class ExitType(click.ParamType):  # type: ignore[type-arg] # generic since click
         return score
 
 
+class PriceType(click.ParamType):  # type: ignore[type-arg] # generic since click 8.5 only
+    """Tokens from 0 up, "off" (0) or "auto"."""
+
+    name = "auto|off|X"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        if value in ("auto", "off"):
+            return "auto" if value == "auto" else 0.0
+        try:
+            price = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number of tokens such as 40 nor 'auto' or 'off'.", param, ctx)
+        if not (math.isfinite(price) and price >= 0):
+            self.fail(f"{value!r} is not a number of tokens from 0 up.", param, ctx)
+        return price
+
+
 class WholeType(click.types.IntParamType):
     """A whole number within bounds."""
 
@@ -307,6 +326,14 @@ answer_options = _group(
         "image tokens a layer sees on average.",
     ),
     setting(
+        "--tile-price",
+        metavar="auto|off|X",
+        type=PriceType(),
+        default="auto",
+        show_default=True,
+        help="What encoding a tile costs, in image tokens; a tile that adds less is left out. auto: by its shapes.",
+    ),
+    setting(
         "--max-tokens",
         metavar="N",
         type=WholeType(1),
@@ -373,6 +400,10 @@ engine_options = _group(
     setting(
         "--positions", type=click.Choice(POSITIONS), metavar="WHICH", default="true", show_default=True,
         help="Of the tokens that are kept: true, those they would have had; or compact, numbered without gaps.",
+    ),
+    setting(
+        "--guide-image-max-tokens", metavar="N", type=WholeType(0), default=0,
+        help="The same for the guide; as many as a tile has leave it the overview [default: --image-max-tokens].",
     ),
     setting("--stock-tower", is_flag=True, help="Run llama.cpp's vision tower unrepaired."),
     setting("--stock-tiling", is_flag=True, help="Let llama.cpp cut pictures into tiles; no token can then be placed."),

@@ -92,6 +92,8 @@ class VlmInfo:
     """What its files lack, or what could not be known of them."""
     vocab_hash: str = ""
     """Equal for two VLMs that share a tokenizer."""
+    tile_price: float = 0.0
+    """One pass of the vision tower, in tokens of prefill that take as many multiplications (``engine/price.py``)."""
 
     def check_layer(self, layer: int) -> None:
         """A model may be cut before each of its layers; before layer 0 means not at all.

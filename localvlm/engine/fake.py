@@ -71,6 +71,8 @@ class Script:
     """Seconds a generated token takes."""
     encode_s: float = 0.0
     """Seconds the tower takes for a tile."""
+    tile_price: float = 0.0
+    """Told as VlmInfo.tile_price."""
     logprob: float = -0.1
     """Log probability of every generated token."""
     load_error: LocalvlmError | None = None
@@ -172,6 +174,7 @@ class FakeVlm:
             tower_layers=script.tower_layers,
             tower_cls=True,
             vocab_hash="bytes",
+            tile_price=script.tile_price,
         )
 
     @property

@@ -20,6 +20,7 @@ from localvlm.engine.gguf_header import Header
 from localvlm.engine.last_block import LAST_BLOCK, add_block
 from localvlm.engine.llama import Model, flash_attention, last_log_lines, thread_count
 from localvlm.engine.native import REPAIRS, Tap, TowerMode
+from localvlm.engine.price import tile_price
 from localvlm.engine.token_table import vector
 from localvlm.errors import ImageError, Interrupted, UnsupportedModel
 
@@ -175,6 +176,10 @@ class VisionTower:
                 picture.tower[:, picture.tokens[here]] = mass[:, picture.places[here, 1]]
         picture.ms = (time.perf_counter() - started) * 1e3
         return picture
+
+    def price(self, model: Header) -> float:
+        """See :func:`localvlm.engine.price.tile_price`."""
+        return tile_price(model, self._header, self.tower)
 
     def close(self) -> None:
         if self.handle:

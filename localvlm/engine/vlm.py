@@ -89,6 +89,7 @@ class LlamaVlm:
             repairs=self.tower.repair_names,
             notes=self.tower.family.notes,
             vocab_hash=hashlib.sha256(tokens.encode()).hexdigest()[:16],
+            tile_price=self.tower.price(text),
         )
         self._pictures: dict[int, Picture] = {}
         self._next_picture = 1

@@ -49,6 +49,8 @@ class Inputs:
         counts: tokens of each picture.
         saliency: (N,) float32 from the guide; None for methods that need none.
         seed: for methods that draw.
+        tiles: (N,) int32 the tile that each token is made of, joint over the pictures; None: one a picture.
+        tile_price: encoding one tile, in tokens of the model's prefill that take as long; 0: of no account.
     """
 
     n: int
@@ -57,6 +59,8 @@ class Inputs:
     counts: tuple[int, ...]
     saliency: NDArray[np.float32] | None = None
     seed: int = 0
+    tiles: Int32 | None = None
+    tile_price: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from localvlm.engine.api import Attention
 from localvlm.engine.families.base import Tile
-from localvlm.guidance import AGGREGATIONS, resample
+from localvlm.guidance import AGGREGATIONS, resample, spread
 
 SIZE = 24
 """Side of the picture that the brute force counts pixels of."""
@@ -120,6 +120,57 @@ def test_same_grid_is_left_alone() -> None:
     boxes = Tile((), (0, 0, 50, 40), 4, 4).boxes(50, 40)
     scores = np.arange(16, dtype=np.float32)
     np.testing.assert_array_equal(resample(scores, boxes, boxes.copy()), scores)
+
+
+def spread_by_pixels(scores: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The mean density of the source over each box, times the mean size of a box."""
+    canvas = np.zeros((SIZE, SIZE))
+    for score, (x0, y0, x1, y1) in zip(scores, source.astype(int), strict=True):
+        canvas[y0:y1, x0:x1] += score / max((y1 - y0) * (x1 - x0), 1)
+    cut = [canvas[y0:y1, x0:x1] for x0, y0, x1, y1 in target.astype(int)]
+    mean = np.mean([c.size for c in cut if c.size] or [0])
+    return np.array([c.mean() * mean if c.size else 0 for c in cut])
+
+
+@given(boxes(1), boxes(1), st.integers(0, 2**31))
+def test_spread_is_density_over_any_boxes(source, target, seed) -> None:
+    if np.array_equal(source, target):
+        return
+    scores = np.random.default_rng(seed).random(len(source)).astype(np.float32)
+    got = spread(scores, source, target)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, spread_by_pixels(scores, source, target), rtol=1e-5, atol=1e-6)
+
+
+def test_overview_and_tiles_rank_alike_where_the_guide_cannot_tell_them_apart() -> None:
+    """A guide that sees the overview alone scores each of its tokens and the four below it the same; a finer guide's
+    peak puts the tile's token first.
+    """
+    overview, both = tiled(64, 64, 1, 1)[:16], tiled(64, 64, 2, 2)
+    scores = np.random.default_rng(1).permutation(16).astype(np.float32)
+    found = spread(scores, overview, both)
+    order = np.argsort(-found, kind="stable")
+    for i, rank in enumerate(np.argsort(-scores)):
+        x0, y0, x1, y1 = overview[rank]
+        for box in both[order[5 * i : 5 * i + 5]]:
+            assert (box[:2] >= (x0, y0)).all()
+            assert (box[2:] <= (x1, y1)).all()
+    fine = both[:64]
+    peak = np.zeros(64, np.float32)
+    peak[37] = 1
+    assert spread(peak, fine, both).argmax() == 37
+    assert resample(peak, fine, both).argmax() == 37
+    everywhere = np.ones(64, np.float32)
+    assert resample(everywhere, fine, both).argmax() >= 64, "by mass the overview comes first"
+    np.testing.assert_allclose(spread(everywhere, fine, both), spread(everywhere, fine, both)[0], rtol=1e-5)
+
+
+def test_spread_keeps_one_raster_s_scores_in_proportion() -> None:
+    """Between two rasters, both without padding, it is mass that ranks."""
+    source, target = Tile((), (0, 0, 60, 40), 4, 4).boxes(60, 40), Tile((), (0, 0, 60, 40), 5, 3).boxes(60, 40)
+    scores = np.random.default_rng(2).random(16).astype(np.float32)
+    np.testing.assert_allclose(spread(scores, source, target), resample(scores, source, target), rtol=1e-4)
+    np.testing.assert_array_equal(spread(scores, source, source.copy()), scores)
 
 
 def attention(seed: int = 3) -> Attention:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -155,5 +156,63 @@ def test_an_answer_tells_how_many_tiles_were_encoded() -> None:
     assert {i // 16 for i in few.kept_indices} == {0, 1}
     for all_of_them in (ask(corner, corner, keep=None), ask(corner, corner, keep=0.1, layer=1)):
         assert all_of_them.tiles == TileCounts(5, 5)
+    none_asked = ask(corner, corner, keep=0.1, method="grid")
+    assert none_asked.tiles == TileCounts(5, 5)
     said_by_guide = ask(corner, replace(corner, tiles=(0, 0)), exit_at=0.0)
     assert (said_by_guide.answered_by, said_by_guide.tiles) == ("guide", TileCounts(5, 5))
+
+
+CORNER = Script(focus=(0, 0, 0.5, 0.5), grid=(4, 4), tiles=(2, 2))
+
+
+BEYOND = replace(CORNER, focus=(0, 0, 0.55, 0.5))
+"""Looks at a little of the next tile too."""
+
+
+def test_a_price_leaves_tiles_out() -> None:
+    free = ask(BEYOND, BEYOND, keep=0.3, tile_price=0.0)
+    told = ask(BEYOND, replace(BEYOND, tile_price=40.0), keep=0.3)
+    set_by_hand = ask(BEYOND, BEYOND, keep=0.3, tile_price=40.0)
+    assert free.tokens.kept == told.tokens.kept == round(0.3 * 80)
+    assert told.kept_indices == set_by_hand.kept_indices
+    assert (free.tiles.encoded, told.tiles.encoded) == (3, 2)
+    assert ask(BEYOND, replace(BEYOND, tile_price=40.0), keep=0.3, layer=1).kept_indices == free.kept_indices
+
+
+def test_the_guide_may_look_at_the_overview_alone() -> None:
+    engine = FakeEngine({"guide": CORNER, "model": CORNER})
+    with Pipeline.open(PAIR, engine=engine, guide_image_tokens=16) as pipeline:
+        shown = [Image(np.zeros((30, 40, 3), np.uint8), "black")]
+        answer = pipeline.ask(shown, "What?", AskOptions(keep=0.25))
+        assert [vlm.layout(40, 30).n_tiles for vlm in engine.loaded] == [1, 5]
+    assert answer.tokens.kept == 20
+    assert answer.saliency is not None
+    assert set(answer.kept_indices) == {*(0, 1, 4, 5), *range(16, 32)}, "the corner, in the overview and in its tile"
+
+
+def test_every_picture_keeps_some_tokens_and_the_text_between() -> None:
+    guide = Script(focus=(0, 0, 0.5, 0.5), grid=(4, 4))
+    with Pipeline.open(PAIR, engine=FakeEngine({"guide": guide, "model": CORNER})) as pipeline:
+        shown = [Image(np.zeros((30, 40, 3), np.uint8), "a"), Image(np.zeros((300, 400, 3), np.uint8), "b")]
+        answer = pipeline.ask(shown, "What?", AskOptions(keep=0.25))
+    first = sum(i < 80 for i in answer.kept_indices)
+    assert (first, answer.tokens.kept) == (20, 40), "the same look at both: the size of a picture does not count"
+
+
+def test_flags_say_price_and_how_much_the_guide_sees(cli) -> None:
+    cli.scripts["guide"] = cli.scripts["model"] = replace(BEYOND, tile_price=40.0)
+
+    def tiles(*flags: str) -> int:
+        answer = json.loads(cli.ask("--json", "--keep", "0.3", *flags).out)
+        assert (answer["tiles"]["total"], answer["tokens"]["kept"]) == (5, 24)
+        return answer["tiles"]["encoded"]
+
+    assert tiles() == tiles("--tile-price", "auto") == tiles("--tile-price", "40") == 2
+    assert tiles("--tile-price", "off") == tiles("--tile-price", "0") == 3
+    cli.ask("--guide-image-max-tokens", "16")
+    assert cli.engine is not None
+    assert [vlm.layout(40, 30).n_tiles for vlm in cli.engine.loaded] == [1, 5]
+    for wrong in ("much", "-1", "nan"):
+        run = cli.ask("--tile-price", wrong)
+        assert (run.code, repr(wrong) in run.err) == (2, True)
+    assert "tiles: 2 of 5 encoded" in cli.ask("-v", "--keep", "0.3").err
