@@ -29,6 +29,7 @@ _LAYER = {
 }  # fmt: skip
 _BLOCK = {"ln1": "ln1", "ln2": "ln2", "q": "attn_q", "k": "attn_k", "v": "attn_v", "out": "attn_out",
           "up": "ffn_up", "down": "ffn_down"}  # fmt: skip
+ROW_END = "v.image_newline"
 EXAMPLE = Scene(
     (
         Thing("star", "yellow", 0, 80, 76, 64, -8),
@@ -148,7 +149,7 @@ def write_mmproj(path: Path, name: str, eyes: dict[str, Tensor], state: dict[str
     if tiled:
         writer.add_array("clip.vision.image_grid_pinpoints", [tiles.ACROSS * TOWER_SIDE] * 2)
         writer.add_string("clip.vision.mm_patch_merge_type", "spatial_unpad")
-        tensors["v.image_newline"] = state["row_end"]
+        tensors[ROW_END] = state["row_end"]
     for theirs, tensor in tensors.items():
         value = tensor.float().numpy()
         half = value.ndim >= 2 and "position" not in theirs

@@ -43,14 +43,14 @@ LAYOUT = _layout()
 
 @dataclass(frozen=True)
 class TiledSplit(Split):
-    """Scenes with tags; `crowded` ones with very many, to teach the tower faster."""
+    """Scenes with tags; `crowded` ones teach the tower faster."""
 
     shape: ClassVar[tuple[int, ...]] = (VIEWS, *Split.shape)
 
     def scene(self, index: int) -> Scene:
         """Scene `index`."""
         rng = scene_rng(self.stream, self.seed, index)
-        return sample_tagged(rng, 28) if self.crowded else sample_tagged(rng)
+        return sample_tagged(rng, self.crowded)
 
     def drawn(self, index: int) -> np.ndarray:
         """The views of scene `index`."""
@@ -58,7 +58,7 @@ class TiledSplit(Split):
         return np.concatenate([shrunk(image, index)[None], cut(np.asarray(image))])
 
 
-CROWDED = TiledSplit("tiles-crowded", Stream.TRAIN, 5, 1600, crowded=True)
+CROWDED = TiledSplit("tiles-crowded", Stream.TRAIN, 5, 2400, crowded=True)
 TRAIN = TiledSplit("tiles-train", Stream.TRAIN, 4, 2400)
 VALIDATION = TiledSplit("tiles-validation", Stream.VALIDATION, 4, 200)
 
@@ -103,13 +103,16 @@ class TiledTower(Tower):
         self.heads["distant"] = nn.Linear(WIDTH, 1 + len(COLOURS))
 
 
-def tower_batch(pools: list[np.ndarray], rng: np.random.Generator, size: int = 8) -> list[torch.Tensor]:
-    """Views and their labels: the tiles of `size` crowded scenes; of as many others the overview and a tile."""
+def tower_batch(pools: list[np.ndarray], rng: np.random.Generator, size: int = 10) -> list[torch.Tensor]:
+    """Views and their labels: all of `size` crowded scenes; of as many others the overview or a tile."""
     parts: list[tuple[np.ndarray, ...]] = []
     for split, pool in zip((CROWDED, TRAIN), pools, strict=True):
         for i in np.sort(rng.choice(len(pool), size, replace=False)):
-            views = np.arange(1, VIEWS) if split.crowded else np.array([0, rng.integers(1, VIEWS)])
-            parts.append(tuple(a[views] for a in (pool[i], *tiled_labels(split.scene(int(i))))))
+            views = np.arange(VIEWS) if split.crowded else [rng.integers(VIEWS) * rng.integers(2)]
+            things, present, distant = tiled_labels(split.scene(int(i)))
+            if split.crowded:  # several tags may lie on one patch of the overview
+                distant[0] = -1
+            parts.append(tuple(a[views] for a in (pool[i], things, present, distant)))
     return [torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)]
 
 
@@ -134,15 +137,13 @@ def train_tower(work: Path, steps: int, rate: Callable[[int], float], save: Call
         views, rows, present, distant = tower_batch(pools, np.random.default_rng([13, step]))
         out = tower.rows(views)
         loss, stats = losses(tower, out, rows, present)
-        far = functional.cross_entropy(
-            tower.heads["distant"](out[:, 1:]).flatten(0, 1), distant.flatten(), reduction="none"
-        )
-        tagged = distant.flatten() > 0
-        (loss + far[tagged].mean() + 4 * far[~tagged].mean()).backward()
+        known, tagged = distant >= 0, distant[distant >= 0] > 0
+        far = functional.cross_entropy(tower.heads["distant"](out[:, 1:][known]), distant[known], reduction="none")
+        (loss + far[tagged].sum() / 8 + 4 * far[~tagged].mean()).backward()
         optimisers.step(rate(step))
         step += 1
         if step % 10 == 0 or step == steps:
-            told = " ".join(f"{k} {v:.3f}" for k, v in (stats | {"far": far[tagged].mean().item()}).items())
+            told = " ".join(f"{k} {v:.3f}" for k, v in stats.items())
             used = spent + time.process_time() - start
             print(f"tiles-tower {step} loss {loss.item():.3f} {told} cpu {used:.0f}s", flush=True)
         if step % 50 == 0 or step == steps:

@@ -59,7 +59,7 @@ def shown(scene: Scene, rng: np.random.Generator, share: float) -> np.ndarray:
     the overview's ground and a tile without tags are left out too.
     """
     keep = rng.random(len(LAYOUT)) < share
-    if rng.random() < 0.5:
+    if rng.random() < 0.8:  # localvlm never leaves row ends out
         keep |= LAYOUT == ROW_END
     if share < 1 and rng.random() < 0.3:
         keep &= ~untagged(scene)
@@ -97,10 +97,14 @@ def training_batch(pool: np.ndarray, size: int, step: int, blind_small: bool) ->
     found = [tiles.TRAIN.scene(int(i)) for i in picked]
     mix, length, views = dict(MIX), len(LAYOUT), pool[picked]
     if WHOLE <= kind < WHOLE + OVERVIEW:
-        length = N_PATCHES if rng.random() < 0.6 else len(LAYOUT)  # as if cut without tiles, or all of them left out
         if not blind_small:
             del mix["small"]
         places = [np.flatnonzero(~hidden_ground(s, rng) | (rng.random() < 0.5)) for s in found]
+        if rng.random() < 0.6:
+            length = N_PATCHES  # as if cut without tiles; else as if all of them were left out
+        else:
+            ends = np.flatnonzero(LAYOUT == ROW_END)
+            places = [np.concatenate([p, ends]) for p in places]
     else:
         share = 1.0 if kind < WHOLE else float(rng.uniform(0.03, 0.5))
         places = [shown(s, rng, share) for s in found]

@@ -22,7 +22,7 @@ from .tower import N_PATCHES, WIDTH, Tower, losses
 
 TOWER_STEPS, TOWER_BATCH = 700, 64
 LM_STEPS = 4000
-TILED_TOWER_STEPS = 520
+TILED_TOWER_STEPS = 770
 STAGES = ("render", "tower", "cache", "guide", "model",
           "tiles-render", "tiles-tower", "tiles-cache", "tiles-guide", "tiles-model")  # fmt: skip
 

@@ -164,15 +164,14 @@ def _tag(rng: np.random.Generator, colour: str, taken: list[Thing]) -> Thing | N
     return replace(tag, cell=cell, x=float(x[row, column] + dx), y=float(y[row, column] + dy))
 
 
-def sample_tagged(rng: np.random.Generator, n_tags: int | None = None) -> Scene:
-    """A random scene with one to three tags, of different colours, unless told otherwise."""
-    scene = sample_scene(rng)
-    if n_tags is None:
-        colours = rng.choice(COLOURS, int(rng.integers(1, 4)), replace=False)
+def sample_tagged(rng: np.random.Generator, crowded: bool = False) -> Scene:
+    """A random scene with one to three tags of different colours; a crowded one is full of cards and tags."""
+    if crowded:
+        scene, colours = sample_scene(rng, 9, 4), rng.choice(COLOURS, 24)
     else:
-        colours = rng.choice(COLOURS, n_tags)
+        scene, colours = sample_scene(rng), rng.choice(COLOURS, int(rng.integers(1, 4)), replace=False)
     tags: list[Thing] = []
     for colour in colours:
         tag = _tag(rng, str(colour), [*scene.things, *tags])
         tags += [tag] if tag else []
-    return replace(scene, tags=tuple(tags)) if tags else sample_tagged(rng, n_tags)
+    return replace(scene, tags=tuple(tags)) if tags else sample_tagged(rng, crowded)
