@@ -1,34 +1,51 @@
 """Accuracy of the demo pair against tokens kept: fixed shares, and budgets that hold a share of the guide's attention.
 
-    python -m tests.budgets [--count 500] [--seed 20261123] [--method sgl+]
+    python -m tests.budgets [--count 500] [--seeds 20261124 20261125] [--method sgl+] [--work FOLDER]
 
 Prints one line a budget, from few tokens to many, and exits non-zero if ``--keep auto`` is more than a point less
 accurate than ``--keep 0.35``, beyond chance, or keeps as many tokens. Each answer is a real prefill of the kept tokens.
+
+Then budgets with a floor for each kind of question, found from its words: on scenes of the first seed, the share and
+floors of fewest tokens at which every kind is as often right as with a fixed share. Shown on the second seed, against
+fixed shares and against the mass alone at as many tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from localvlm import images
 from localvlm.catalog import pair_named
-from localvlm.engine.api import Encoded, ImagePart, LoadOptions, Vlm
+from localvlm.engine.api import ImagePart, LoadOptions
 from localvlm.pipeline import AskOptions, Pipeline
 from localvlm.pruning import method_named, share_of
-from localvlm.pruning.base import AUTO_SHARE, holding, top
+from localvlm.pruning.base import AUTO_BOUNDS, AUTO_SHARE, holding, top
+from tests.kept import Kept, weights
 from tests.scenes import MAX_TOKENS, Tally, make, normal, say
 
-FIXED = (0.05, 0.09, 0.2, 0.35, 0.5, 0.64)
-SHARES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
+FIXED = (0.05, 0.09, 0.14, 0.2, 0.27, 0.35, 0.64)
+SHARES = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 DEFAULT, AUTO = "keep 0.35", f"holds {AUTO_SHARE:g}"
+KINDS = {
+    "counting": r"how many|number of|count",
+    "reading": r"read|text|say|says|written|wrote|word|words|letter|letters|digit|digits|what number|which number",
+    "where": r"where|which (side|part)|left|right|above|below|position|location|coordinates|bounding box",
+}
+"""Words that tell the kind of a question, in this order; any other is "other"."""
+
+
+def kind_of(question: str) -> str:
+    found = (kind for kind, words in KINDS.items() if re.search(rf"\b({words})\b", question, re.IGNORECASE))
+    return next(found, "other")
 
 
 @dataclass
@@ -38,43 +55,77 @@ class Curve:
     tally: Tally = field(default_factory=Tally)
     kept: dict[str, list[int]] = field(default_factory=dict)
 
+    def add(self, budget: str, k: int, right: bool) -> None:
+        self.kept.setdefault(budget, []).append(k)
+        self.tally.add(budget, right)
+
     def mean(self, budget: str, kind: str | None = None) -> float:
         """Mean number of tokens."""
         pairs = zip(self.kept[budget], self.tally.types, strict=True)
         return float(np.mean([k for k, t in pairs if kind in (None, t)]))
 
 
-def _budgets(n: int, saliency: NDArray[np.float32]) -> dict[str, int]:
-    fixed = {f"keep {share:g}": share_of(share, n) for share in FIXED}
-    return fixed | {f"holds {share:g}": holding(share, n, saliency) for share in sorted({*SHARES, AUTO_SHARE})}
-
-
-def _answers(
-    model: Vlm, question: str, seen: Encoded, saliency: NDArray[np.float32], counts: set[int]
-) -> dict[int, str]:
-    """The model's answer from each number of tokens."""
-    everything = np.arange(len(saliency), dtype=np.int32)
-    return {k: normal(say(model, question, [ImagePart(seen, top(saliency, everything, k))])) for k in sorted(counts)}
-
-
-def run(rows: Sequence[dict[str, str]], folder: Path, method: str, threads: int = 0) -> Curve:
-    """Asks every question of ``rows`` (image, question, answer, type) with every budget."""
-    curve = Curve()
+def collect(
+    rows: Sequence[dict[str, str]], folder: Path, seed: int, method: str, threads: int, path: Path
+) -> list[Any]:
+    """For each question of ``rows`` (image, question, answer, type): its type, its words' kind, the number of its image
+    tokens, those that hold each of SHARES, and whether the model is right from as many and from each of FIXED.
+    """
     with Pipeline.open(pair_named("demo"), LoadOptions(threads=threads)) as pipeline:
+        kept = Kept(path, {"seed": seed, "method": method, "fixed": FIXED, "weights": weights(pipeline.pair)})
         model = pipeline.vlm("model")
-        for row in rows:
+        for row in rows[len(kept.found) :]:
             picture = images.load(folder / row["image"])
             look = pipeline.look([picture], row["question"], MAX_TOKENS)
             seen = model.encode(picture.rgb)
+            n = seen.layout.n_tokens
             saliency = pipeline.saliency(look, method_named(method).aggregation or "sum", [seen.layout])
-            budgets = _budgets(len(saliency), saliency)
-            answers = _answers(model, row["question"], seen, saliency, set(budgets.values()))
-            curve.tally.types.append(row["type"])
-            for name, k in budgets.items():
-                curve.kept.setdefault(name, []).append(k)
-                curve.tally.add(name, answers[k] == normal(row["answer"]))
+            holds = {f"{share:g}": holding(share, n, saliency) for share in sorted({*SHARES, AUTO_SHARE})}
+            right = {}
+            for k in sorted({*(share_of(share, n) for share in FIXED), *holds.values()}):
+                part = ImagePart(seen, top(saliency, np.arange(n, dtype=np.int32), k))
+                right[str(k)] = normal(say(model, row["question"], [part])) == normal(row["answer"])
             model.release(seen)
+            kept.add({"type": row["type"], "kind": kind_of(row["question"]), "n": n, "holds": holds, "right": right})
+    return kept.found[: len(rows)]
+
+
+def curve_of(found: Sequence[dict[str, Any]], floors: Mapping[str, float] | None = None, share: float = 0) -> Curve:
+    """By fixed shares and by shares of the mass; with ``floors`` also "floors", the ``share`` with these."""
+    curve = Curve(Tally(types=[entry["type"] for entry in found]))
+    for entry in found:
+        budgets = {f"keep {s:g}": share_of(s, entry["n"]) for s in FIXED}
+        budgets |= {f"holds {s}": k for s, k in entry["holds"].items()}
+        if floors is not None:
+            budgets["floors"] = _floored(entry, share, floors[entry["kind"]])
+        for name, k in budgets.items():
+            curve.add(name, k, entry["right"][str(k)])
     return curve
+
+
+def _floored(entry: dict[str, Any], share: float, floor: float) -> int:
+    return max(int(entry["holds"][f"{share:g}"]), share_of(floor, entry["n"]))
+
+
+def choose_floors(found: Sequence[dict[str, Any]], fixed: float) -> tuple[float, dict[str, float]]:
+    """The share of the mass, and the floor of each kind of question, that keep the fewest tokens while every kind is as
+    often right as with the ``fixed`` share of the tokens.
+    """
+    tried = []
+    for share in SHARES:
+        floors, tokens = {}, 0
+        for kind in (*KINDS, "other"):
+            of_kind = [entry for entry in found if entry["kind"] == kind]
+            want = sum(entry["right"][str(share_of(fixed, entry["n"]))] for entry in of_kind)
+            for floor in (f for f in FIXED if f <= AUTO_BOUNDS[1]):
+                counts = [_floored(entry, share, floor) for entry in of_kind]
+                if sum(e["right"][str(k)] for e, k in zip(of_kind, counts, strict=True)) >= want:
+                    break
+            floors[kind] = floor
+            tokens += sum(counts)
+        tried.append((tokens, share, floors))
+    _, share, floors = min(tried, key=lambda t: t[0])
+    return share, floors
 
 
 def table(curve: Curve) -> str:
@@ -99,17 +150,32 @@ def misses(curve: Curve) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=20261123)
+    parser.add_argument("--seeds", type=int, nargs=2, default=(20261124, 20261125), help="to choose on, to show")
     parser.add_argument("--method", choices=("sgl+", "sgl"), default=AskOptions().method)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--work", type=Path, help="where answers are kept")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
-        rows = [r for r in make(args.count, args.seed, Path(name)) if r["type"] != "describe"]
-        curve = run(rows, Path(name), args.method, args.threads)
-    print(f"{args.count} held-out scenes, seed {args.seed}, {args.method}: mean tokens, exact match in %")
-    print(table(curve))
+        work = args.work or Path(name)
+        found = []
+        for seed in args.seeds:
+            folder = work / f"{seed}-{args.count}"
+            rows = [r for r in make(args.count, seed, folder) if r["type"] != "describe"]
+            found.append(collect(rows, folder, seed, args.method, args.threads, work / f"{seed}-{args.method}.jsonl"))
+    print(f"{args.count} held-out scenes, seed {args.seeds[1]}, {args.method}: mean tokens, exact match in %")
+    for fixed in (0.35, 0.2):
+        share, floors = choose_floors(found[0], fixed)
+        curve = curve_of(found[1], floors, share)
+        if fixed == 0.35:
+            print(table(curve))
+        words = ", ".join(f"{kind} {floor:g}" for kind, floor in floors.items())
+        print(f"\nchosen to match {fixed:g} on seed {args.seeds[0]}: holds {share:g}, floors {words}")
+        for other in (f"keep {fixed:g}", AUTO, f"holds {share:g}"):
+            mean, half = curve.tally.difference("floors", other)
+            print(f"  {curve.mean('floors'):.1f} tokens, {mean:+.1f} +- {half:.1f} points to {other}, "
+                  f"which keeps {curve.mean(other):.1f} (paired 95 %)")  # fmt: skip
     mean, half = curve.tally.difference(AUTO, DEFAULT)
     print(f"{AUTO} - {DEFAULT}: {mean:+.1f} +- {half:.1f} points (paired 95 %)")
     missed = misses(curve)

@@ -1,7 +1,8 @@
 """Answers along a draft against those without one: ``python -m tests.draft [--count N]``.
 
 - demo: the guide's answer drafts the model's, on held-out scenes, half of them to be described (longer answers), and
-  the whole way of ``ask``, pruning included;
+  the whole way of ``ask``, pruning included; some also as the one question of a process of its own, which goes by what
+  processes before it measured;
 - pairs of the zoo: random weights, so flat logits. The guide's answer is hardly ever accepted there; so the model's own
   answer is a draft too, whole, and wrong from a drawn token on. Prompts of more than 512 cells, over which a single row
   and a batch go through kernels of their own, and others; one thread and two, between which these kernels differ.
@@ -26,9 +27,11 @@ from localvlm import images
 from localvlm.catalog import pair_named
 from localvlm.engine.api import Completion, Engine, ImagePart, LoadOptions, Message, Part, TextPart, Vlm
 from localvlm.engine.client import Engine as LlamaEngine
-from localvlm.pipeline import AskOptions, Pipeline
+from localvlm.pipeline import Answer, AskOptions, Pipeline
 from tests import scenes, zoo
 
+ALONE = 20
+"""Questions that have a process each."""
 MAX_TOKENS = 32
 ZOO = ("llava15", "qwen25vl")
 LONG = 512
@@ -121,21 +124,41 @@ def _in_turns(vlm: Vlm, parts: Sequence[Part], draft: Completion, first: bool) -
     return _generate(vlm, parts, None), drafted
 
 
-def run_demo(folder: Path, count: int, seed: int, threads: int = 0) -> Tally:
+def run_demo(rows: Sequence[dict[str, str]], folder: Path, threads: int = 0) -> Tally:
     """``ask`` with and without the guide's draft on held-out scenes."""
     tally = Tally("demo, guide's")
-    rows = scenes.make(-(-count // 2), seed, folder)[:count]
     with Pipeline.open(pair_named("demo"), LoadOptions(threads=threads)) as pipeline:
         for number, row in enumerate(rows):
-            picture = [images.load(folder / row["image"])]
             order = (False, None) if number % 2 else (None, False)
-            found = {d: pipeline.ask(picture, row["question"], AskOptions(draft=d)) for d in order}
-            plain, drafted = found[False], found[None]
-            same = (plain.answer_ids, plain.finish) == (drafted.answer_ids, drafted.finish)
-            tokens = drafted.tokens
-            ms = plain.ms["decode"], drafted.ms["decode"]
-            tally.add(same, tokens.prompt, tokens.drafted, tokens.accepted, *ms)
+            found = {draft: _ask(pipeline, row, folder, draft) for draft in order}
+            _compare(tally, found[False], found[None])
     return tally
+
+
+def run_alone(rows: Sequence[dict[str, str]], folder: Path, threads: int = 0) -> Tally:
+    """The same, each time in a new process that knows what those before it measured, in other questions too."""
+    tally = Tally("demo, one question a process")
+    options = LoadOptions(threads=threads, cache=str(folder / "cache"))
+
+    def ask(row: dict[str, str], draft: bool | None) -> Answer:
+        with Pipeline.open(pair_named("demo"), options) as pipeline:
+            return _ask(pipeline, row, folder, draft)
+
+    for row in rows[len(rows) // 2 :][:ALONE]:
+        ask(row, None)
+    for row in rows[:ALONE]:
+        _compare(tally, ask(row, False), ask(row, None))
+    return tally
+
+
+def _ask(pipeline: Pipeline, row: dict[str, str], folder: Path, draft: bool | None) -> Answer:
+    return pipeline.ask([images.load(folder / row["image"])], row["question"], AskOptions(draft=draft))
+
+
+def _compare(tally: Tally, plain: Answer, drafted: Answer) -> None:
+    same = (plain.answer_ids, plain.finish) == (drafted.answer_ids, drafted.finish)
+    tokens = drafted.tokens
+    tally.add(same, tokens.prompt, tokens.drafted, tokens.accepted, plain.ms["decode"], drafted.ms["decode"])
 
 
 def misses(tallies: Sequence[Tally]) -> list[str]:
@@ -156,8 +179,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     tallies: list[Tally] = []
     print(f"{'pair and draft':34s}{'same answer':>16s}{f'>{LONG}':>9s}{'accepted':>10s}{'speed-up':>9s}")
     with tempfile.TemporaryDirectory() as name:
-        tallies.append(run_demo(Path(name), args.count, args.seed))
-        print(tallies[-1], flush=True)
+        rows = scenes.make(-(-args.count // 2), args.seed, Path(name))[: args.count]
+        for run in (run_demo, run_alone):
+            tallies.append(run(rows, Path(name)))
+            print(tallies[-1], flush=True)
         with LlamaEngine() as engine:
             for family in ZOO:
                 for threads in (1, 2):

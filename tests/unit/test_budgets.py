@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.budgets import AUTO, DEFAULT, Curve, misses, table
+from tests.budgets import AUTO, DEFAULT, FIXED, KINDS, SHARES, Curve, choose_floors, curve_of, kind_of, misses, table
 from tests.scenes import Tally
 
 
@@ -30,3 +30,34 @@ def test_what_is_missed(right: int, kept: int, words: list[str]) -> None:
     found = misses(curve([i < right for i in range(400)], [True] * 400, kept))
     assert len(found) == len(words)
     assert all(word in line for word, line in zip(words, found, strict=True))
+
+
+def entry(kind: str, need: int) -> dict:
+    """A question of 100 tokens that is right from ``need`` tokens; a share of the mass lies in 40 times as many."""
+    holds = {f"{s:g}": round(40 * s) for s in SHARES}
+    counts = {round(100 * f) for f in FIXED} | set(holds.values())
+    return {"type": kind, "kind": kind, "n": 100, "holds": holds, "right": {str(k): k >= need for k in counts}}
+
+
+def test_floors_are_the_fewest_tokens_that_match_a_fixed_share() -> None:
+    found = [entry("counting", 33), entry("reading", 7), entry("where", 20), entry("other", 90)]
+    share, floors = choose_floors(found, 0.35)
+    assert share == min(SHARES)
+    assert floors == {"counting": 0.35, "reading": 0.05, "where": 0.05, "other": 0.05}
+    curve = curve_of(found, floors, share)
+    assert curve.kept["floors"] == [35, 24, 24, 24]
+    assert curve.tally.rows["floors"] == curve.tally.rows["keep 0.35"] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("question", "kind"),
+    [
+        ("How many stars are there?", "counting"), ("Count the hearts.", "counting"),
+        ("What is written on the card?", "reading"), ("Which number is on the card?", "reading"),
+        ("Where is the star?", "where"), ("What is to the left of the star?", "where"),
+        ("What colour is the star?", "other"), ("Which country is it?", "other"),
+    ],
+)  # fmt: skip
+def test_kinds_are_told_by_words(question: str, kind: str) -> None:
+    assert kind_of(question) == kind
+    assert {*KINDS} == {"counting", "reading", "where"}
