@@ -7,26 +7,33 @@ Prints, and leaves with 1 on a miss:
   0 is wanted, to the last bit
 - logits with rows dropped at each layer against transformers, where these rows are seen by no row from that layer on
   (committed values; ``--write`` computes them anew, which needs torch)
-- the memory of the second context
-- with ``--scenes N`` (default 100) the demo pair on held-out scenes, tokens chosen by the guide: for each layer and
-  share kept, the accuracy, the mean retention (the share of image tokens in a layer, averaged over the layers), and
-  the seconds that the large VLM takes to read the prompt
+- the memory that a prompt and its answer take with tokens dropped at a layer, beside the plain run's
+- with ``--scenes N`` (default 280) the demo pair on held-out scenes, tokens chosen by the guide: for each layer and
+  share kept, the paper's settings among them, the accuracy, the mean retention (the share of image tokens in a layer,
+  averaged over the layers), LLM FLOPs from shapes, and the model's time, both as a share of the plain run's
+- with ``--where N`` (default 210) compact positions against true ones, on questions of where something is
+
+``--skip-zoo`` leaves out what needs no demo pair.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from localvlm.bench.shapes import LlavaShape, write_llava
 from localvlm.engine.api import Encoded, Engine, ImagePart, LoadOptions, Part, TextPart, Vlm
-from tests import zoo
+from localvlm.engine.client import Engine as LlamaEngine
+from localvlm.pruning import PRESETS
+from tests import layer_table, zoo
 from tests.fidelity import Measure, compare
 
 __all__ = ["REFERENCES", "Difference", "committed", "differences", "measure"]
@@ -130,103 +137,60 @@ def write(name: str) -> None:
 
 # memory
 
-
-def _memory(model: zoo.ZooModel, n_ctx: int) -> Iterator[tuple[str, float]]:
-    """MiB of this process that each step adds."""
-    import psutil
-
-    from localvlm.engine.vlm import LlamaVlm
-
-    process, last = psutil.Process(), 0.0
-
-    def grown() -> float:
-        nonlocal last
-        now = process.memory_info().rss / 2**20
-        more, last = now - last, now
-        return more
-
-    vlm = LlamaVlm(model.model, model.mmproj, LoadOptions(threads=1, n_ctx=n_ctx))
-    case = zoo.cases(model.row)[0]
-    parts = parts_of(case, _encoded(vlm, case), pruned=True)
-    vlm.prefill(parts)
-    grown()
-    vlm.prefill(parts, layer=1)
-    yield "front", grown()
-    vlm.prefill(parts, layer=2)
-    yield "another layer", grown()
-    vlm.close()
+SHAPE = LlavaShape("layers", 32, 512, 8, 8, 1024, 1024, "Q8_0", 2, 64, 4, 256)
+"""32 layers, 64 KiB of KV cache for each of its cells, 576 image tokens."""
 
 
-# the demo pair
+MORE = 0.05
+"""Share of the plain run's memory that may come on top of it, for the graph and the buffers of a second context."""
 
 
-def demo(count: int, seed: int, threads: int) -> Iterator[str]:
-    """A line for each layer and share kept."""
-    from localvlm import images
-    from localvlm.catalog import pair_named
-    from localvlm.engine.api import Message
-    from localvlm.pipeline import Pipeline
-    from localvlm.pruning.base import top
-    from tests import scenes
-
-    hits: dict[tuple[int, float], list[bool]] = {}
-    seconds: dict[tuple[int, float], float] = {}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Pipeline.open(pair_named("demo"), LoadOptions(threads=threads)) as pipeline,
-    ):
-        rows = [r for r in scenes.make(count, seed, Path(folder)) if r["type"] != "describe"]
-        model = pipeline.vlm("model")
-        settings = [(0, 1.0), *((layer, keep) for layer in range(model.info.n_layer) for keep in scenes.KEEPS)]
-        for row in rows:
-            picture = images.load(Path(folder) / row["image"])
-            look = pipeline.look([picture], row["question"], scenes.MAX_TOKENS)
-            seen = model.encode(picture.rgb)
-            n = seen.layout.n_tokens
-            saliency = pipeline.saliency(look, "sum", [seen.layout])
-            chat = model.chat([Message("user", row["question"], 1)])
-            for layer, keep in settings:
-                kept = top(saliency, np.arange(n, dtype=np.int32), max(1, round(keep * n)))
-                parts = [p if isinstance(p, TextPart) else ImagePart(seen, kept) for p in chat]
-                ms = model.prefill(parts, layer=layer).ms
-                answer = model.generate(scenes.MAX_TOKENS).text
-                hits.setdefault((layer, keep), []).append(scenes.normal(answer) == scenes.normal(row["answer"]))
-                seconds[layer, keep] = seconds.get((layer, keep), 0.0) + ms / 1e3
-            model.release(seen)
-        for layer, keep in settings:
-            share = (layer + (model.info.n_layer - layer) * keep) / model.info.n_layer
-            right, took = 100 * np.mean(hits[layer, keep]), seconds[layer, keep] / len(rows)
-            yield f"{layer:5} {keep:5.0%} {share:9.1%} {right:8.1f} {took:9.3f}"
+def _anonymous(pid: int) -> float:
+    """MiB of a process that no file stands behind: weights that are mapped do not count."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]) / 1024
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="layers", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(zoo.FAMILIES)}; default all")
-    parser.add_argument("--steps", type=int, default=100, help="tokens decoded (default 100)")
-    parser.add_argument("--scenes", type=int, default=100, help="scenes for the demo pair, 0 = none (default 100)")
-    parser.add_argument("--seed", type=int, default=20261122, help="of the scenes")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--write", action="store_true", help="compute the values of transformers anew")
-    args = parser.parse_args()
-    names = args.families or list(zoo.FAMILIES)
-    if unknown := set(names) - set(zoo.FAMILIES):
-        parser.error(f"unknown family {sorted(unknown)[0]!r}; known are {', '.join(zoo.FAMILIES)}")
-    if args.write:
-        for name in REFERENCES:
-            write(name)
-        return 0
-    from localvlm.engine.client import Engine as LlamaEngine
+def memory(folder: Path, layer: int, keep: float) -> float:
+    """MiB of the worker after a prompt and a short answer, Python's included, the mapped weights not."""
+    files = write_llava(folder, SHAPE)
+    pixels = np.random.RandomState(5).randint(0, 256, (SHAPE.image, SHAPE.image, 3)).astype(np.uint8)
+    with LlamaEngine() as engine:
+        vlm = engine.load(*files, LoadOptions(threads=1))
+        seen = vlm.encode(pixels)
+        kept = np.arange(round(keep * seen.layout.n_tokens), dtype=np.int32)
+        vlm.prefill([TextPart("USER: "), ImagePart(seen, kept), TextPart(" w1 w2 w3")], layer=layer)
+        vlm.generate(4)
+        assert engine.pid is not None
+        return _anonymous(engine.pid)
 
+
+def memories(folder: Path, say: Callable[[str], None] = print) -> int:
+    """Prints a line for each of the paper's settings; how many of them take more than the plain run."""
+    plain, more = memory(folder, 0, 1.0), 0
+    say(f"memory         plain: {plain:.1f} MiB")
+    for name, preset in PRESETS.items():
+        layer = preset.layer_in(SHAPE.layers)
+        taken = memory(folder, layer, preset.keep)
+        ok = taken <= (1 + MORE) * plain
+        more += not ok
+        verdict = "ok" if ok else "MISS"
+        say(f"memory         {name}, layer {layer}: {taken:.1f} MiB, {taken / plain:.0%} of the plain run's  {verdict}")
+    return more
+
+
+def _zoo(names: Sequence[str], folder: Path, steps: int) -> int:
+    """Prints what the zoo's families give; how much was missed."""
     missed = 0
-    with tempfile.TemporaryDirectory() as folder, LlamaEngine() as engine:
+    with LlamaEngine() as engine:
         for name in names:
-            model = zoo.build(name, Path(folder))
-            found = differences(engine, model, args.steps)
+            model = zoo.build(name, folder)
+            found = differences(engine, model, steps)
             largest = max(d.largest for d in found)
             missed += largest != 0.0
             print(
                 f"{name:14} layers 1..{max(d.layer for d in found)}, prompts of {min(d.rows for d in found)} to "
-                f"{max(d.rows for d in found)} rows, {args.steps} tokens: largest difference {largest}",
+                f"{max(d.rows for d in found)} rows, {steps} tokens: largest difference {largest}",
                 flush=True,
             )
             if name not in REFERENCES:
@@ -235,15 +199,44 @@ def main() -> int:
                 missed += not m.ok
                 verdict = "ok" if m.ok else "MISS"
                 print(f"{name:14} {m.case:8} {m.what:14} {m.correlation:10.7f} {m.error:8.3%}  {verdict}", flush=True)
-        model = zoo.build("llava15", Path(folder))
-        text, n_ctx = model.row.text, 4096
-        cache = 2 * 2 * text.layers * text.kv_heads * text.head_dim * n_ctx / 2**20
-        for what, grown in _memory(model, n_ctx):
-            print(f"memory         {what}: {grown:.1f} MiB more (the KV cache of {n_ctx} cells takes {cache:.1f})")
-    if args.scenes:
-        print("layer  keep retention accuracy   seconds")
-        for line in demo(args.scenes, args.seed, args.threads):
-            print(line)
+    return missed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="layers", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(zoo.FAMILIES)}; default all")
+    parser.add_argument("--steps", type=int, default=100, help="tokens decoded (default 100)")
+    parser.add_argument("--scenes", type=int, default=280, help="scenes for the demo pair, 0 = none (default 280)")
+    parser.add_argument(
+        "--where", type=int, default=210, help="questions for compact positions, 0 = none (default 210)"
+    )
+    parser.add_argument("--seed", type=int, default=20261122, help="of the scenes")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--skip-zoo", action="store_true", help="the demo pair alone")
+    parser.add_argument("--write", action="store_true", help="compute the values of transformers anew")
+    args = parser.parse_args(argv)
+    names = args.families or list(zoo.FAMILIES)
+    if unknown := set(names) - set(zoo.FAMILIES):
+        parser.error(f"unknown family {sorted(unknown)[0]!r}; known are {', '.join(zoo.FAMILIES)}")
+    if args.write:
+        for name in REFERENCES:
+            write(name)
+        return 0
+    missed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        if not args.skip_zoo:
+            missed += _zoo(names, Path(folder), args.steps)
+        if sys.platform == "linux":
+            missed += memories(Path(folder))
+    table = layer_table.table(args.scenes, args.seed, args.threads) if args.scenes else None
+    if table is not None:
+        print(table, flush=True)
+    compared = layer_table.positions(args.where, args.seed, args.threads) if args.where else None
+    if compared is not None:
+        print(compared)
+    for line in layer_table.misses(table, compared):
+        missed += 1
+        print("MISSED", line)
     print(f"{missed} missed" if missed else "all exact, or within bounds")
     return 1 if missed else 0
 

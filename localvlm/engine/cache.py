@@ -112,9 +112,12 @@ class Cache:
 
     # prompts
 
-    def opened_front(self) -> Front:
-        if self._front is None:
-            self._front = Front(self._model, self._options, self._header)
+    def opened_front(self, cells: int) -> Front:
+        """With ``cells`` at least."""
+        if self._front is not None:
+            self._front.context.reserve(cells)
+        else:
+            self._front = Front(self._model, self._options, self._header, cells)
             if self.tap.cancelled:  # while the front was not there to be told
                 raise Interrupted()
         return self._front

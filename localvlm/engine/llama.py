@@ -230,8 +230,10 @@ class Context:
         size: cells there are.
     """
 
-    def __init__(self, model: Model, options: LoadOptions, tap: Tap, outputs: int = MAX_OUTPUTS) -> None:
-        """``outputs``: most rows of a batch that ask for logits."""
+    def __init__(
+        self, model: Model, options: LoadOptions, tap: Tap, outputs: int = MAX_OUTPUTS, cells: int = 0
+    ) -> None:
+        """``outputs``: most rows of a batch that ask for logits. ``cells``: those to begin with."""
         self._lib = backend()
         self.model, self.tap = model, tap
         self._options, self._outputs = options, outputs
@@ -242,7 +244,10 @@ class Context:
         seq_pointers = [ctypes.cast(self._seq, ctypes.POINTER(ctypes.c_int32))] * self.n_batch
         self._seq_ids = (ctypes.POINTER(ctypes.c_int32) * self.n_batch)(*seq_pointers)
         self._n_seq_id = np.ones(self.n_batch, np.int32)
-        self._open(PADDING if model.resizable else self.n_ctx)
+        self._open(self._enough(cells) if model.resizable else self.n_ctx)
+
+    def _enough(self, cells: int) -> int:
+        return min(_padded(cells + ROOM), self.n_ctx)
 
     def _open(self, size: int) -> None:
         lib, options, model = self._lib, self._options, self.model
@@ -285,7 +290,7 @@ class Context:
         before, held = self.size, self._held()
         self.close()  # first, so that two caches are never there at once
         try:
-            self._open(min(_padded(cells + ROOM), self.n_ctx))
+            self._open(self._enough(cells))
         except NotEnoughMemory:
             self._open(before)
             raise

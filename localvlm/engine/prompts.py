@@ -236,8 +236,7 @@ class Prompts:
 
     def _run_front(self, layer: int, whole: PromptRows, rows: PromptRows) -> Float32:
         """(rows.n, n_embd) what the layers below ``layer`` give on the whole prompt, at the rows that stay."""
-        front, hidden = self._cache.opened_front(), []
-        front.context.reserve(whole.n)
+        front, hidden = self._cache.opened_front(whole.n), []
         stays = (whole.image < 0) | np.isin(whole.image, rows.image)
         for run in self._batches(whole):
             embedded, positions = self._inputs(whole, run)

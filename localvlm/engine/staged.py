@@ -50,11 +50,11 @@ class Front:
         cells: KV cells in use.
     """
 
-    def __init__(self, model: Model, options: LoadOptions, header: Header) -> None:
+    def __init__(self, model: Model, options: LoadOptions, header: Header, cells: int) -> None:
         check_places(model.path.name, model.n_layer, options.gpu_layers, header)
         self.tap = Tap(model.path.name, thread_count(options), options.gpu_layers != 0)
         self.tap.configure(model.n_layer, model.n_head)
-        self.context = Context(model, options, self.tap, outputs=1)
+        self.context = Context(model, options, self.tap, outputs=1, cells=cells)
         self._width = model.n_embd
         self.at = self.cells = 0
 
