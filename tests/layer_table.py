@@ -78,28 +78,33 @@ class Table:
         return "\n".join(lines)
 
 
-class _Asked:
-    """One question of the demo pair, looked at once and encoded once; asked of the model in any setting."""
+class _Question:
+    """One question of the demo pair, at which the guide has looked; asked of a model in any setting."""
 
-    def __init__(self, pipeline: Pipeline, model: Vlm, row: Mapping[str, str], folder: Path) -> None:
-        picture = images.load(folder / row["image"])
-        look = pipeline.look([picture], row["question"], scenes.MAX_TOKENS)
-        self._model, self._want = model, scenes.normal(row["answer"])
-        self.seen = model.encode(picture.rgb)
-        self.n = self.seen.layout.n_tokens
-        self._saliency = pipeline.saliency(look, "sum", [self.seen.layout])
-        self._chat = model.chat([Message("user", row["question"], 1)])
+    def __init__(self, pipeline: Pipeline, row: Mapping[str, str], folder: Path) -> None:
+        self._picture, self._text, self._want = images.load(folder / row["image"]), row["question"], row["answer"]
+        layout = pipeline.vlm("model").layout(*self._picture.size)
+        look = pipeline.look([self._picture], self._text, scenes.MAX_TOKENS)
+        self.n = layout.n_tokens
+        self._saliency = pipeline.saliency(look, "sum", [layout])
 
     def kept(self, keep: float) -> NDArray[np.int32]:
         return top(self._saliency, np.arange(self.n, dtype=np.int32), max(1, round(keep * self.n)))
 
-    def ask(self, layer: int, keep: float) -> tuple[bool, int, int, int, float]:
-        """Right or wrong; rows of the prompt unpruned and pruned; tokens fed; ms."""
-        parts = [p if isinstance(p, TextPart) else ImagePart(self.seen, self.kept(keep)) for p in self._chat]
-        prompt = self._model.prefill(parts, layer=layer)
-        done = self._model.generate(scenes.MAX_TOKENS)
-        right = scenes.normal(done.text) == self._want
-        return right, len(prompt.token_ids), prompt.n_past, done.fed, prompt.ms + done.ms
+    @contextmanager
+    def of(self, model: Vlm) -> Iterator[Callable[[int, float], tuple[bool, int, int, int, float]]]:
+        """Asks at a layer and a share: right or wrong; rows of the prompt, unpruned and pruned; tokens fed; ms."""
+        seen, chat = model.encode(self._picture.rgb), model.chat([Message("user", self._text, 1)])
+
+        def ask(layer: int, keep: float) -> tuple[bool, int, int, int, float]:
+            parts = [p if isinstance(p, TextPart) else ImagePart(seen, self.kept(keep)) for p in chat]
+            prompt = model.prefill(parts, layer=layer)
+            done = model.generate(scenes.MAX_TOKENS)
+            right = scenes.normal(done.text) == scenes.normal(self._want)
+            return right, len(prompt.token_ids), prompt.n_past, done.fed, prompt.ms + done.ms
+
+        yield ask
+        model.release(seen)
 
 
 @contextmanager
@@ -128,13 +133,13 @@ def table(count: int, seed: int, threads: int) -> Table:
         cells = {PLAIN, *((layer, keep) for layer in LAYERS for keep in KEEPS), *map(out.preset, PRESETS)}
         with _questions(count, seed) as (folder, rows):
             for row in _told(rows, "layers"):
-                asked = _Asked(pipeline, model, row, folder)
-                for layer, keep in order.sample(sorted(cells), len(cells)):
-                    right, whole, pruned, fed, ms = asked.ask(layer, keep)
-                    kept = len(asked.kept(keep))
-                    retention = mean_kept(asked.n, kept, layer, out.n_layer) / asked.n
-                    out.add((layer, keep), right, flops(shape, layer, whole, pruned, fed), ms, retention)
-                model.release(asked.seen)
+                question = _Question(pipeline, row, folder)
+                with question.of(model) as ask:
+                    for layer, keep in order.sample(sorted(cells), len(cells)):
+                        right, whole, pruned, fed, ms = ask(layer, keep)
+                        mean = mean_kept(question.n, len(question.kept(keep)), layer, out.n_layer)
+                        cost = flops(shape, layer, whole, pruned, fed)
+                        out.add((layer, keep), right, cost, ms, mean / question.n)
     return out
 
 
@@ -170,11 +175,11 @@ def positions(count: int, seed: int, threads: int) -> Positions:
         models = (pipeline.vlm("model"), pipeline.engine.load(files.model, files.mmproj, options))
         with _questions(kinds * count, seed, "where") as (folder, rows):
             for row in _told(rows, "positions"):
+                question = _Question(pipeline, row, folder)
                 for which, model in enumerate(models):
-                    asked = _Asked(pipeline, model, row, folder)
-                    for keep in WHERE_KEEPS:
-                        out.right[keep][which].append(asked.ask(0, keep)[0])
-                    model.release(asked.seen)
+                    with question.of(model) as ask:
+                        for keep in WHERE_KEEPS:
+                            out.right[keep][which].append(ask(0, keep)[0])
     return out
 
 

@@ -8,7 +8,7 @@ Prints, and leaves with 1 on a miss:
 - logits with rows dropped at each layer against transformers, where these rows are seen by no row from that layer on
   (committed values; ``--write`` computes them anew, which needs torch)
 - the memory that a prompt and its answer take with tokens dropped at a layer, beside the plain run's
-- with ``--scenes N`` (default 280) the demo pair on held-out scenes, tokens chosen by the guide: for each layer and
+- with ``--scenes N`` (default 140) the demo pair on held-out scenes, tokens chosen by the guide: for each layer and
   share kept, the paper's settings among them, the accuracy, the mean retention (the share of image tokens in a layer,
   averaged over the layers), LLM FLOPs from shapes, and the model's time, both as a share of the plain run's
 - with ``--where N`` (default 210) compact positions against true ones, on questions of where something is
@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="layers", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(zoo.FAMILIES)}; default all")
     parser.add_argument("--steps", type=int, default=100, help="tokens decoded (default 100)")
-    parser.add_argument("--scenes", type=int, default=280, help="scenes for the demo pair, 0 = none (default 280)")
+    parser.add_argument("--scenes", type=int, default=140, help="scenes for the demo pair, 0 = none (default 140)")
     parser.add_argument(
         "--where", type=int, default=210, help="questions for compact positions, 0 = none (default 210)"
     )
