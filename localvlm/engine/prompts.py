@@ -75,8 +75,9 @@ class Prompts:
         """See :meth:`localvlm.engine.api.Vlm.prefill`."""
         started = time.perf_counter()
         cache = self._cache
-        rows = self.lay(parts, since)
-        whole = self._whole(parts, since) if layer else rows
+        laid, first = self._tokenized(parts, since)
+        rows = self._rows(laid, first)
+        whole = self._rows([_whole(part) for part in laid], first) if layer else rows
         if not rows.n:
             raise UsageError("the prompt is empty")
         if whole.n + 1 > cache.context.n_ctx:
@@ -143,14 +144,12 @@ class Prompts:
 
     # rows
 
-    def _whole(self, parts: Sequence[Part], since: int) -> PromptRows:
-        """The prompt with nothing pruned."""
-        if any(isinstance(part, ImagePart) and part.again is not None for part in parts):
-            raise UsageError("more tokens of a picture cannot go into a prompt that is pruned at a layer")
-        return self.lay([replace(p, keep=None) if isinstance(p, ImagePart) else p for p in parts], since)
+    def _rows(self, laid: Sequence[Sequence[int] | Placed], first: int) -> PromptRows:
+        rows = lay_rows(laid, first)
+        return rows.compact() if self._compact else rows
 
-    def lay(self, parts: Sequence[Part], since: int = 0) -> PromptRows:
-        """The rows of a prompt, those of ``parts[since:]`` to be recorded."""
+    def _tokenized(self, parts: Sequence[Part], since: int) -> tuple[list[Sequence[int] | Placed], int]:
+        """Token ids and pictures of a prompt, and where those of ``parts[since:]``, which are recorded, begin."""
         vocabulary = self._model.vocabulary
         laid: list[Sequence[int] | Placed] = []
         if vocabulary.add_bos:
@@ -173,9 +172,7 @@ class Prompts:
             border = -1
             laid.append(Placed(picture, _checked_keep(part, picture), part.image.id, part.again))
             run = [(after, True)]
-        first = self._lay_text(laid, run, border, first)
-        rows = lay_rows(laid, first)
-        return rows.compact() if self._compact else rows
+        return laid, self._lay_text(laid, run, border, first)
 
     def _lay_text(
         self, laid: list[Sequence[int] | Placed], run: list[tuple[str, bool]], border: int, first: int
@@ -265,6 +262,15 @@ def _agreeing(a: NDArray[np.integer[Any]], b: NDArray[np.integer[Any]]) -> int:
     differ = a[:n] != b[:n]
     where = np.flatnonzero(differ.reshape(n, -1).any(axis=1) if n else differ)
     return int(where[0]) if len(where) else n
+
+
+def _whole(part: Sequence[int] | Placed) -> Sequence[int] | Placed:
+    """With nothing pruned."""
+    if not isinstance(part, Placed):
+        return part
+    if part.again is not None:
+        raise UsageError("more tokens of a picture cannot go into a prompt that is pruned at a layer")
+    return replace(part, keep=None)
 
 
 def _checked_keep(part: ImagePart, picture: Picture) -> Int32 | None:
