@@ -141,6 +141,7 @@ class Answer:
         score: of the guide's answer, whenever the guide ran; it was final if this reached ``threshold``.
         layouts: where the image tokens of the VLM that answered lie, picture by picture.
         saliency: (N,) scores of these tokens, joint over all pictures; None if no guide led the choice.
+        ran: cells that the guide and the model prefilled for this question; in a session others were there already.
     """
 
     text: str
@@ -160,6 +161,7 @@ class Answer:
     threshold: float | None = None
     layouts: tuple[ImageLayout, ...] = field(default=(), repr=False, compare=False)
     saliency: Float32 | None = field(default=None, repr=False, compare=False)
+    ran: tuple[int, int] = field(default=(0, 0), compare=False)
 
 
 @dataclass(frozen=True)

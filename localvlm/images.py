@@ -7,6 +7,7 @@ no decoder that starts another program is reachable.
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import stat
@@ -16,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -79,6 +81,11 @@ class Image:
     def size(self) -> tuple[int, int]:
         """(width, height)."""
         return self.rgb.shape[1], self.rgb.shape[0]
+
+    @cached_property
+    def content(self) -> bytes:
+        """The same for pictures of the same size and pixels, and for no others."""
+        return hashlib.sha256(repr(self.size).encode() + self.rgb.tobytes()).digest()
 
 
 def load(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Image:

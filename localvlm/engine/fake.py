@@ -77,6 +77,7 @@ class Script:
     """Log probability of every generated token."""
     load_error: LocalvlmError | None = None
     """Raised instead of loading."""
+    n_params: int = 0
     crash_at: int | None = None
     """The step (load, each encode, prefill, each generated token: 0, 1, 2, ...) at which the engine dies."""
 
@@ -100,6 +101,9 @@ class FakeEngine:
         script = self._scripts if isinstance(self._scripts, Script) else self._scripts[model.stem]
         if script.load_error is not None:
             raise script.load_error
+        if not self.alive:
+            for dead in self.loaded:
+                dead.gone = True
         self.alive = True
         vlm = FakeVlm(self, model.stem, script, options)
         vlm.step("load")
@@ -144,12 +148,15 @@ class FakeVlm:
 
     def __init__(self, engine: FakeEngine, name: str, script: Script, options: LoadOptions) -> None:
         self._engine, self._script, self.options = engine, script, options
+        self.gone = False
+        """Its engine died, and another was started."""
         self._steps = 0
         self._images: dict[int, set[int]] = {}
         self._tiles = script.tiles
         most, one = options.image_tokens, script.grid[0] * script.grid[1]
         if most and one * (1 + script.tiles[0] * script.tiles[1]) > most:
             self._tiles = 0, 0
+        self._next_image = 1
         self._prompt: list[ImageLayout] = []
         self._cells: list[tuple[int, int]] = []
         """What the cache holds: (picture, token); (0, id) for text."""
@@ -166,7 +173,7 @@ class FakeVlm:
             n_embd=8,
             n_vocab=N_VOCAB,
             n_ctx=options.n_ctx or script.n_ctx,
-            n_params=0,
+            n_params=script.n_params,
             mrope=False,
             chat_template=None,
             bos="",
@@ -182,9 +189,14 @@ class FakeVlm:
         """What the script describes."""
         return self._info
 
+    @property
+    def alive(self) -> bool:
+        """Whether its engine runs."""
+        return self._engine.alive and not self.gone
+
     def step(self, name: str) -> None:
         """Counts one step; dies at the one that the script names."""
-        if not self._engine.alive:
+        if not self.alive:
             raise EngineCrashed(f"'{self._info.name}' was in an engine that has ended", "load it again")
         if self._steps == self._script.crash_at:
             self._engine.alive = False
@@ -218,7 +230,8 @@ class FakeVlm:
         layout = self.layout(width, height)
         if onto is not None and not np.array_equal(onto.layout.boxes, layout.boxes):  # type: ignore[arg-type]
             raise UsageError(f"the picture is {width}x{height} and was of another size")
-        number = max(self._images, default=0) + 1 if onto is None else onto.id
+        number = self._next_image if onto is None else onto.id
+        self._next_image = max(self._next_image, number + 1)
         encoded = self._images.setdefault(number, set()) if onto is None else self._encoded(onto)
         absent = _tiles_of(layout, keep) - encoded
         if self._engine.wait(self._script.encode_s * len(absent)):

@@ -1,0 +1,488 @@
+"""Questions about pictures, one after the other: the guide looks, tokens are chosen, the model answers.
+
+Pictures are encoded once for each VLM, and KV caches are gone on with where their rows agree. A conversation is of one
+of two modes:
+
+- **independent**: each question stands alone. Answers are those of separate runs, bit for bit.
+- **history**: turns stay. The guide sees the whole conversation. The model keeps the rows it has; a question adds the
+  tokens chosen for it that are not among them, before its own text and at their true positions. Where rows cannot be
+  added behind text (M-RoPE), the first question that wants others has all of them prefilled, in order and once for all;
+  with tokens dropped at a layer, each turn is prefilled anew.
+
+In history the guide must pay. Plain llama.cpp, which keeps its cache too, prefills all N image tokens once. Here the
+model has been given C of them, and the guide has cost G of the model's rows. It looks again only if G and another look
+are within N - C, and a question gets at most N - C - G new tokens. So C + G never exceeds N once the first look has
+paid. The bound does not hold where rows cannot be added behind text: there, the C of before come on top of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localvlm.answers import STAGES, Answer, AskOptions, Look, TileCounts, TokenCounts
+from localvlm.early_exit import CONSISTENCY_KEEP, Score, confidence, consistency, exits
+from localvlm.engine.api import (
+    Completion,
+    Encoded,
+    ImageLayout,
+    ImagePart,
+    Message,
+    Part,
+    Reuse,
+    SamplingOptions,
+    TextPart,
+    Vlm,
+)
+from localvlm.errors import ContextOverflow, Interrupted, UsageError
+from localvlm.given import Given, Group
+from localvlm.guidance import AGGREGATIONS
+from localvlm.images import Image
+from localvlm.pruning import Keep, Method, Tokens, mean_kept, method_named, share_of
+from localvlm.selection import choose, guiding, joint, method_of, resampled, select
+from localvlm.speaker import Speaker
+
+if TYPE_CHECKING:
+    from localvlm.pipeline import Pipeline
+
+__all__ = ["Session", "Turn"]
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+DECODED = 5
+"""Prefilled rows that a decoded token costs as much as, at most: a batch reads the weights once for all its rows."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """``images``: those that came with the question."""
+
+    question: str
+    images: tuple[Image, ...]
+    answer: Answer
+
+
+class Session:
+    """A conversation about pictures. A context manager: leaving it forgets the pictures.
+
+    Attributes:
+        turns: what was asked and answered so far, oldest first. A question that failed or was cancelled is not there,
+            and the next one can be asked.
+    """
+
+    def __init__(self, pipeline: Pipeline, images: Sequence[Image] = (), *, history: bool = True) -> None:
+        self._pipeline, self._history = pipeline, history
+        self._guide, self._model = Speaker(pipeline, "guide"), Speaker(pipeline, "model")
+        self.turns: list[Turn] = []
+        self._new = list(images)
+        """Pictures that no question has come with yet."""
+        self._given = Given()
+        self._before: list[Given] = []
+        """What was given before each turn."""
+        self._spent = self._last = 0.0
+        """What the guide's looks cost, rows times parameters: all of them, and the last one without its pictures."""
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forgets the pictures."""
+        self._guide.release()
+        self._model.release()
+
+    def add(self, image: Image) -> None:
+        """Shows another picture, with the next question."""
+        self._new.append(image)
+
+    def undo(self) -> Turn:
+        """Takes the last turn back; its pictures come with the next question.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if not self.turns:
+            raise UsageError("there is no turn to take back")
+        turn, self._given = self.turns.pop(), self._before.pop()
+        self._new[:0] = turn.images
+        return turn
+
+    @property
+    def images(self) -> list[Image]:
+        """All pictures, in the order in which they came."""
+        return [image for turn in self.turns for image in turn.images] + self._new
+
+    def ask(
+        self,
+        question: str,
+        options: AskOptions = AskOptions(),
+        on_text: Callable[[str], None] | None = None,
+        on_stage: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answers a question about the pictures: the guide alone if its answer is trusted, and then the model is not
+        even loaded; else the model, from the image tokens the guide looked at.
+
+        ``on_text`` gets the answer as it comes, ``on_stage`` the name of each stage as it begins.
+
+        Raises:
+            UsageError: method or early exit need a guide and there is none.
+            ContextOverflow, ImageError, ModelError, EngineCrashed: see :mod:`localvlm.errors`.
+            Interrupted: the engine was cancelled; ``partial`` holds the text so far.
+        """
+        clock, images = _Clock(on_stage), self.images
+        method = method_of(options, len(images))
+        may_exit = options.exit_at is not None and bool(images)
+        guided = may_exit or (method.aggregation is not None and self._guide_pays())
+        if guided and self._pipeline.pair.guide is None:
+            what = "early exit" if method.aggregation is None else f"method '{method.name}'"
+            raise UsageError(
+                f"{what} needs a guide and none was given",
+                "pass --guide and --guide-mmproj, or a method without one such as --method grid",
+            )
+        messages = self._messages(question, options.system)
+        look = layouts = None
+        self._load(["guide"] * guided + ["model"] * (not may_exit), clock)
+        if guided:
+            self._check_fit("guide", messages, method, options)
+        if not may_exit:
+            layouts = self._check_fit("model", messages, method, options)
+        if guided:
+            max_tokens = min(options.max_tokens, options.guide_max_tokens)
+            look = self._look(messages, max_tokens, clock, check=guiding(method))
+            self._looked(look)
+            if look.score is not None and exits(look.score, options.exit_at, look.answer.finish):
+                seen = AGGREGATIONS[guiding(method).aggregation or "sum"](look.attention)
+                final = replace(self._exit(look, options, clock, on_text), layouts=look.layouts, saliency=seen)
+                return self._remember(question, final, self._given)
+        if layouts is None:
+            self._load(["model"], clock)
+            layouts = self._check_fit("model", messages, method, options)
+        saliency = kept = None
+        if look is not None and method.aggregation is not None:
+            saliency = resampled(AGGREGATIONS[method.aggregation](look.attention), look.layouts, layouts)
+        if look is not None or method.aggregation is None:
+            kept = choose(method, options, layouts, saliency, self._model.vlm.info)
+        counts = [layout.n_tokens for layout in layouts]
+        given = self._chosen(kept, saliency, counts, options.layer_in(self._model.vlm.info.n_layer))
+        answer = self._answer(messages, options, given, look, clock, on_text)
+        return self._remember(question, replace(answer, layouts=tuple(layouts), saliency=saliency), given)
+
+    def look(
+        self,
+        question: str,
+        max_tokens: int,
+        *,
+        method: Method | None = None,
+        system: str | None = None,
+        role: str = "guide",
+        tower: bool = False,
+    ) -> Look:
+        """What the guide (or the model) sees and says; with its score, as ``method`` prunes, if one is given. Leaves no
+        turn.
+        """
+        return self._look(self._messages(question, system), max_tokens, _Clock(None), role, tower, method)
+
+    def _remember(self, question: str, answer: Answer, given: Given) -> Answer:
+        self.turns.append(Turn(question, tuple(self._new), answer))
+        self._before.append(self._given)
+        self._new = []
+        if self._history:
+            self._given = given
+        return answer
+
+    # prompts
+
+    def _messages(self, question: str, system: str | None) -> list[Message]:
+        messages = [Message("system", system)] if system else []
+        if not self._history:
+            return [*messages, Message("user", question, len(self.images))]
+        for turn in self.turns:
+            messages.append(Message("user", turn.question, len(turn.images)))
+            messages.append(Message("assistant", turn.answer.text))
+        return [*messages, Message("user", question, len(self._new))]
+
+    def _parts(
+        self, vlm: Vlm, messages: Sequence[Message], encoded: Sequence[Encoded], given: Given | None
+    ) -> list[Part]:
+        """A prompt, with all image tokens if ``given`` is None. Tokens that a turn added stand before its text."""
+        groups = () if given is None else given.groups
+        parts: list[Part] = []
+        texts = iter([m for m in messages if m.text])
+        turn = -1
+        for part in vlm.chat(messages):
+            if isinstance(part, int):
+                parts.append(ImagePart(encoded[part], groups[part][0].tokens if groups else None))
+                continue
+            if not part.special and next(texts).role == "user":
+                turn += 1
+                for number, (_, *added) in enumerate(groups):
+                    parts += [ImagePart(encoded[number], g.tokens, again=number) for g in added if g.turn == turn]
+            parts.append(part)
+        return parts
+
+    @property
+    def _reuse(self) -> Reuse:
+        return "rows" if self._history else "batches"
+
+    # what the model is given
+
+    def _chosen(
+        self, kept: Sequence[Int32 | None] | None, saliency: Float32 | None, counts: Sequence[int], layer: int
+    ) -> Given:
+        """The image tokens that the model sees, with those chosen now. None: the guide did not look, and the tokens
+        that it attended to most so far fill the room there is.
+        """
+        before = self._given if self._history else Given()
+        known = before.seen(np.zeros(sum(counts), np.float32) if saliency is None else saliency, counts)
+        begun = any(len(tokens) for tokens in before.tokens)
+        led = begun and (saliency is not None or kept is None)
+        room = max(0, int(self._room(counts))) if led else None
+        wanted = [None] * len(counts) if kept is None else kept
+        later = known.more(len(self.turns), wanted, room)
+        if not begun or sum(map(len, later.tokens)) == sum(map(len, before.tokens)):
+            return later
+        if self._model.vlm.info.mrope:
+            return known.more(len(self.turns), [None] * len(counts), in_order=True)
+        return known.more(len(self.turns), wanted, room, in_order=True) if layer else later
+
+    def _room(self, counts: Sequence[int], more: float = 0.0) -> float:
+        """N - C - G: image tokens that the model was not given, less what the guide and ``more`` cost in its rows."""
+        spent = (self._spent + more) / max(self._model.vlm.info.n_params, 1)
+        return sum(counts) - sum(map(len, self._given.tokens)) - spent
+
+    def _guide_pays(self) -> bool:
+        """Whether another look costs no more than what pruning has saved. The first one is always taken."""
+        if not any(len(tokens) for tokens in self._given.tokens):
+            return True
+        counts = [self._model.vlm.layout(*image.size).n_tokens for image in self.images]
+        return self._room(counts, self._last) >= 0
+
+    def _looked(self, look: Look) -> None:
+        """Notes what a look of the guide cost."""
+        guide = self._guide.vlm.info
+        text = look.prompt.n_past - look.prompt.n_image
+        checked = text + round(CONSISTENCY_KEEP * look.prompt.n_image) + len(look.answer.ids)
+        rows = look.prompt.n_run + DECODED * len(look.answer.ids) + checked
+        shown = look.encoded[len(look.encoded) - len(self._new) :]
+        self._last = guide.n_params * (rows - sum(image.layout.n_tokens for image in shown))
+        self._spent += guide.n_params * (rows + guide.tile_price * sum(image.n_tiles for image in shown))
+
+    # stages
+
+    def _load(self, roles: Sequence[str], clock: _Clock) -> None:
+        with clock("load"):
+            for role in roles:
+                self._pipeline.vlm(role)
+
+    def _check_fit(
+        self, role: str, messages: Sequence[Message], method: Method, options: AskOptions
+    ) -> list[ImageLayout]:
+        """Token layouts of the pictures in a VLM; refuses a prompt that cannot fit before anything is encoded."""
+        vlm = self._pipeline.vlm(role)
+        layouts = [vlm.layout(*image.size) for image in self.images]
+        counts = [layout.n_tokens for layout in layouts]
+        parts = [counts[p] if isinstance(p, int) else p for p in vlm.chat(messages)]
+        needed, most = len(vlm.tokenize(parts)) + 1, sum(counts)
+        layer = options.layer_in(vlm.info.n_layer)
+        if role == "model":
+            vlm.info.check_layer(layer)
+        if role == "model" and method.name != "none" and not layer:
+            given = sum(map(len, self._given.tokens))
+            most = min(most, given + share_of(options.keep, most)) if not (given and vlm.info.mrope) else most
+            needed -= sum(counts) - most
+        if needed > vlm.info.n_ctx:
+            what = f"{len(self.turns)} turns, their" if self._history and self.turns else "the"
+            raise ContextOverflow(
+                f"{what} pictures ({sum(counts)} tokens) and question need {needed} cells and the {role}'s context has "
+                f"{vlm.info.n_ctx}",
+                "start a new conversation or raise --ctx-size"
+                if self._history and self.turns
+                else "shorten the question, use fewer pictures or raise --ctx-size",
+            )
+        return layouts
+
+    def _look(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int,
+        clock: _Clock,
+        role: str = "guide",
+        tower: bool = False,
+        check: Method | None = None,
+    ) -> Look:
+        speaker = self._guide if role == "guide" else self._model
+        guide = speaker.vlm
+        with clock("guide_encode"):
+            encoded = speaker.encode(self.images, tower=tower)
+        with clock("guide_prefill"):
+            parts = self._parts(guide, messages, encoded, None)
+            asked = [i for i, p in enumerate(parts) if isinstance(p, TextPart) and not p.special]
+            since = asked[-1] if self._history and self.turns else 0
+            prompt = guide.prefill(parts, tap=True, reuse=self._reuse, since=since)
+        with clock("guide_decode"):
+            answer = guide.generate(max_tokens)
+        if answer.finish == "cancelled":
+            raise Interrupted()
+        look = Look(guide.attention(), encoded, prompt, answer)
+        if check is not None:
+            with clock("guide_prefill"):
+                look = replace(look, score=self._score(guide, messages, look, check))
+        return look
+
+    def _score(self, guide: Vlm, messages: Sequence[Message], look: Look, method: Method) -> Score:
+        """How sure the guide was, and whether it says the same from its own pruned image: one teacher-forced pass."""
+        saliency = AGGREGATIONS[method.aggregation or "sum"](look.attention)
+        kept = select(method, CONSISTENCY_KEEP, look.layouts, saliency)
+        pruned = self._parts(guide, messages, look.encoded, Given(tuple((Group(0, k),) for k in kept)))
+        ids = look.answer.ids
+        logits = guide.score(ids, pruned) if len(ids) else np.empty((0, 0), np.float32)
+        return Score(confidence(look.answer.logprobs[: len(ids)]), consistency(logits, ids))
+
+    def _exit(self, look: Look, options: AskOptions, clock: _Clock, on_text: Callable[[str], None] | None) -> Answer:
+        """The guide's answer as the final one."""
+        text = look.answer.text.strip()
+        if on_text is not None:
+            on_text(text)
+        return Answer(
+            text=text,
+            answer_ids=tuple(int(t) for t in look.answer.ids),
+            kept_indices=(),
+            answered_by="guide",
+            tokens=TokenCounts(look.prompt.n_image, None, look.prompt.n_past, len(look.answer.ids)),
+            ran=(look.prompt.n_run, 0),
+            ms={**clock.ms, "first_token": clock.elapsed(), "total": clock.elapsed()},
+            method=options.method,
+            keep=_asked(options.keep),
+            pair=self._pipeline.pair.name,
+            tiles=_tiles(look.encoded),
+            guide_text=text,
+            score=look.score,
+            threshold=options.exit_at,
+        )
+
+    def _answer(
+        self,
+        messages: Sequence[Message],
+        options: AskOptions,
+        given: Given,
+        look: Look | None,
+        clock: _Clock,
+        on_text: Callable[[str], None] | None,
+    ) -> Answer:
+        model, kept = self._model.vlm, given.tokens
+        pruned = any(len(k) < len(a) for k, a in zip(kept, given.attended, strict=True))
+        layer = options.layer_in(model.info.n_layer) if pruned else 0
+        with clock("encode"):
+            encoded = self._model.encode(self.images, None if layer else kept)
+        with clock("prefill"):
+            parts = self._parts(model, messages, encoded, given)
+            prompt = model.prefill(parts, layer=layer, reuse=self._reuse)
+        before = clock.elapsed()
+        with clock("decode"):
+            sampling = SamplingOptions(options.temp, options.seed)
+            draft = self._draft(options, look)
+            ids = None if draft is None else draft.ids
+            done = model.generate(options.max_tokens, sampling, _without_lead(on_text), draft=ids)
+        if done.finish == "cancelled":
+            raise Interrupted(partial=done.text.lstrip())
+        chosen = joint([e.layout for e in encoded], kept)
+        return Answer(
+            text=done.text.strip(),
+            answer_ids=tuple(int(t) for t in done.ids),
+            kept_indices=chosen,
+            answered_by="model",
+            tokens=TokenCounts(
+                prompt.n_image,
+                len(chosen),
+                prompt.n_past,
+                len(done.ids),
+                *_drafted(draft, done),
+                mean_kept=mean_kept(prompt.n_image, len(chosen), layer, model.info.n_layer),
+            ),
+            ran=(0 if look is None else look.prompt.n_run, prompt.n_run),
+            ms={**clock.ms, "first_token": before + done.first_ms, "total": clock.elapsed()},
+            method=options.method,
+            keep=_asked(options.keep),
+            pair=self._pipeline.pair.name,
+            finish=done.finish,
+            layer=layer,
+            tiles=_tiles(encoded),
+            guide_text=None if look is None else look.answer.text.strip(),
+            score=None if look is None else look.score,
+            threshold=options.exit_at,
+        )
+
+    def _draft(self, options: AskOptions, look: Look | None) -> Completion | None:
+        """The guide's answer, where the model may follow it: their tokens must be the same."""
+        wanted = method_named(options.method).aggregation is not None if options.draft is None else options.draft
+        if look is None or not wanted or self._guide.vlm.info.vocab_hash != self._model.vlm.info.vocab_hash:
+            return None
+        return look.answer
+
+
+class _Clock:
+    """Milliseconds per stage."""
+
+    def __init__(self, on_stage: Callable[[str], None] | None) -> None:
+        self.ms = dict.fromkeys(STAGES, 0.0)
+        self._on_stage = on_stage
+        self._started = time.perf_counter()
+        self._stage, self._entered = "", 0.0
+
+    def elapsed(self) -> float:
+        return (time.perf_counter() - self._started) * 1e3
+
+    def __call__(self, stage: str) -> _Clock:
+        self._stage = stage
+        return self
+
+    def __enter__(self) -> None:
+        self._entered = time.perf_counter()
+        if self._on_stage is not None:
+            self._on_stage(self._stage)
+
+    def __exit__(self, *exc: object) -> None:
+        self.ms[self._stage] += (time.perf_counter() - self._entered) * 1e3
+
+
+def _asked(keep: Keep) -> float | str:
+    """A budget as it is told."""
+    return 1.0 if keep is None else str(keep) if isinstance(keep, Tokens) else keep
+
+
+def _drafted(draft: Completion | None, done: Completion) -> tuple[int, int]:
+    """Tokens drafted and accepted, the draft's end counted where the answer had room for it."""
+    if draft is None or not done.drafted:
+        return 0, 0
+    ends = draft.finish == "stop" and done.drafted == len(draft.ids)
+    agrees = ends and done.finish == "stop" and len(done.ids) == done.accepted == done.drafted
+    return done.drafted + ends, done.accepted + agrees
+
+
+def _tiles(encoded: Sequence[Encoded]) -> TileCounts:
+    return TileCounts(sum(e.layout.n_tiles for e in encoded), sum(e.n_tiles for e in encoded))
+
+
+def _without_lead(on_text: Callable[[str], None] | None) -> Callable[[str], None] | None:
+    """Drops white space before the first word of a stream."""
+    if on_text is None:
+        return None
+    begun = False
+
+    def emit(text: str) -> None:
+        nonlocal begun
+        if not begun:
+            text = text.lstrip()
+            begun = bool(text)
+        if text:
+            on_text(text)
+
+    return emit

@@ -1,0 +1,57 @@
+"""One VLM of a conversation, and what it has seen."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localvlm.engine.api import Encoded, Vlm
+from localvlm.errors import EngineCrashed, Interrupted
+from localvlm.images import Image
+
+if TYPE_CHECKING:
+    from localvlm.pipeline import Pipeline
+
+__all__ = ["Speaker"]
+
+Int32 = NDArray[np.int32]
+
+
+class Speaker:
+    """The "guide" or the "model" of a pipeline, and the pictures it has encoded, by content."""
+
+    def __init__(self, pipeline: Pipeline, role: str) -> None:
+        self._pipeline, self._role = pipeline, role
+        self._encoded: dict[bytes, Encoded] = {}
+        self._of: Vlm | None = None
+
+    @property
+    def vlm(self) -> Vlm:
+        """Loaded if need be. Another than before has encoded nothing yet."""
+        vlm = self._pipeline.vlm(self._role)
+        if vlm is not self._of:
+            self._of, self._encoded = vlm, {}
+        return vlm
+
+    def encode(
+        self, images: Sequence[Image], kept: Sequence[Int32 | None] | None = None, tower: bool = False
+    ) -> tuple[Encoded, ...]:
+        """Of each picture the tiles that hold a kept token (None: all), unless they are there already."""
+        vlm = self.vlm
+        for i, image in enumerate(images):
+            key, keep = image.content, None if kept is None else kept[i]
+            begun = self._encoded.get(key)
+            if begun is None or begun.n_tiles < begun.layout.n_tiles or (tower and begun.tower is None):
+                self._encoded[key] = vlm.encode(image.rgb, tower=tower, keep=keep, onto=begun)
+        return tuple(self._encoded[image.content] for image in images)
+
+    def release(self) -> None:
+        for image in self._encoded.values():
+            with contextlib.suppress(EngineCrashed, Interrupted):  # the engine is gone, and the picture with it
+                if self._of is not None:
+                    self._of.release(image)
+        self._encoded.clear()

@@ -1,0 +1,274 @@
+"""Conversations: what each turn prefills, and that nothing said or shown before is mixed up, on the fake engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from localvlm.engine.api import ImagePart, LoadOptions, TextPart
+from localvlm.engine.fake import FakeEngine, FakeVlm, Script
+from localvlm.errors import ContextOverflow, EngineCrashed, Interrupted, UsageError
+from localvlm.given import Given
+from localvlm.images import Image
+from localvlm.pipeline import AskOptions, Pair, Pipeline, Session, VlmFiles
+
+PAIR = Pair("fake", *(VlmFiles(Path(f"{role}.gguf"), Path("mmproj.gguf")) for role in ("guide", "model")))
+FEW = AskOptions(keep=0.2)
+N, FEW_OF = 144, 29
+
+
+def picture(seed: int) -> Image:
+    return Image(np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8), f"{seed}.png")
+
+
+class Recorded(FakeVlm):
+    """Notes the prompts and the pictures that are encoded."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.prompts, self.encoded = [], 0
+
+    def encode(self, image, **options):
+        self.encoded += 1
+        return super().encode(image, **options)
+
+    def prefill(self, parts, **options):
+        self.prompts.append(list(parts))
+        return super().prefill(parts, **options)
+
+
+class Recording(FakeEngine):
+    def load(self, model, mmproj, options=LoadOptions()):
+        super().load(model, mmproj, options)
+        self.loaded[-1] = Recorded(self, model.stem, self._scripts[model.stem], options)
+        return self.loaded[-1]
+
+
+def opened(guide=Script("red"), model=Script("dark red"), **options) -> tuple[Recording, Pipeline]:
+    engine = Recording({"guide": guide, "model": model})
+    return engine, Pipeline.open(PAIR, LoadOptions(**options), engine)
+
+
+def look_elsewhere(pipeline: Pipeline, focus: tuple[float, float, float, float]) -> None:
+    guide = pipeline.vlm("guide")
+    guide._script = replace(guide._script, focus=focus)
+
+
+LEFT, RIGHT = (0.0, 0.0, 0.5, 0.5), (0.5, 0.0, 1.0, 0.5)
+
+
+@pytest.mark.parametrize("history", [False, True])
+def test_pictures_are_encoded_once_for_each_vlm(history):
+    engine, pipeline = opened()
+    with pipeline, pipeline.session([picture(1), picture(1)], history=history) as session:
+        for question in ("what?", "where?", "who?"):
+            session.ask(question, FEW)
+        session.add(picture(2))
+        session.ask("and now?", FEW)
+        assert [vlm.encoded for vlm in engine.loaded] == [2, 2]
+    assert [vlm._images for vlm in engine.loaded] == [{}, {}]
+
+
+def test_independent_answers_are_those_of_separate_runs():
+    _, pipeline = opened()
+    questions = ("what?", "where?")
+    with pipeline, pipeline.session([picture(1)], history=False) as session:
+        runs = [pipeline.ask([picture(1)], question, FEW) for question in questions]
+        for apart, question in zip(runs, questions, strict=True):
+            got = session.ask(question, FEW)
+            assert replace(got, ms={}) == replace(apart, ms={})
+        assert got.ran[0] < N < runs[0].ran[0]
+
+
+def test_a_turn_adds_the_tokens_that_are_not_there_before_its_text():
+    engine, pipeline = opened()
+    with pipeline, pipeline.session([picture(1)]) as session:
+        session.ask("what?", FEW)
+        same = session.ask("where?", FEW)
+        assert same.tokens.kept == FEW_OF
+        assert same.ran[1] < 40
+        look_elsewhere(pipeline, LEFT)
+        other = session.ask("who?", FEW)
+        assert other.tokens.kept == len(set(other.kept_indices)) > FEW_OF
+        added = other.tokens.kept - FEW_OF
+        assert added < other.ran[1] < added + 40
+        parts = engine.loaded[1].prompts[-1]
+        places = [i for i, p in enumerate(parts) if isinstance(p, ImagePart)]
+        assert [parts[i].again for i in places] == [None, 0]
+        assert (parts[places[1] - 1].text, parts[places[1] + 1]) == ("USER: ", TextPart("who?"))
+        said = [p.text for p in parts if isinstance(p, TextPart) and not p.special]
+        assert said == ["what?", "dark red", "where?", "dark red", "who?"]
+        again = session.ask("when?", FEW)
+        assert again.tokens.kept == other.tokens.kept
+        assert again.ran[1] < 40
+
+
+def test_the_guide_sees_the_conversation_and_attends_from_the_question():
+    engine, pipeline = opened()
+    with pipeline, pipeline.session([picture(1)]) as session:
+        session.ask("what?", FEW)
+        session.ask("where is it?", FEW)
+        guide = engine.loaded[0]
+        said = [p.text for p in guide.prompts[-1] if isinstance(p, TextPart) and not p.special]
+        assert said == ["what?", "dark red", "where is it?"]
+        assert guide._rows[0] == len("where is it?\nASSISTANT:")
+        assert all(p.keep is None for p in guide.prompts[-1] if isinstance(p, ImagePart))
+
+
+def test_turns_that_the_guide_answered_are_told_to_the_model_later():
+    engine, pipeline = opened()
+    with pipeline, pipeline.session([picture(1)]) as session:
+        first = session.ask("what?", replace(FEW, exit_at=0.0))
+        assert (first.answered_by, len(engine.loaded)) == ("guide", 1)
+        second = session.ask("where?", FEW)
+        assert (second.answered_by, second.tokens.kept) == ("model", FEW_OF)
+        parts = engine.loaded[1].prompts[-1]
+        assert [p.text for p in parts if isinstance(p, TextPart) and not p.special] == ["what?", "red", "where?"]
+        assert isinstance(parts[1], ImagePart)
+
+
+def test_a_second_picture_never_answers_for_the_first():
+    engine, pipeline = opened()
+    with pipeline:
+        runs = []
+        for seed in (1, 2, 1):
+            with pipeline.session([picture(seed)], history=False) as session:
+                runs.append(session.ask("what?", FEW))
+        before = len("^USER: ")
+        assert [r.tokens.prompt - r.ran[1] for r in runs] == [0, before, before]
+        assert [runs[0].ran[0] - r.ran[0] for r in runs] == [0, before, before]
+        one, two = pipeline.session([picture(1)]), pipeline.session([picture(2)])
+        for session in (one, two, one):
+            session.ask("what?", FEW)
+            shown = [p.image.id for p in engine.loaded[1].prompts[-1] if isinstance(p, ImagePart)]
+            assert shown == [session._model.encode(session.images)[0].id]
+        assert one._model.encode(one.images)[0].id != two._model.encode(two.images)[0].id
+
+
+def test_a_picture_of_a_later_turn_gets_its_own_tokens():
+    engine, pipeline = opened()
+    with pipeline, pipeline.session([picture(1)]) as session:
+        session.ask("what?", FEW)
+        session.add(picture(2))
+        answer = session.ask("and here?", FEW)
+        assert answer.tokens.image == 2 * N
+        assert [len(layout.boxes) for layout in answer.layouts] == [N, N]
+        assert any(i >= N for i in answer.kept_indices)
+        places = [p for p in engine.loaded[1].prompts[-1] if isinstance(p, ImagePart) and p.again is None]
+        assert len({p.image.id for p in places}) == 2
+        assert [len(turn.images) for turn in session.turns] == [1, 1]
+
+
+def test_undo_takes_a_turn_back_with_its_pictures_and_tokens():
+    engine, pipeline = opened()
+    with pipeline, pipeline.session([picture(1)]) as session:
+        session.ask("what?", FEW)
+        before = session._given
+        look_elsewhere(pipeline, LEFT)
+        session.add(picture(2))
+        session.ask("and here?", FEW)
+        turn = session.undo()
+        assert (turn.question, len(session.turns), len(session.images)) == ("and here?", 1, 2)
+        assert session._given is before
+        session.ask("and here?", FEW)
+        assert [p.text for p in engine.loaded[1].prompts[-1] if isinstance(p, TextPart) and not p.special][-1] == (
+            "and here?"
+        )
+        assert engine.loaded[1].encoded == 2
+        session.undo()
+        session.undo()
+        with pytest.raises(UsageError, match="no turn"):
+            session.undo()
+
+
+def test_a_full_context_loses_nothing():
+    _, pipeline = opened(n_ctx=256)
+    with pipeline, pipeline.session([picture(1)]) as session:
+        session.ask("what?", FEW)
+        with pytest.raises(ContextOverflow, match=r"1 turns.*context has 256") as caught:
+            session.ask("x" * 300, FEW)
+        assert "new conversation" in caught.value.hint
+        assert len(session.turns) == 1
+        assert session.ask("where?", FEW).text == "dark red"
+
+
+def test_a_cancelled_question_leaves_no_turn():
+    engine, pipeline = opened(model=Script("dark red", token_s=0.001))
+    with pipeline, pipeline.session([picture(1)]) as session:
+        session.ask("what?", FEW)
+        with pytest.raises(Interrupted):
+            session.ask("where?", FEW, on_text=lambda _: engine.cancel())
+        assert len(session.turns) == 1
+        assert session.ask("where?", FEW).text == "dark red"
+
+
+def test_a_dead_engine_is_started_anew_and_shown_the_pictures_again():
+    engine, pipeline = opened()
+    with pipeline, pipeline.session([picture(1)]) as session:
+        session.ask("what?", FEW)
+        model = engine.loaded[1]
+        model._script = replace(model._script, crash_at=model._steps)
+        with pytest.raises(EngineCrashed):
+            session.ask("where?", FEW)
+        assert len(session.turns) == 1
+        assert session.ask("where?", FEW).text == "dark red"
+        assert len(engine.loaded) == 4
+        assert [vlm.encoded for vlm in engine.loaded[2:]] == [1, 1]
+
+
+# ---- what the guide may cost
+
+
+def sizes(guide: int, model: int) -> dict[str, Script]:
+    return {"guide": Script("red", n_params=guide), "model": Script("dark red", n_params=model)}
+
+
+FOCI = [LEFT, RIGHT, (0.0, 0.5, 0.5, 1.0), (0.5, 0.5, 1.0, 1.0), (0.25, 0.25, 0.75, 0.75)]
+
+
+@pytest.mark.parametrize("cost", [0, 2, 5, 10])
+def test_image_tokens_and_the_guide_never_cost_more_than_all_image_tokens(cost: int):
+    """The guide's rows cost ``cost`` percent of the model's."""
+    _, pipeline = opened(**sizes(cost, 100))
+    with pipeline, pipeline.session([picture(1)]) as session:
+        looks = []
+        for turn in range(20):
+            if turn:
+                look_elsewhere(pipeline, FOCI[turn % len(FOCI)])
+            answer = session.ask("where?", FEW)
+            assert answer.tokens.kept + session._spent / 100 <= N
+            looks.append(answer.ran[0] > 0)
+        assert all(looks) == (cost == 0)
+        assert looks == sorted(looks, reverse=True)
+        if not looks[-1]:
+            assert answer.tokens.kept == int(N - session._spent / 100)
+            session.add(picture(2))
+            assert session.ask("where?", FEW).ran[0] > 0
+
+
+def test_what_was_looked_at_most_goes_first():
+    a = np.array([0, 5, 1, 3, 0, 2], np.float32)
+    given = Given().seen(a, [4, 2]).more(0, [np.array([1], np.int32), np.array([], np.int32)])
+    assert [t.tolist() for t in given.tokens] == [[1], []]
+    filled = given.more(1, [None, None], 2)
+    assert [t.tolist() for t in filled.tokens] == [[1, 3], [1]]
+    assert [[g.turn for g in groups] for groups in filled.groups] == [[0, 1], [0, 1]]
+    joined = given.more(1, [None, None], 2, in_order=True)
+    assert [[g.tokens.tolist() for g in groups] for groups in joined.groups] == [[[1, 3]], [[1]]]
+    wider = filled.seen(np.ones(9, np.float32), [4, 2, 3]).more(2, [None, None, np.array([2], np.int32)])
+    assert [t.tolist() for t in wider.tokens] == [[0, 1, 2, 3], [0, 1], [2]]
+
+
+def test_a_model_without_a_guide_has_conversations_too():
+    engine = Recording({"model": Script("dark red")})
+    with Pipeline.open(Pair("fake", None, PAIR.model), engine=engine) as pipeline:
+        with pipeline.session([picture(1)]) as session:
+            for question in ("what?", "where?"):
+                answer = session.ask(question, AskOptions("grid", 0.2))
+            assert answer.tokens.kept == FEW_OF
+            assert session.ask("who?", AskOptions("none", None)).tokens.kept == N
+            assert session.ask("why?", AskOptions("none", None)).ran[1] < 40
+        assert isinstance(session, Session)
