@@ -295,11 +295,13 @@ class Context:
             self._open(before)
             raise
         finally:
-            if self.handle:
+            if self.handle and held is not None:
                 self._hold(held)
 
-    def _held(self) -> NDArray[np.uint8]:
-        """What the cells hold, as llama.cpp packs it."""
+    def _held(self) -> NDArray[np.uint8] | None:
+        """What the cells hold, as llama.cpp packs it; None if nothing."""
+        if self._lib.llama_memory_seq_pos_max(self._memory, 0) < 0:
+            return None
         out = np.empty(self._lib.llama_state_get_size(self.handle), np.uint8)
         pointer = out.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         return out[: self._lib.llama_state_get_data(self.handle, pointer, out.size)]
