@@ -13,6 +13,7 @@ from localvlm.engine.api import ImageLayout, VlmInfo
 from localvlm.errors import UnsupportedModel, UsageError
 from localvlm.guidance import spread
 from localvlm.pruning import Inputs, Keep, Method, Tokens, budget, method_named
+from localvlm.pruning.kinds import floor_of
 
 __all__ = ["choose", "guiding", "joint", "method_of", "resampled", "select"]
 
@@ -68,17 +69,23 @@ def resampled(scores: Float32, sources: Sequence[ImageLayout], targets: Sequence
 
 
 def choose(
-    method: Method, options: AskOptions, layouts: Sequence[ImageLayout], saliency: Float32 | None, model: VlmInfo
+    method: Method,
+    options: AskOptions,
+    layouts: Sequence[ImageLayout],
+    saliency: Float32 | None,
+    model: VlmInfo,
+    question: str = "",
 ) -> list[Int32 | None]:
     """Kept token indices per picture, None where all are kept. Where they are dropped at a layer, all tiles are encoded
-    and their price is of no account.
+    and their price is of no account. The words of the ``question`` tell the least of an "auto" budget.
     """
     n = sum(layout.n_tokens for layout in layouts)
     if method.name == "none" or (isinstance(options.keep, Tokens) and options.keep.n >= n):
         return [None] * len(layouts)
     price = model.tile_price if options.tile_price is None else options.tile_price
-    whole = options.layer_in(model.n_layer) > 0
-    return list(select(method, options.keep, layouts, saliency, options.seed, 0.0 if whole else price))
+    if options.layer_in(model.n_layer):
+        price = 0.0
+    return list(select(method, options.keep, layouts, saliency, options.seed, price, floor_of(question)))
 
 
 def select(
@@ -88,8 +95,9 @@ def select(
     saliency: Float32 | None,
     seed: int = 0,
     tile_price: float = 0.0,
+    floor: float = 0.0,
 ) -> list[Int32]:
-    """Kept token indices per picture; ``tile_price`` as in :class:`localvlm.pruning.Inputs`."""
+    """Kept token indices per picture; ``tile_price`` and ``floor`` as in :class:`localvlm.pruning.Inputs`."""
     counts = [layout.n_tokens for layout in layouts]
     candidates = np.concatenate([_on_picture(layout) for layout in layouts])
     inputs = Inputs(
@@ -99,6 +107,7 @@ def select(
         counts=tuple(counts),
         saliency=saliency,
         seed=seed,
+        floor=floor,
         tiles=_tiles(layouts),
         tile_price=tile_price,
     )

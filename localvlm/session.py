@@ -169,7 +169,7 @@ class Session:
         if look is not None and method.aggregation is not None:
             saliency = resampled(AGGREGATIONS[method.aggregation](look.attention), look.layouts, layouts)
         if look is not None or method.aggregation is None:
-            kept = choose(method, options, layouts, saliency, self._model.vlm.info)
+            kept = choose(method, options, layouts, saliency, self._model.vlm.info, question)
         counts = [layout.n_tokens for layout in layouts]
         given = self._chosen(kept, saliency, counts, options.layer_in(self._model.vlm.info.n_layer))
         answer = self._answer(messages, options, given, look, clock, on_text)

@@ -2,18 +2,16 @@
 
     python -m tests.budgets [--count 500] [--seeds 20261124 20261125] [--method sgl+] [--work FOLDER]
 
-Prints one line a budget, from few tokens to many, and exits non-zero if ``--keep auto`` is more than a point less
-accurate than ``--keep 0.35``, beyond chance, or keeps as many tokens. Each answer is a real prefill of the kept tokens.
-
-Then budgets with a floor for each kind of question, found from its words: on scenes of the first seed, the share and
-floors of fewest tokens at which every kind is as often right as with a fixed share. Shown on the second seed, against
-fixed shares and against the mass alone at as many tokens.
+On scenes of the first seed the share of the mass, and the floor of each kind of question, are chosen that keep the
+fewest tokens while every kind is right, within a point, as often as with ``--keep 0.35``; ``--keep auto`` has those
+that were chosen so. On scenes of the second seed one line is printed a budget, from few tokens to many, and differences
+(paired, 95 %). Exits non-zero if ``auto`` is more than a point less accurate than ``--keep 0.35``, beyond chance, or
+keeps as many tokens. Each answer is a real prefill of the kept tokens.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -29,23 +27,13 @@ from localvlm.engine.api import ImagePart, LoadOptions
 from localvlm.pipeline import AskOptions, Pipeline
 from localvlm.pruning import method_named, share_of
 from localvlm.pruning.base import AUTO_BOUNDS, AUTO_SHARE, holding, top
+from localvlm.pruning.kinds import FLOORS, kind_of
 from tests.kept import Kept, weights
 from tests.scenes import MAX_TOKENS, Tally, make, normal, say
 
 FIXED = (0.05, 0.09, 0.14, 0.2, 0.27, 0.35, 0.64)
 SHARES = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
-DEFAULT, AUTO = "keep 0.35", f"holds {AUTO_SHARE:g}"
-KINDS = {
-    "counting": r"how many|number of|count",
-    "reading": r"read|text|say|says|written|wrote|word|words|letter|letters|digit|digits|what number|which number",
-    "where": r"where|which (side|part)|left|right|above|below|position|location|coordinates|bounding box",
-}
-"""Words that tell the kind of a question, in this order; any other is "other"."""
-
-
-def kind_of(question: str) -> str:
-    found = (kind for kind, words in KINDS.items() if re.search(rf"\b({words})\b", question, re.IGNORECASE))
-    return next(found, "other")
+DEFAULT, AUTO, CHOSEN = "keep 0.35", "auto", "chosen"
 
 
 @dataclass
@@ -91,13 +79,14 @@ def collect(
 
 
 def curve_of(found: Sequence[dict[str, Any]], floors: Mapping[str, float] | None = None, share: float = 0) -> Curve:
-    """By fixed shares and by shares of the mass; with ``floors`` also "floors", the ``share`` with these."""
+    """By fixed shares, shares of the mass and "auto"; with ``floors`` also CHOSEN: the ``share`` with these."""
     curve = Curve(Tally(types=[entry["type"] for entry in found]))
     for entry in found:
         budgets = {f"keep {s:g}": share_of(s, entry["n"]) for s in FIXED}
         budgets |= {f"holds {s}": k for s, k in entry["holds"].items()}
+        budgets[AUTO] = _floored(entry, AUTO_SHARE, FLOORS[entry["kind"]])
         if floors is not None:
-            budgets["floors"] = _floored(entry, share, floors[entry["kind"]])
+            budgets[CHOSEN] = _floored(entry, share, floors[entry["kind"]])
         for name, k in budgets.items():
             curve.add(name, k, entry["right"][str(k)])
     return curve
@@ -108,15 +97,15 @@ def _floored(entry: dict[str, Any], share: float, floor: float) -> int:
 
 
 def choose_floors(found: Sequence[dict[str, Any]], fixed: float) -> tuple[float, dict[str, float]]:
-    """The share of the mass, and the floor of each kind of question, that keep the fewest tokens while every kind is as
-    often right as with the ``fixed`` share of the tokens.
+    """The share of the mass, and the floor of each kind of question, that keep the fewest tokens while every kind is
+    right within a point as often as with the ``fixed`` share of the tokens.
     """
     tried = []
     for share in SHARES:
         floors, tokens = {}, 0
-        for kind in (*KINDS, "other"):
+        for kind in FLOORS:
             of_kind = [entry for entry in found if entry["kind"] == kind]
-            want = sum(entry["right"][str(share_of(fixed, entry["n"]))] for entry in of_kind)
+            want = sum(entry["right"][str(share_of(fixed, entry["n"]))] for entry in of_kind) - len(of_kind) / 100
             for floor in (f for f in FIXED if f <= AUTO_BOUNDS[1]):
                 counts = [_floored(entry, share, floor) for entry in of_kind]
                 if sum(e["right"][str(k)] for e, k in zip(of_kind, counts, strict=True)) >= want:
@@ -165,19 +154,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows = [r for r in make(args.count, seed, folder) if r["type"] != "describe"]
             found.append(collect(rows, folder, seed, args.method, args.threads, work / f"{seed}-{args.method}.jsonl"))
     print(f"{args.count} held-out scenes, seed {args.seeds[1]}, {args.method}: mean tokens, exact match in %")
-    for fixed in (0.35, 0.2):
-        share, floors = choose_floors(found[0], fixed)
-        curve = curve_of(found[1], floors, share)
-        if fixed == 0.35:
-            print(table(curve))
-        words = ", ".join(f"{kind} {floor:g}" for kind, floor in floors.items())
-        print(f"\nchosen to match {fixed:g} on seed {args.seeds[0]}: holds {share:g}, floors {words}")
-        for other in (f"keep {fixed:g}", AUTO, f"holds {share:g}"):
-            mean, half = curve.tally.difference("floors", other)
-            print(f"  {curve.mean('floors'):.1f} tokens, {mean:+.1f} +- {half:.1f} points to {other}, "
-                  f"which keeps {curve.mean(other):.1f} (paired 95 %)")  # fmt: skip
-    mean, half = curve.tally.difference(AUTO, DEFAULT)
-    print(f"{AUTO} - {DEFAULT}: {mean:+.1f} +- {half:.1f} points (paired 95 %)")
+    share, floors = choose_floors(found[0], 0.35)
+    curve = curve_of(found[1], floors, share)
+    print(table(curve))
+    words = ", ".join(f"{kind} {floor:g}" for kind, floor in floors.items())
+    print(f"chosen on seed {args.seeds[0]}: holds {share:g}, floors {words}")
+    for name in (AUTO, CHOSEN):
+        for other in [f"keep {s:g}" for s in FIXED] + [f"holds {s:g}" for s in SHARES]:
+            mean, half = curve.tally.difference(name, other)
+            print(
+                f"{name} ({curve.mean(name):.1f} tokens) - {other} ({curve.mean(other):.1f}): {mean:+.1f} +- {half:.1f}"
+            )
     missed = misses(curve)
     for line in missed:
         print("MISSED", line)

@@ -15,10 +15,10 @@ __all__ = ["AUTO_BOUNDS", "AUTO_SHARE", "Inputs", "Keep", "Method", "Tokens", "b
 
 Int32 = NDArray[np.int32]
 
-AUTO_SHARE = 0.95
-"""Share of the saliency that the tokens of an "auto" budget hold together: the least at which the demo pair is as often
-right as with 0.35 of the tokens (``python -m tests.budgets``). That is of sgl+'s saliency; plain sums are so flat that
-they come out near the upper bound."""
+AUTO_SHARE = 0.9
+"""Share of the saliency that the tokens of an "auto" budget hold together: with the floors of localvlm.pruning.kinds,
+the fewest tokens at which the demo pair is as often right as with 0.35 of them (``python -m tests.budgets``). That is
+of sgl+'s saliency; plain sums are so flat that they come out near the upper bound."""
 AUTO_BOUNDS = (0.05, 0.64)
 """Least and largest share of the tokens that "auto" keeps: what SGL's strongest setting keeps (5 %, arXiv 2412.03324,
 table 1), and the retention (64 %) at which it loses nothing."""
@@ -49,6 +49,7 @@ class Inputs:
         counts: tokens of each picture.
         saliency: (N,) float32 from the guide; None for methods that need none.
         seed: for methods that draw.
+        floor: least share of the tokens of an "auto" budget.
         tiles: (N,) int32 the tile that each token is made of, joint over the pictures; None: one a picture.
         tile_price: encoding one tile, in tokens of the model's prefill that take as long; 0: of no account.
     """
@@ -59,6 +60,7 @@ class Inputs:
     counts: tuple[int, ...]
     saliency: NDArray[np.float32] | None = None
     seed: int = 0
+    floor: float = 0.0
     tiles: Int32 | None = None
     tile_price: float = 0.0
 
@@ -97,7 +99,8 @@ def budget(keep: Keep, inputs: Inputs) -> int:
     if keep == "auto":
         if inputs.saliency is None:
             raise UsageError("keep 'auto' needs a method that follows a guide", "pass a share, such as --keep 0.35")
-        k = holding(AUTO_SHARE, inputs.n, inputs.saliency[inputs.candidates])
+        held = holding(AUTO_SHARE, inputs.n, inputs.saliency[inputs.candidates])
+        k = max(held, share_of(inputs.floor, inputs.n))
     return min(k, len(inputs.candidates))
 
 

@@ -13,6 +13,7 @@ from localvlm import pruning
 from localvlm.answers import STAGES
 from localvlm.cli.options import METHODS, PRESETS
 from localvlm.errors import NotEnoughMemory, NotGguf, ProjectorMismatch
+from localvlm.pruning.kinds import FLOORS
 from tests.unit.cli_help import GUIDE_SAYS, MODEL_SAYS
 
 
@@ -181,6 +182,13 @@ def test_auto_follows_the_guide(cli, monkeypatch):
     run = cli.ask("--keep=auto", "--method=grid")
     assert run.code == 2
     assert "'grid'" in run.err
+
+
+def test_auto_gives_more_to_some_kinds_of_questions(cli, monkeypatch):
+    monkeypatch.setattr("localvlm.pruning.base.AUTO_SHARE", 0.0)
+    for question, floor in (("How many are there?", FLOORS["counting"]), ("Read it.", FLOORS["reading"])):
+        answer = json.loads(cli("ask", *cli.pair, "--json", "--keep=auto", cli.image, question).out)
+        assert answer["tokens"]["kept"] == round(floor * answer["tokens"]["image"])
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from localvlm.errors import UsageError
 from localvlm.pruning import METHODS, PRESETS, Inputs, Tokens, budget, mean_kept, method_named, preset_named
-from localvlm.pruning.base import AUTO_SHARE, top
+from localvlm.pruning.base import AUTO_BOUNDS, AUTO_SHARE, top
 from localvlm.pruning.controls import lattice
+from localvlm.pruning.kinds import FLOORS, OTHER, floor_of, kind_of
 
 CHOOSING = [m for m in METHODS.values() if m.name != "none"]
 """All methods but the one that keeps everything."""
@@ -195,3 +196,28 @@ def test_a_preset_s_layer_is_one_of_the_model_s(n_layer: int, layers: list[int])
 def test_kept_on_average_over_layers() -> None:
     assert mean_kept(576, 29, 2, 32) == (2 * 576 + 30 * 29) / 32
     assert mean_kept(576, 29, 0, 32) == 29
+
+
+@pytest.mark.parametrize(
+    ("question", "kind"),
+    [
+        ("How many stars are there?", "counting"), ("Count the hearts.", "counting"),
+        ("What is written on the card?", "reading"), ("Which number is on the card?", "reading"),
+        ("Where is the star?", "where"), ("What is to the LEFT of the star?", "where"),
+        ("What colour is the star?", OTHER), ("Which country is this, already?", OTHER), ("", OTHER),
+    ],
+)  # fmt: skip
+def test_kinds_of_questions_are_told_by_words(question, kind):
+    assert kind_of(question) == kind
+    assert floor_of(question) == FLOORS[kind]
+
+
+def test_a_floor_adds_to_an_auto_budget_alone():
+    assert all(AUTO_BOUNDS[0] <= floor <= AUTO_BOUNDS[1] for floor in FLOORS.values())
+    n = 100
+    sharp = np.zeros(n, np.float32)
+    sharp[0] = 1
+    for saliency, floor, want in ((sharp, 0.2, 20), (sharp, 0.0, 5), (np.ones(n, np.float32), 0.2, 64)):
+        given_ = Inputs(n, np.arange(n, dtype=np.int32), (None,), (n,), saliency, floor=floor)
+        assert budget("auto", given_) == want
+        assert budget(0.1, given_) == 10
