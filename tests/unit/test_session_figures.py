@@ -18,7 +18,7 @@ def test_scenes_have_as_many_questions_as_turns() -> None:
     (scene,) = session.held_out(1, 3, 20)
     assert len(scene.asked) == 20
     assert len({question for question, _ in scene.asked}) > 10
-    assert scene.image.size == (192, 192)
+    assert scene.image.size == (384, 384)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -46,7 +46,7 @@ def test_a_conversation_of_the_zoo_never_has_more_rows_than_plain(tmp_path: Path
 
 
 def test_what_is_missed_is_told(capsys) -> None:
-    good = {t: 1.02 for t in session.TURNS}
+    good = dict.fromkeys(session.TURNS, 1.02)
     assert session.print_times({"history": good}) == []
     assert session.print_times({"history": good | {20: 1.04}}) == ["history: 1.04 of plain's time at turn 20"]
     rows = {"plain": np.full((20, 3), 10.0), "history": np.full((20, 3), 10.0)}
