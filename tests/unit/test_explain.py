@@ -232,9 +232,10 @@ def test_a_failed_write_keeps_the_answer_and_the_old_file(cli, monkeypatch) -> N
 
 def test_the_example_in_the_docs_runs(tmp_path: Path, monkeypatch, capsys) -> None:
     text = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
-    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    one, conversation = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, object] = {}
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "docs/python.md", "exec"), {})
+    exec(compile(one, "docs/python.md", "exec"), names)
     out = capsys.readouterr().out
     kept, total = map(int, re.findall(r"(\d+) of (\d+) image tokens", out)[0])
     assert kept == round(0.2 * total)
@@ -242,3 +243,9 @@ def test_the_example_in_the_docs_runs(tmp_path: Path, monkeypatch, capsys) -> No
     assert out.rstrip().endswith("kept"), "the token looked at most is kept"
     with PIL.Image.open("answer.png") as sheet:
         assert sheet.width > 3 * SMALLEST
+    exec(compile(conversation, "docs/python.md", "exec"), names)
+    *turns, last = capsys.readouterr().out.splitlines()
+    (ran, cells), (more, more_cells) = (map(int, re.findall(r"(\d+) of (\d+) cells", turn)[0]) for turn in turns)
+    assert ran == cells
+    assert more < cells < more_cells
+    assert last == "1 turn left"
