@@ -98,12 +98,13 @@ class Follower:
         self._size = 0
         """Rows of the batch that is being measured; 0: none is."""
         self._single: list[Float32] = []
-        """Its logits row by row, so far."""
+        """The logits of its tokens so far, as single rows give them."""
         self._measured = False
 
     def after(self, token: int) -> Float32:
         """(n_vocab,) logits after the answer's next token."""
         if self._at == len(self._draft) or token != self._draft[self._at]:
+            self._measure_reached()
             self.leave()
             alone: Float32 = self._run([token])[0]
             return alone
@@ -134,7 +135,7 @@ class Follower:
     def _look_ahead(self) -> None:
         n_kv = self._n_kv()
         room = min(len(self._draft) - self._at, *(n_kv - self._cells), *(self._n_ctx - self._cells))
-        size = 1 if self._size else self._choose(n_kv, room)
+        size = self._exact(n_kv, self._size - len(self._single)) if self._size else self._choose(n_kv, room)
         if self._size == 0 and self._deviations.of(n_kv, size) and self._loose is None:
             self._loose = self._at
         self._ahead.extend(self._run(self._draft[self._at : self._at + size]))
@@ -149,19 +150,34 @@ class Follower:
                 return size
             if deviation is None and not self._measured and self._loose is None:
                 self._measured, self._size = True, size
-                return 1
+                return self._exact(n_kv, size)
         return next((size for size, deviation in known.items() if deviation is not None), 1)
 
+    def _exact(self, n_kv: tuple[int, ...], most: int) -> int:
+        """Rows of the largest batch up to ``most`` that are those of single ones."""
+        return next((size for size in SIZES if size <= most and self._deviations.of(n_kv, size) == 0.0), 1)
+
     def _compare(self, row: Float32) -> None:
-        """Takes the next single row of a measurement; after the last one, runs the same tokens as a batch."""
+        """Takes the next row of a measurement; after the last one, runs the same tokens as a batch."""
         self._single.append(row)
-        size = self._size
-        if len(self._single) < size:
-            return
+        if len(self._single) == self._size:
+            self._measure(self._size)
+
+    def _measure_reached(self) -> None:
+        """Where the answer leaves the draft in a measurement: of the sizes that it came to, the largest is measured."""
+        self._drop(len(self._ahead))
+        self._ahead.clear()
+        n_kv, reached = self._n_kv(0), len(self._single)
+        size = next((size for size in SIZES if size <= reached and self._deviations.of(n_kv, size) is None), 0)
+        if size:
+            self._measure(size)
+
+    def _measure(self, size: int) -> None:
+        """Runs the last ``size`` tokens again, as a batch."""
         n_kv = self._n_kv(0)
         self._drop(size)
         batch = self._run(self._draft[self._at - size : self._at])
-        if self._deviations.measure(n_kv, np.stack(self._single), batch) and self._loose is None:
+        if self._deviations.measure(n_kv, np.stack(self._single[-size:]), batch) and self._loose is None:
             self._loose = self._at - size
         self._size = 0
         self._single.clear()

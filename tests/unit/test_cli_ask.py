@@ -12,6 +12,7 @@ import pytest
 from localvlm import pruning
 from localvlm.answers import STAGES
 from localvlm.cli.options import METHODS, PRESETS
+from localvlm.config import directories
 from localvlm.errors import NotEnoughMemory, NotGguf, ProjectorMismatch
 from localvlm.pruning.kinds import FLOORS
 from tests.unit.cli_help import GUIDE_SAYS, MODEL_SAYS
@@ -182,6 +183,11 @@ def test_auto_follows_the_guide(cli, monkeypatch):
     run = cli.ask("--keep=auto", "--method=grid")
     assert run.code == 2
     assert "'grid'" in run.err
+
+
+def test_what_is_measured_of_models_is_kept_in_the_cache_folder(cli):
+    cli.ask()
+    assert [vlm.options.cache for vlm in cli.engine.loaded] == [str(directories().cache)] * 2
 
 
 def test_auto_gives_more_to_some_kinds_of_questions(cli, monkeypatch):

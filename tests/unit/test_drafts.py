@@ -75,6 +75,18 @@ def test_each_answer_measures_one_size() -> None:
     assert set(rows.batches) == {3}
 
 
+def test_an_answer_that_leaves_its_drafts_early_gains_too() -> None:
+    """What it came to is measured, and exact batches stand for single rows where a larger one is measured."""
+    want = answer(Rows(0.0), [])
+    draft = want[:6] + [(token + 1) % N_VOCAB for token in want[6:]]
+    measured, batches = Deviations(), []
+    for _ in range(4):
+        rows = Rows(0.0)
+        assert answer(rows, draft, measured) == want
+        batches.append(rows.batches[: len(rows.batches) - N_TOKENS + 7])
+    assert batches == [[1] * 6 + [4], [4, 4, 3], [4, 4, 2], [4, 4]]
+
+
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("wrong", [None, 3, 16, 30])
 def test_close_decisions_are_made_on_single_rows(seed: int, wrong: int | None) -> None:
