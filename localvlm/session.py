@@ -133,10 +133,12 @@ class Session:
         ``on_text`` gets the answer as it comes, ``on_stage`` the name of each stage as it begins.
 
         Raises:
-            UsageError: method or early exit need a guide and there is none.
+            UsageError: method or early exit need a guide and there is none, or a conversation is asked nothing.
             ContextOverflow, ImageError, ModelError, EngineCrashed: see :mod:`localvlm.errors`.
             Interrupted: the engine was cancelled; ``partial`` holds the text so far.
         """
+        if self._history and not question:
+            raise UsageError("the question is empty", "ask something")
         clock, images = _Clock(on_stage), self.images
         method = method_of(options, len(images))
         may_exit = options.exit_at is not None and bool(images)

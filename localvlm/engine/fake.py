@@ -267,7 +267,7 @@ class FakeVlm:
             parts.append(TextPart(f"{message.role.upper()}: ", special=True))
             parts += range(pictures, pictures + message.n_images)
             pictures += message.n_images
-            parts.append(TextPart(message.text))
+            parts += [TextPart(message.text)] if message.text else []
             parts.append(TextPart("\n", special=True))
         return [*parts, TextPart("ASSISTANT:", special=True)]
 

@@ -195,6 +195,14 @@ def test_a_full_context_loses_nothing():
         assert session.ask("where?", FEW).text == "dark red"
 
 
+def test_nothing_is_no_question_of_a_conversation():
+    _, pipeline = opened()
+    with pipeline, pipeline.session([picture(1)]) as session, pytest.raises(UsageError, match="empty"):
+        session.ask("")
+    with pipeline.session([picture(1)], history=False) as session:
+        assert session.ask("").text == "dark red"
+
+
 def test_a_cancelled_question_leaves_no_turn():
     engine, pipeline = opened(model=Script("dark red", token_s=0.001))
     with pipeline, pipeline.session([picture(1)]) as session:
