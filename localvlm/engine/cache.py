@@ -127,6 +127,7 @@ class Cache:
         if n == 0:
             self.clear()
             return
+        self.mend = _nothing
         self.context.trim(int(self.keys[n - 1, -3]) + 1 if self._model.mrope else n)
         self.keys = self.keys[:n]
         self.stops = [stop for stop in self.stops if stop < n] + [n]

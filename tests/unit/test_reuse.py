@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localvlm.engine.api import Encoded, ImagePart, Message, Part, TextPart
+from localvlm.engine.api import Encoded, ImagePart, Message, Part, Reuse, TextPart
 from localvlm.engine.client import Engine, RemoteVlm
 from localvlm.engine.vlm import LlamaVlm
 from localvlm.errors import Interrupted, UsageError
@@ -149,6 +149,27 @@ def test_attention_is_of_the_text_asked_about(llava: RemoteVlm) -> None:
     assert got.n_past - got.n_run > 36
     assert llava.attention().rows == want.rows
     np.testing.assert_allclose(llava.attention().prompt, want.prompt, atol=2e-2 * want.prompt.max())
+
+
+def test_what_was_decoded_along_a_draft_is_mended_before_it_is_gone_on_from(folder: Path) -> None:
+    model = zoo.build("llava15", folder)
+    vlm = LlamaVlm(model.model, model.mmproj, ONE)
+    mended: list[int] = []
+    first, other = (parts(vlm, [vlm.encode(picture())], text) for text in ("what is the thing in red?", "where?"))
+    said = vlm.prefill([*first, TextPart(" it is red")]).token_ids[vlm.prefill(first).token_ids.size :]
+
+    def answered(prompt: list[Part], reuse: Reuse) -> list[int]:
+        vlm.prefill(prompt, reuse=reuse)
+        vlm.feed(said)
+        return mended
+
+    for begun, reuse, expected in ((first, "rows", [1]), (other, "rows", []), (first, "batches", [])):
+        answered(first, "nothing")
+        vlm._cache.mend = lambda: mended.append(1)
+        assert answered([*begun, TextPart(" it is red where?")], reuse) == expected
+        mended.clear()
+        assert answered([*begun, TextPart(" it is red where? it is red who?")], reuse) == []
+    vlm.close()
 
 
 def test_scoring_after_another_prompt_leaves_the_cache_alone(llava: RemoteVlm) -> None:
