@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 DEMO = "demo"
+DEMOS = DEMO, "demo-tiles"
 HEADROOM = 1 << 30
 """Bytes of memory that a pair needs beside its files: KV caches and compute buffers."""
 
@@ -116,7 +117,7 @@ def default_entry(user_pairs: Mapping[str, Mapping[str, Path]] = {}) -> Entry:
     """The largest installed pair that fits the memory now available, else the demo pair."""
     import psutil
 
-    installed = [e for e in entries(user_pairs) if "model" in e.files and not e.missing and e.name != DEMO]
+    installed = [e for e in entries(user_pairs) if "model" in e.files and not e.missing and e.name not in DEMOS]
     room = psutil.virtual_memory().available - HEADROOM
     fitting = [e for e in installed if e.size <= room]
     return max(fitting, key=lambda e: e.size) if fitting else entry_named(DEMO, user_pairs)

@@ -204,15 +204,11 @@ TYPES = tuple(_MAKERS)
 
 
 def _small(scene: Scene, rng: np.random.Generator, target: int) -> Turn | None:
-    number = target % 2 == 0
-    tag = _thing(rng, [t for t in scene.tags if t.text.isdigit() == number])
-    if tag is None:
-        return None
+    tag = scene.tags[target % len(scene.tags)]
     noun = "small tag" if len(scene.tags) == 1 and rng.random() < 0.3 else f"small {tag.colour} tag"
-    what = "number" if number else "word"
     question = _pick(
         rng,
-        [f"What does the {noun} say?", f"What is written on the {noun}?", f"Which {what} is on the {noun}?",
+        [f"What does the {noun} say?", f"What is written on the {noun}?", f"Which word is on the {noun}?",
          f"Read the {noun}."],
     )  # fmt: skip
     return Turn(question, tag.text, "small")

@@ -10,7 +10,7 @@ import numpy as np
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "pink", "black")
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "moon")
 CARD = "card"
-TAG = "tag"  # a card of a third of the size: no thing, neither counted nor listed
+TAG = "tag"  # a card of a third of the size, with a word: no thing, neither counted nor listed
 KINDS = (*SHAPES, CARD)
 PLACES = (
     "top left", "top center", "top right",
@@ -148,7 +148,8 @@ def _reach(thing: Thing) -> tuple[float, float]:
 def _tag(rng: np.random.Generator, colour: str, taken: list[Thing]) -> Thing | None:
     """A tag on free ground: inside one cell and one tile, its centre well inside one patch of that tile."""
     fine = PATCH // 2
-    tag = Thing(TAG, colour, 0, 0, 0, float(rng.uniform(*TAG_SIZES)), float(rng.uniform(-3, 3)), _text(rng))
+    word = str(rng.choice(WORDS))
+    tag = Thing(TAG, colour, 0, 0, 0, float(rng.uniform(*TAG_SIZES)), float(rng.uniform(-3, 3)), word)
     width, height = (n + fine // 2 for n in _reach(tag))
     y, x = (np.mgrid[: SIDE // fine, : SIDE // fine] + 0.5) * fine
     free = (np.abs(x % TILE - TILE / 2) < TILE / 2 - width) & (np.abs(y % TILE - TILE / 2) < TILE / 2 - height)

@@ -166,7 +166,7 @@ def test_a_pair_of_the_settings_file(cli, settings, monkeypatch):
     answer = json.loads(cli("ask", "--json", cli.image, "What?").out)
     assert answer["pair"] == "mine", "an installed pair comes before the demo pair"
     run = cli("list", "--json")
-    assert [p["name"] for p in json.loads(run.out)] == ["mine", "demo"]
+    assert [p["name"] for p in json.loads(run.out)] == ["mine", "demo", "demo-tiles"]
     assert cli("ls").out.startswith("NAME")
 
 
