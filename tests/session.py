@@ -180,7 +180,9 @@ def rows(found: Sequence[Scene], keep: float, threads: int) -> dict[str, NDArray
 
 
 def timed(folder: Path, threads: int, rounds: int) -> dict[str, dict[int, float]]:
-    """Median ratio of cumulative times to plain's, by mode and turns, of rounds in alternation; loading left out."""
+    """Median ratio of cumulative times to plain's, by mode and turns, of rounds in alternation; loading left out. The
+    independent ones, which take longest, are timed once.
+    """
     files = [VlmFiles(*write_llava(folder, shape)) for shape in (GUIDE, MODEL)]
     rng = np.random.default_rng(0)
     asked = tuple((f"what is {i:2d} in red?", "") for i in range(max(TURNS)))
@@ -190,7 +192,7 @@ def timed(folder: Path, threads: int, rounds: int) -> dict[str, dict[int, float]
         for number in range(rounds + 1):
             scene = Scene(Image(rng.integers(0, 256, (336, 336, 3), dtype=np.uint8), "noise"), asked)
             seconds = {}
-            for name in ("plain", "history", "independent"):
+            for name in ("plain", "history", *(["independent"] if number == 1 else [])):
                 make, options = chosen[name]
                 turns = max(TURNS) if number else 2
                 answers = converse(lambda make=make, scene=scene: make(scene.image), scene, options, turns)
