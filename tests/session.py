@@ -192,7 +192,8 @@ def timed(folder: Path, threads: int, rounds: int) -> dict[str, dict[int, float]
         for number in range(rounds + 1):
             scene = Scene(Image(rng.integers(0, 256, (336, 336, 3), dtype=np.uint8), "noise"), asked)
             seconds = {}
-            for name in ("plain", "history", *(["independent"] if number == 1 else [])):
+            names = ["plain", "history", *(["independent"] if number == 1 else [])]
+            for name in names if number % 2 else names[::-1]:
                 make, options = chosen[name]
                 turns = max(TURNS) if number else 2
                 answers = converse(lambda make=make, scene=scene: make(scene.image), scene, options, turns)
@@ -213,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", type=float, default=0.2)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3, help="of the timed conversations")
+    parser.add_argument("--work", type=Path, help="keeps the timed models there")
     parser.add_argument("--only", nargs="+", choices=("same", "rows", "time"), default=["same", "rows", "time"])
     args = parser.parse_args(argv)
     missed: list[str] = []
@@ -226,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "rows" in args.only:
             missed += print_rows(rows(found, args.keep, args.threads), args.scenes, args.keep)
         if "time" in args.only:
-            missed += print_times(timed(Path(name), args.threads, args.rounds))
+            missed += print_times(timed(args.work or Path(name), args.threads, args.rounds))
     for line in missed:
         print("MISSED", line)
     return 1 if missed else 0
