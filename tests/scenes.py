@@ -190,8 +190,9 @@ def misses(tally: Tally) -> list[str]:
 
 
 def make(count: int, seed: int, folder: Path) -> list[dict[str, str]]:
-    """Draws the scenes into ``folder`` and returns the rows of its data.jsonl."""
-    scene_maker.main(["--seed", str(seed), "--count", str(count), "--out", str(folder), "--describe"])
+    """Draws the scenes into ``folder``, unless they are there, and returns the rows of its data.jsonl."""
+    if not (folder / "data.jsonl").exists():
+        scene_maker.main(["--seed", str(seed), "--count", str(count), "--out", str(folder), "--describe"])
     return [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
 
 
