@@ -193,10 +193,13 @@ def misses(tally: Tally, cost: Cost, pairs: Two) -> list[str]:
         for label in (row, f"{row} priced"):
             found = tally.percent(label)
             want(found >= full - within, f"{label} {found:.1f} %, wanted within {within} points of {full:.1f} %")
-        lost, _ = tally.difference(row, f"{row} priced")
-        want(lost <= 2, f"{name}: the price costs {lost:.1f} points, wanted at most 2")
-        free, priced = cost.mean(row)[1], cost.mean(f"{row} priced")[1]
-        want(priced < free, f"{name}: {priced:.2f} tiles encoded at their price and {free:.2f} free")
+        for keep, saved in zip(KEEPS, (0, 0.1), strict=True):
+            row = f"{name} {keep:.0%}"
+            lost, _ = tally.difference(row, f"{row} priced")
+            want(lost <= 2, f"{row}: the price costs {lost:.1f} points, wanted at most 2")
+            free, priced = cost.mean(row)[1], cost.mean(f"{row} priced")[1]
+            most = (1 - saved) * free
+            want(priced <= most, f"{row}: {priced:.2f} tiles encoded at their price, wanted at most {most:.2f}")
     for keep in KEEPS:
         mean, half = tally.difference(f"all tiles {keep:.0%} priced", f"random {keep:.0%}")
         want(mean > half, f"all tiles over random at {keep:.0%}: {mean:+.1f} +- {half:.1f} points, wanted above 0")
