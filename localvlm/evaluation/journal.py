@@ -1,0 +1,112 @@
+"""What an evaluation has found so far, on disk line by line: killed at any point, it is taken up again."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from localvlm.errors import StorageError, UsageError
+
+__all__ = ["Journal"]
+
+_HINT = "pass --restart to begin anew, or another --work"
+
+
+class Journal:
+    """A file of JSON lines: first the inputs that all results hang on, then the result of each question in order.
+
+    A line is on disk before the next is begun; a last line that was cut off is dropped. One process at a time holds
+    it. A context manager.
+
+    Attributes:
+        done: results found so far.
+    """
+
+    def __init__(self, path: Path, inputs: Mapping[str, Any], *, restart: bool = False) -> None:
+        """Opens ``path``, or begins it.
+
+        Raises:
+            UsageError: another process holds it, it is damaged, or it is of other inputs.
+            StorageError: it cannot be written.
+        """
+        self.path = path
+        self.done: list[dict[str, Any]] = []
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file: IO[bytes] = path.open("ab+", buffering=0)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            self._hold()
+            if restart:
+                self._file.truncate(0)
+            self._read(json.loads(json.dumps(inputs)))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+
+    def append(self, result: Mapping[str, Any]) -> None:
+        """Keeps the result of the next question for good.
+
+        Raises:
+            StorageError: the disk is full or gone.
+        """
+        self._write(result)
+        self.done.append(dict(result))
+
+    def _hold(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"another evaluation is at work on '{self.path}'", "wait for it, or pass another --work"
+            ) from error
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _read(self, inputs: dict[str, Any]) -> None:
+        self._file.seek(0)
+        *lines, torn = self._file.read().split(b"\n")
+        if torn:
+            self._file.truncate(self._file.tell() - len(torn))
+        try:
+            found = [json.loads(line) for line in lines]
+            if not all(isinstance(line, dict) for line in found):
+                raise ValueError("not an object")
+        except ValueError as error:
+            raise UsageError(f"'{self.path}' is damaged: {error}", _HINT) from error
+        if not found:
+            self._write(inputs)
+        elif found[0] != inputs:
+            other = ", ".join(_differences(found[0], inputs))
+            raise UsageError(f"'{self.path}' is of another run: {other} differ", _HINT)
+        self.done = found[1:]
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        data = json.dumps(line).encode() + b"\n"
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> StorageError:
+        return StorageError(f"'{self.path}' cannot be written: {error.strerror or error}", "pass another --work")
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Keys under which two objects hold other things."""
+    return sorted(key for key in {*a, *b} if a.get(key) != b.get(key))

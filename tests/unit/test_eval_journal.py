@@ -1,0 +1,91 @@
+"""The journal of an evaluation: kept line by line, cut at any byte, never of other inputs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+import pytest
+
+from localvlm.errors import StorageError, UsageError
+from localvlm.evaluation.journal import Journal
+
+INPUTS = {"data": "abc", "options": {"seed": 0, "methods": ["sgl", "grid"]}}
+RESULTS = [{"text": "é\n", "ms": 1.5}, {"text": "x", "ms": 2.25}, {"text": "", "ms": 0.0}]
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "work" / "journal.jsonl"
+    with Journal(file, INPUTS) as journal:
+        for result in RESULTS:
+            journal.append(result)
+    return file
+
+
+def test_results_are_found_again(path):
+    before = path.read_bytes()
+    with Journal(path, INPUTS) as journal:
+        assert journal.done == RESULTS
+        journal.append({"text": "more"})
+    assert path.read_bytes().startswith(before)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    with Journal(path, INPUTS) as journal:
+        assert journal.done == [*RESULTS, {"text": "more"}]
+
+
+def test_cut_at_any_byte_it_goes_on_and_ends_the_same(path):
+    whole = path.read_bytes()
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        with Journal(path, INPUTS) as journal:
+            assert journal.done == RESULTS[: len(journal.done)]
+            for result in RESULTS[len(journal.done) :]:
+                journal.append(result)
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("inputs", "what"),
+    [({**INPUTS, "data": "abd"}, "data differ"), ({**INPUTS, "options": {}, "more": 1}, "more, options differ")],
+)
+def test_other_inputs_are_refused_and_nothing_is_lost(path, inputs, what):
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match=what) as refused:
+        Journal(path, inputs)
+    assert "--restart" in refused.value.hint
+    assert path.read_bytes() == before
+    with Journal(path, inputs, restart=True) as journal:
+        assert journal.done == []
+    with pytest.raises(UsageError, match=what):
+        Journal(path, INPUTS)
+
+
+@pytest.mark.parametrize("line", [b"{", b"3", b"", b"\xff\xfe"])
+def test_a_damaged_line_is_refused(path, line):
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], line, *lines[1:]]))
+    with pytest.raises(UsageError, match="is damaged"):
+        Journal(path, INPUTS)
+
+
+def test_one_process_holds_it(path):
+    with Journal(path, INPUTS), pytest.raises(UsageError, match="another evaluation"):
+        Journal(path, INPUTS, restart=True)
+    with Journal(path, INPUTS) as journal:
+        assert journal.done == RESULTS
+
+
+def test_where_it_cannot_be_written_that_is_said(path, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot be written"):
+        Journal(tmp_path / "file" / "journal.jsonl", INPUTS)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Journal(path, INPUTS) as journal:
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="No space left"):
+            journal.append({"text": "lost"})
