@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class Dataset:
 
     format: str
     questions: tuple[Question, ...]
+
+    def first(self, n: int | None) -> Dataset:
+        """The first ``n`` questions, or all."""
+        return replace(self, questions=self.questions[:n])
 
 
 def read_dataset(

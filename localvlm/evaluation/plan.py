@@ -1,0 +1,59 @@
+"""What is asked of every question: methods times budgets, and the rows that all others are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from localvlm.errors import UsageError
+from localvlm.pruning import METHODS
+
+__all__ = ["BLIND", "CHOICES", "DOWNSCALE", "GUIDE", "UNPRUNED", "Cell", "cells"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table: a method at a budget.
+
+    Attributes:
+        keep: share of the image tokens, as the mean over the model's layers; None where there is no choice.
+    """
+
+    method: str
+    keep: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.method if self.keep is None else f"{self.method} {100 * self.keep:g}%"
+
+    @property
+    def aggregation(self) -> str | None:
+        """How the method reads the guide's attention; None if it needs no guide."""
+        return METHODS[self.method].aggregation if self.method in METHODS else None
+
+
+UNPRUNED, BLIND, GUIDE = Cell("none"), Cell("blind"), Cell("guide")
+"""The model from all image tokens, and from none; the guide's own answer."""
+DOWNSCALE = "downscale"
+"""The picture is made smaller until the tower gives as few tokens (towers of one size only give no fewer)."""
+CHOICES = (*METHODS, DOWNSCALE, BLIND.method, GUIDE.method)
+"""Methods that can be asked for."""
+
+
+def cells(methods: Sequence[str], keeps: Sequence[float], *, guide: bool) -> list[Cell]:
+    """The plan: unpruned and blind, which the others are measured by, the guide if it looks, then every method at every
+    budget, the largest first. ``guide``: whether the pair has one.
+
+    Raises:
+        UsageError: a method is not known, or needs a guide and there is none.
+    """
+    unknown = [m for m in methods if m not in CHOICES]
+    if unknown:
+        raise UsageError(f"there is no method '{unknown[0]}'", f"choose of {', '.join(CHOICES)}")
+    fixed = [c.method for c in (UNPRUNED, BLIND, GUIDE)]
+    budgets = sorted(set(keeps), reverse=True)
+    wanted = [Cell(m, keep) for m in dict.fromkeys(methods) if m not in fixed for keep in budgets]
+    needing = [c.method for c in wanted if c.aggregation is not None] + [m for m in methods if m == GUIDE.method]
+    if needing and not guide:
+        raise UsageError(f"method '{needing[0]}' needs a guide and none was given", "pass --guide, or --pair")
+    return [UNPRUNED, BLIND, *([GUIDE] if needing else []), *wanted]

@@ -1,0 +1,239 @@
+"""Asks every question in every way of a plan. What the ways share of a question is made once."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from localvlm import images
+from localvlm.engine.api import Encoded, ImageLayout, ImagePart, Message, Prefilled, TextPart
+from localvlm.errors import Interrupted
+from localvlm.evaluation.data import Question
+from localvlm.evaluation.journal import Journal
+from localvlm.evaluation.plan import BLIND, DOWNSCALE, GUIDE, UNPRUNED, Cell
+from localvlm.guidance import AGGREGATIONS
+from localvlm.images import Image
+from localvlm.pipeline import Look, Pipeline
+from localvlm.pruning import method_named, share_of
+from localvlm.selection import resampled, select
+
+__all__ = ["Outcome", "RunOptions", "ask_all", "shrunk"]
+
+Int32 = NDArray[np.int32]
+
+_SIZES = 64
+"""Sizes of a picture that are tried when it is made smaller, evenly apart."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What is the same for all questions. Answers are greedy and without drafts."""
+
+    max_tokens: int = 64
+    guide_max_tokens: int = 64
+    seed: int = 0
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One answer and what it took.
+
+    Attributes:
+        image: image tokens of the unpruned picture.
+        steps: (layer, image tokens from it on), the first at layer 0.
+        rows: rows of the prompt that are no image tokens.
+        fed: tokens fed after the prompt.
+        outputs: rows projected to the vocabulary: the tokens of the answer, and its end.
+        ms: by stage of localvlm.answers.STAGES, and "select", the choice of tokens.
+    """
+
+    text: str
+    finish: str
+    image: int
+    steps: tuple[tuple[int, int], ...]
+    rows: int
+    fed: int
+    outputs: int
+    ms: dict[str, float]
+
+
+def ask_all(
+    pipeline: Pipeline,
+    questions: Sequence[Question],
+    plan: Sequence[Cell],
+    options: RunOptions,
+    journal: Journal,
+    on_done: Callable[[int], None],
+) -> list[dict[str, Outcome]]:
+    """For each question the outcome of each cell, by the cell's name; what the journal holds is taken from there.
+
+    ``on_done`` gets the number of questions done so far.
+
+    Raises:
+        ImageError, ContextOverflow, ModelError, EngineCrashed, StorageError: see :mod:`localvlm.errors`.
+        Interrupted: the engine was cancelled; the question it was at is lost.
+    """
+    for index in range(len(journal.done), len(questions)):
+        on_done(index)
+        with _asking(pipeline, questions[index], index, options) as asking:
+            journal.append({cell.name: asdict(asking.outcome(cell)) for cell in plan})
+    on_done(len(questions))
+    return [{name: _outcome(entry) for name, entry in line.items()} for line in journal.done]
+
+
+def _outcome(entry: dict[str, Any]) -> Outcome:
+    return Outcome(**{**entry, "steps": tuple(tuple(step) for step in entry["steps"])})
+
+
+@contextlib.contextmanager
+def _asking(pipeline: Pipeline, question: Question, index: int, options: RunOptions) -> Iterator[_Asking]:
+    asking = _Asking(pipeline, question, index, options)
+    try:
+        yield asking
+    finally:
+        asking.release()
+
+
+class _Asking:
+    """One question. Pictures are encoded, and the guide looks, when a cell first needs it."""
+
+    def __init__(self, pipeline: Pipeline, question: Question, index: int, options: RunOptions) -> None:
+        self._pipeline, self._question, self._options = pipeline, question, options
+        self._seed = options.seed + index
+        self._model = pipeline.vlm("model")
+        self._pictures = [images.load(name) for name in question.images]
+        self._n_image = sum(self._model.layout(*p.size).n_tokens for p in self._pictures)
+        self._look: Look | None = None
+        self._encoded: list[Encoded] = []
+        self._unpruned: Outcome | None = None
+
+    def outcome(self, cell: Cell) -> Outcome:
+        """What comes of one cell."""
+        if cell == GUIDE:
+            return self._of_guide()
+        if cell == BLIND:
+            return self._answered([], None, {})
+        if cell == UNPRUNED:
+            self._unpruned = self._answered(self._seen(), None, {})
+            return self._unpruned
+        if cell.method == DOWNSCALE:
+            return self._downscaled(cell.keep or 1.0)
+        return self._pruned(cell)
+
+    def release(self) -> None:
+        """Forgets the pictures."""
+        for picture in self._encoded:
+            self._model.release(picture)
+        self._encoded = []
+
+    # ways
+
+    def _of_guide(self) -> Outcome:
+        look = self._looked()
+        answer, prompt = look.answer, look.prompt
+        said, ended = len(answer.ids), answer.finish == "stop"
+        return Outcome(
+            answer.text.strip(), answer.finish, prompt.n_image, ((0, prompt.n_kept),), prompt.n_past - prompt.n_kept,
+            _fed(said, ended), said + ended, self._guide_ms(),
+        )  # fmt: skip
+
+    def _pruned(self, cell: Cell) -> Outcome:
+        method, saliency, ms = method_named(cell.method), None, {}
+        encoded = self._seen()
+        layouts = [e.layout for e in encoded]
+        look = None if cell.aggregation is None else self._looked()
+        before = time.perf_counter()
+        if look is not None and cell.aggregation is not None:
+            saliency = resampled(AGGREGATIONS[cell.aggregation](look.attention), look.layouts, layouts)
+        kept = select(method, cell.keep, layouts, saliency, self._seed)
+        ms["select"] = (time.perf_counter() - before) * 1e3
+        return self._answered(encoded, kept, ms if look is None else {**self._guide_ms(), **ms})
+
+    def _downscaled(self, keep: float) -> Outcome:
+        sizes = [shrunk(self._model.layout, p.size, keep) for p in self._pictures]
+        if self._unpruned is not None and sizes == [p.size for p in self._pictures]:
+            return self._unpruned
+        small = [self._model.encode(_resized(p, size)) for p, size in zip(self._pictures, sizes, strict=True)]
+        try:
+            return self._answered(small, None, {})
+        finally:
+            for picture in small:
+                self._model.release(picture)
+
+    # what they share
+
+    def _looked(self) -> Look:
+        if self._look is None:
+            o = self._options
+            self._look = self._pipeline.look(self._pictures, self._question.text, o.guide_max_tokens, system=o.system)
+        return self._look
+
+    def _guide_ms(self) -> dict[str, float]:
+        look = self._looked()
+        return {
+            "guide_encode": sum(e.ms for e in look.encoded),
+            "guide_prefill": look.prompt.ms,
+            "guide_decode": look.answer.ms,
+        }
+
+    def _seen(self) -> list[Encoded]:
+        for picture in self._pictures[len(self._encoded) :]:
+            self._encoded.append(self._model.encode(picture.rgb))
+        return self._encoded
+
+    def _answered(self, encoded: Sequence[Encoded], kept: Sequence[Int32] | None, ms: dict[str, float]) -> Outcome:
+        """The model's answer from ``kept`` tokens of pictures, all of them if None."""
+        prompt = self._prefilled(encoded, kept)
+        done = self._model.generate(self._options.max_tokens)
+        if done.finish == "cancelled":
+            raise Interrupted()
+        said, ended = len(done.ids), done.finish == "stop"
+        return Outcome(
+            text=done.text.strip(),
+            finish=done.finish,
+            image=self._n_image,
+            steps=((0, prompt.n_kept),),
+            rows=prompt.n_past - prompt.n_kept,
+            fed=_fed(said, ended),
+            outputs=said + ended,
+            ms={**ms, "encode": sum(e.ms for e in encoded), "prefill": prompt.ms, "decode": done.ms},
+        )
+
+    def _prefilled(self, encoded: Sequence[Encoded], kept: Sequence[Int32] | None) -> Prefilled:
+        system = self._options.system
+        messages = [Message("system", system)] if system else []
+        messages.append(Message("user", self._question.text, len(encoded)))
+        return self._model.prefill(
+            [
+                part if isinstance(part, TextPart) else ImagePart(encoded[part], None if kept is None else kept[part])
+                for part in self._model.chat(messages)
+            ]
+        )
+
+
+def _fed(said: int, ended: bool) -> int:
+    """Tokens that were fed to find ``said`` of them, and the end after the last where it came."""
+    return said if ended else max(0, said - 1)
+
+
+def shrunk(layout: Callable[[int, int], ImageLayout], size: tuple[int, int], keep: float) -> tuple[int, int]:
+    """The size, of the same shape, at which a picture takes most tokens within ``keep`` of its own, or where none does
+    the fewest; of several such sizes the largest.
+    """
+    sizes = dict.fromkeys((max(1, size[0] * k // _SIZES), max(1, size[1] * k // _SIZES)) for k in range(_SIZES, 0, -1))
+    tokens = {at: layout(*at).n_tokens for at in sizes}
+    budget = share_of(keep, tokens[size])
+    within = [at for at, n in tokens.items() if n <= budget]
+    return max(within, key=lambda at: tokens[at]) if within else min(tokens, key=lambda at: tokens[at])
+
+
+def _resized(image: Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.asarray(PIL.Image.fromarray(image.rgb).resize(size, PIL.Image.Resampling.LANCZOS))
