@@ -28,8 +28,8 @@ from localvlm.errors import StorageError, UsageError
 if TYPE_CHECKING:
     from localvlm.pipeline import Pair, Pipeline
 
-__all__ = ["Calibration", "Example", "Point", "choose", "clopper_pearson", "judge", "read_examples", "risk_curve",
-           "same_answer", "store", "stored"]  # fmt: skip
+__all__ = ["Calibration", "Example", "Point", "choose", "clopper_pearson", "fingerprint", "judge", "read_examples",
+           "risk_curve", "same_answer", "store", "stored"]  # fmt: skip
 
 LEVEL = 0.95
 """Confidence with which all intervals of a curve hold at once."""
@@ -234,10 +234,15 @@ def _digest(pair: Pair, method: str) -> str:
     digest = hashlib.sha256(method.encode())
     for vlm in (pair.guide, pair.model):
         for path in (vlm.model, vlm.mmproj) if vlm is not None else ():
-            with path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(0)
-                digest.update(b"%d;" % size + file.read(_EDGE))
-                file.seek(max(0, size - _EDGE))
-                digest.update(file.read(_EDGE))
+            digest.update(fingerprint(path))
     return digest.hexdigest()[:32]
+
+
+def fingerprint(path: Path) -> bytes:
+    """Size and both ends of a file: enough to tell its weights from others."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        head = file.read(_EDGE)
+        file.seek(max(0, size - _EDGE))
+        return b"%d;" % size + head + file.read(_EDGE)

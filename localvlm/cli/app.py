@@ -11,10 +11,10 @@ from localvlm.cli.interrupt import Interrupts
 from localvlm.config import directories
 
 if TYPE_CHECKING:
-    from localvlm.engine.api import Engine
+    from localvlm.engine.api import Engine, LoadOptions
     from localvlm.pipeline import Pair, Pipeline
 
-__all__ = ["App"]
+__all__ = ["App", "load_options"]
 
 
 def _worker_engine(verbose: bool) -> Engine:
@@ -36,23 +36,29 @@ class App:
     @contextmanager
     def pipeline(self, pair: Pair, params: dict[str, Any]) -> Iterator[Pipeline]:
         """A pipeline with the engine options of a command; Ctrl-C cancels it, and the engine ends with it."""
-        from localvlm.engine.api import LoadOptions
         from localvlm.pipeline import Pipeline
 
-        options = LoadOptions(
-            n_ctx=params["ctx_size"],
-            threads=params["threads"],
-            gpu_layers=params["gpu_layers"],
-            stock_tower=params["stock_tower"],
-            stock_tiling=params["stock_tiling"],
-            image_tokens=params["image_max_tokens"],
-            kv_type=params["kv_type"],
-            compact_positions=params["positions"] == "compact",
-            cache=str(directories().cache),
-        )
         engine = self.engine(params["verbose"] > 1)
         with Interrupts(engine):
             try:
-                yield Pipeline.open(pair, options, engine, guide_image_tokens=params["guide_image_max_tokens"])
+                guide_image_tokens = params["guide_image_max_tokens"]
+                yield Pipeline.open(pair, load_options(params), engine, guide_image_tokens=guide_image_tokens)
             finally:
                 engine.close()
+
+
+def load_options(params: dict[str, Any]) -> LoadOptions:
+    """How a command's engine options say that VLMs are loaded."""
+    from localvlm.engine.api import LoadOptions
+
+    return LoadOptions(
+        n_ctx=params["ctx_size"],
+        threads=params["threads"],
+        gpu_layers=params["gpu_layers"],
+        stock_tower=params["stock_tower"],
+        stock_tiling=params["stock_tiling"],
+        image_tokens=params["image_max_tokens"],
+        kv_type=params["kv_type"],
+        compact_positions=params["positions"] == "compact",
+        cache=str(directories().cache),
+    )

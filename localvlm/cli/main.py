@@ -16,6 +16,7 @@ from localvlm.cli.ask import ask
 from localvlm.cli.attention import attention
 from localvlm.cli.bench import bench
 from localvlm.cli.calibrate import calibrate
+from localvlm.cli.evaluate import evaluate
 from localvlm.cli.info import list_pairs, methods, paths
 from localvlm.cli.output import print_error
 from localvlm.errors import Interrupted, LocalvlmError, NotEnoughMemory, StorageError, UsageError
@@ -52,7 +53,7 @@ def cli() -> None:
     """
 
 
-for _command in (ask, attention, bench, calibrate, list_pairs, methods, paths):
+for _command in (ask, attention, bench, calibrate, evaluate, list_pairs, methods, paths):
     cli.add_command(_command)
 
 

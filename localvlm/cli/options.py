@@ -16,9 +16,9 @@ from localvlm.errors import UsageError
 if TYPE_CHECKING:
     from localvlm.pruning import Keep
 
-__all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "Setting", "ShareType", "WholeType", "answer_options",
-           "budget_of", "engine_options", "output_options", "pair_options", "preset_of", "rank", "setting",
-           "user_config"]  # fmt: skip
+__all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "Setting", "ShareType", "SharesType", "WholeType",
+           "answer_options", "budget_of", "engine_options", "output_options", "pair_options", "preset_of", "rank",
+           "setting", "user_config"]  # fmt: skip
 
 METHODS = ("sgl+", "sgl", "none", "random", "grid")
 """Names of localvlm.pruning.METHODS, known here without loading numpy."""
@@ -71,6 +71,8 @@ class Setting(click.Option):
             return (bool, int), "true, or a number"
         if isinstance(self.type, KeepType):
             return (int, float, str), 'a share such as 0.35, "auto" or "all"'
+        if isinstance(self.type, SharesType):
+            return (int, float, str), 'a share such as 0.35, or several as "0.64,0.35"'
         if isinstance(self.type, ExitType):
             return (int, float, str), 'a score such as 0.9, "off" or "always"'
         if isinstance(self.type, PriceType):
@@ -248,6 +250,20 @@ class ShareType(click.types.FloatParamType):
         if not 0 < number < 1:
             self.fail(f"{value!r} is not a share over 0 and under 1.", param, ctx)
         return number
+
+
+class SharesType(click.ParamType):  # type: ignore[type-arg] # generic since click 8.5 only
+    """Shares over 0 and up to 1, with commas between."""
+
+    name = "R,R,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        found = tuple(KeepType().convert(part.strip(), param, ctx) for part in str(value).split(","))
+        if not all(isinstance(share, float) for share in found):
+            self.fail(f"{value!r} holds other things than shares such as 0.35.", param, ctx)
+        return found  # type: ignore[return-value]
 
 
 class TempType(click.types.FloatParamType):

@@ -1,0 +1,175 @@
+"""``localvlm eval``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localvlm.cli.app import App, load_options
+from localvlm.cli.files import check_writable, write_whole
+from localvlm.cli.inputs import choose_pair
+from localvlm.cli.options import (
+    ConfiguredCommand,
+    SharesType,
+    WholeType,
+    engine_options,
+    output_options,
+    pair_options,
+    setting,
+)
+from localvlm.cli.output import Reporter
+from localvlm.cli.sanitize import sanitize
+from localvlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from localvlm.evaluation.data import Dataset
+    from localvlm.evaluation.plan import Cell
+    from localvlm.evaluation.report import Report
+    from localvlm.evaluation.runner import Outcome, RunOptions
+    from localvlm.pipeline import Pair
+
+__all__ = ["evaluate"]
+
+RULES = ("exact", "vqa", "relaxed", "anls", "yes-no")
+"""Names of localvlm.evaluation.scoring.RULES, known here without loading anything."""
+_BAR = 24
+
+
+@click.command("eval", cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
+@click.argument("data", metavar="DATA")
+@setting("--methods", metavar="A,B,...", default="sgl+,sgl,random,grid", show_default=True,
+         help="How image tokens are chosen: methods of `localvlm methods`, and downscale.")  # fmt: skip
+@setting("--keep", metavar="R,R,...", type=SharesType(), default="0.64,0.35,0.09", show_default=True,
+         help="Shares of the image tokens to keep, each as the mean over the model's layers.")  # fmt: skip
+@setting("--answers", metavar="FILE", help="The right answers, where DATA's format keeps them apart.")
+@setting("--images", metavar="DIR", help="Folder of the pictures [default: that of DATA].")
+@setting("--limit", metavar="N", type=WholeType(1), help="Only the first N questions.")
+@setting("--score", type=click.Choice(RULES), metavar="RULE",
+         help="exact, vqa, relaxed, anls or yes-no [default: as DATA's format is scored].")  # fmt: skip
+@setting("--suffix", metavar="TEXT", default="", help="Put below every question, such as 'Answer in one word.'")
+@setting("-s", "--system", metavar="TEXT", help="System prompt.")
+@setting("--max-tokens", metavar="N", type=WholeType(1), default=64, show_default=True,
+         help="Longest answer, in tokens.")  # fmt: skip
+@setting("--guide-max-tokens", metavar="N", type=WholeType(1), default=64, show_default=True,
+         help="Longest answer of the guide, in tokens.")  # fmt: skip
+@setting("--seed", metavar="N", type=WholeType(0, 2**31 - 1), default=0, show_default=True, help="Of random's draws.")
+@pair_options(model=True)
+@engine_options
+@setting("--json", metavar="FILE.json", help="Write the figures there.")
+@setting("--html", metavar="FILE.html", help="Write a page with curves and tables there.")
+@setting("--no-timings", is_flag=True, help="Leave out times: the same run then tells the same, byte for byte.")
+@setting("--work", metavar="DIR", help="Where answers are kept as they come [default: a folder for each run].")
+@setting("--restart", is_flag=True, help="Ask everything anew.")
+@output_options
+@click.pass_context
+def evaluate(ctx: click.Context, /, data: str, **params: Any) -> None:
+    """Asks the questions of DATA with every method at every budget, and tells what each costs and loses.
+
+    DATA is JSONL with `image`, `question` and `answer` (or `answers`) a line, maybe `type`; or a file of VQAv2,
+    TextVQA, GQA, POPE, DocVQA, ChartQA or LLaVA as it is published. Answers are kept as they come: a run that was ended
+    goes on where it was when it is started again.
+    """
+    from localvlm.evaluation.data import read_dataset
+    from localvlm.evaluation.plan import cells
+    from localvlm.evaluation.runner import RunOptions
+
+    reporter = Reporter(quiet=params["quiet"], verbose=params["verbose"])
+    targets = [_target(params[kind], kind) for kind in ("json", "html")]
+    answers, folder = (Path(params[key]).expanduser() if params[key] else None for key in ("answers", "images"))
+    dataset = read_dataset(Path(data).expanduser(), answers, folder, params["score"], params["suffix"])
+    dataset = dataset.first(params["limit"])
+    pair = choose_pair(ctx, reporter)
+    if pair.model is None:
+        raise UsageError("a model is needed", "pass --model, or --pair")
+    methods = [name.strip() for name in params["methods"].split(",")]
+    plan = cells(methods, params["keep"], guide=pair.guide is not None)
+    options = RunOptions(params["max_tokens"], params["guide_max_tokens"], params["seed"], params["system"])
+    results = _run(ctx.ensure_object(App), pair, dataset, plan, options, params, reporter)
+    _tell(_report(data, dataset, pair, plan, results, timings=not params["no_timings"]), targets)
+
+
+def _target(name: str | None, kind: str) -> Path | None:
+    """A file to be written, checked before anything is loaded."""
+    if name is None:
+        return None
+    target = Path(name).expanduser()
+    if target.suffix.lower() != f".{kind}":
+        raise UsageError(f"--{kind} {name!r} is not the name of a .{kind} file", f"give a name that ends in .{kind}")
+    check_writable(target)
+    return target
+
+
+def _run(
+    app: App, pair: Pair, dataset: Dataset, plan: list[Cell], options: RunOptions, params: dict[str, Any],
+    reporter: Reporter,
+) -> list[dict[str, Outcome]]:  # fmt: skip
+    from localvlm.config import directories
+    from localvlm.evaluation.inputs import digest, inputs_of
+    from localvlm.evaluation.journal import Journal
+    from localvlm.evaluation.runner import ask_all
+
+    reporter.stage("reading the pictures")
+    inputs = inputs_of(dataset.questions, plan, pair, options, load_options(params))
+    work = params["work"]
+    folder = Path(work).expanduser() if work else directories().state / "eval" / digest(inputs)[:32]
+    n = len(dataset.questions)
+    with Journal(folder / "answers.jsonl", inputs, restart=params["restart"]) as journal:
+        if before := len(journal.done):
+            reporter.note(f"{before} of {n} questions were answered before, in '{journal.path}'; --restart asks anew")
+        try:
+            with app.pipeline(pair, params) as pipeline:
+                return ask_all(pipeline, dataset.questions, plan, options, journal, _progress(reporter, before, n))
+        finally:
+            reporter.clear()
+            if before < len(journal.done) < n:
+                reporter.note(f"{len(journal.done)} of {n} questions are answered; the same command goes on from there")
+
+
+def _progress(reporter: Reporter, before: int, n: int) -> Callable[[int], None]:
+    started = time.monotonic()
+
+    def show(done: int) -> None:
+        filled = _BAR * done // n
+        left = ""
+        if done > before:
+            seconds = (time.monotonic() - started) / (done - before) * (n - done)
+            left = f", {seconds / 60:.0f} min left" if seconds >= 90 else f", {seconds:.0f} s left"
+        reporter.stage(f"[{'#' * filled}{'.' * (_BAR - filled)}] {done} of {n} questions{left}")
+
+    return show
+
+
+def _report(
+    data: str, dataset: Dataset, pair: Pair, plan: list[Cell], results: list[dict[str, Outcome]], *, timings: bool
+) -> Report:
+    import localvlm
+    from localvlm.cost import LlmShape
+    from localvlm.evaluation.report import Report, rows_of
+
+    assert pair.model is not None
+    guide = pair.guide if any(cell.aggregation for cell in plan) else None
+    facts = {
+        "data": f"{Path(data).name} ({dataset.format}), {len(dataset.questions)} questions",
+        "scored": ", ".join(sorted({q.rule for q in dataset.questions})),
+        "pair": pair.name or "of files",
+        "guide": pair.guide.model.name if pair.guide is not None else "none",
+        "model": pair.model.model.name,
+        "localvlm": localvlm.__version__,
+    }
+    shapes = LlmShape.of(pair.model.model), None if guide is None else LlmShape.of(guide.model)
+    return Report(facts, rows_of(plan, dataset.questions, results, *shapes), timings)
+
+
+def _tell(report: Report, targets: list[Path | None]) -> None:
+    from localvlm.evaluation.page import as_page
+    from localvlm.evaluation.table import as_text
+
+    for target, text in zip(targets, (report.as_json, lambda: as_page(report)), strict=True):
+        if target is not None:
+            data = text().encode()
+            write_whole(target, lambda file: file.write(data))  # noqa: B023 - called within the turn
+    click.echo(sanitize(as_text(report)), nl=False)

@@ -1,0 +1,73 @@
+"""What results hang on, as hashes: with any of it changed, those of a journal are of another run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import localvlm
+from localvlm.calibration import fingerprint
+from localvlm.engine.api import LoadOptions
+from localvlm.errors import ImageError
+from localvlm.evaluation.data import Question
+from localvlm.evaluation.plan import Cell
+from localvlm.evaluation.runner import RunOptions
+from localvlm.pipeline import Pair, VlmFiles
+
+__all__ = ["digest", "inputs_of"]
+
+
+def inputs_of(
+    questions: Sequence[Question],
+    plan: Sequence[Cell],
+    pair: Pair,
+    options: RunOptions,
+    loaded: LoadOptions,
+) -> dict[str, Any]:
+    """What the first line of a journal holds. Right answers and how they are scored are none of it: they are looked at
+    after the run.
+
+    Raises:
+        ImageError: a picture is missing.
+        OSError: a model file cannot be read.
+    """
+    return {
+        "localvlm": localvlm.__version__,
+        "llama-cpp-python": version("llama-cpp-python"),
+        "questions": digest([[q.id, q.images, q.text] for q in questions]),
+        "pictures": _pictures(questions),
+        "guide": _weights(pair.guide),
+        "model": _weights(pair.model),
+        "methods": [cell.name for cell in plan],
+        "options": {**asdict(options), **asdict(loaded)},
+    }
+
+
+def digest(value: Any) -> str:
+    """Of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _pictures(questions: Sequence[Question]) -> str:
+    """Of the contents of all pictures, each read once."""
+    found = hashlib.sha256()
+    for name in dict.fromkeys(image for q in questions for image in q.images):
+        try:
+            with Path(name).open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise ImageError(
+                f"image '{name}' cannot be read: {error.strerror}", "--images names their folder"
+            ) from error
+    return found.hexdigest()
+
+
+def _weights(files: VlmFiles | None) -> str | None:
+    if files is None:
+        return None
+    return hashlib.sha256(fingerprint(files.model) + fingerprint(files.mmproj)).hexdigest()

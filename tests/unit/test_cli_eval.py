@@ -1,0 +1,326 @@
+"""``localvlm eval`` on the fake engine: what it prints and writes, and that it can be killed at any point."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from localvlm.bench.shapes import LlavaShape, write_llava
+from localvlm.engine.fake import FakeVlm, Script
+
+KINDS = {"colour": "red", "text": "dark red", "odd <b>&": "blue"}
+GUIDE_SAYS, FULL_SAYS, PRUNED_SAYS = "red", "dark red", "red"
+SMALL = LlavaShape("small", 2, 64, 2, 2, 64, 300, "Q8_0", 1, 64, 2, 64, 28, 14)
+LARGE = LlavaShape("large", 4, 64, 2, 2, 128, 300, "Q8_0", 1, 64, 2, 64, 28, 14)
+SCRIPTS = {"guide": Script(answer=GUIDE_SAYS), "model": Script(answer=FULL_SAYS, pruned_answer=PRUNED_SAYS)}
+
+
+def make(folder: Path, n: int = 6) -> Path:
+    """``n`` questions, and model files that have a shape."""
+    for name, shape in (("guide", SMALL), ("model", LARGE)):
+        model, mmproj = write_llava(folder, shape)
+        model.replace(folder / f"{name}.gguf")
+        mmproj.replace(folder / f"{name}-mmproj.gguf")
+    rows = []
+    for i in range(n):
+        PIL.Image.new("RGB", (64, 48), (i, 0, 0)).save(folder / f"{i}.png")
+        kind = list(KINDS)[i % len(KINDS)]
+        rows.append({"image": f"{i}.png", "question": "What?", "answer": KINDS[kind], "type": kind})
+    data = folder / "data.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    return data
+
+
+@pytest.fixture
+def data(cli, tmp_path):
+    cli.scripts = dict(SCRIPTS)
+    return make(tmp_path)
+
+
+def figures(path: Path) -> dict[str, dict]:
+    return {row["name"]: row for row in json.loads(path.read_text())["rows"]}
+
+
+# ---- what comes out
+
+
+def test_every_method_at_every_budget(cli, data, tmp_path):
+    methods = ["--methods", "sgl+,random,downscale"]
+    assert cli("eval", data, *cli.pair, *methods, "--keep", ".5,.25", "--json", tmp_path / "o.json").code == 0
+    rows = figures(tmp_path / "o.json")
+    assert list(rows) == ["none", "blind", "guide", "sgl+ 50%", "sgl+ 25%", "random 50%", "random 25%", "downscale 50%",
+                          "downscale 25%"]  # fmt: skip
+    right = {name: row["accuracy"]["mean"] for name, row in rows.items()}
+    assert {name: round(6 * share) for name, share in right.items()} == dict.fromkeys(rows, 2)
+    by_type = {name: [row["types"][kind]["mean"] for kind in KINDS] for name, row in rows.items()}
+    assert by_type["none"] == by_type["blind"] == by_type["downscale 50%"] == [0, 1, 0]
+    assert by_type["guide"] == by_type["sgl+ 50%"] == by_type["random 25%"] == [1, 0, 0]
+    interval = {"n": 2, "mean": 1.0, "low": pytest.approx(0.3424, abs=1e-4), "high": 1.0}
+    assert rows["sgl+ 50%"]["types"]["colour"] == interval
+    assert rows["sgl+ 50%"]["of_unpruned"] == 1.0
+    assert rows["none"]["floor_adjusted"] is None
+
+
+def test_costs_are_those_of_what_was_run(cli, data, tmp_path):
+    cli("eval", data, *cli.pair, "--methods", "sgl,grid", "--keep", "0.25", "--json", tmp_path / "o.json")
+    rows = figures(tmp_path / "o.json")
+    cost = {name: row["cost"] for name, row in rows.items()}
+    assert (cost["none"]["image"], cost["none"]["kept"], cost["blind"]["kept"]) == (144, 144, 0)
+    assert (cost["sgl 25%"]["kept"], cost["sgl 25%"]["mean_kept"], cost["sgl 25%"]["share"]) == (36, 36, 0.25)
+    text = len("USER: What?\nASSISTANT:") + 1
+    weights = LARGE.layers * (4 * 64 * 64 + 3 * 128 * 64)
+
+    def flops(kept: int, said: str) -> int:
+        rows = text + kept + len(said)
+        return 2 * weights * rows + 2 * 4 * 64 * rows * (rows + 1) + 2 * 300 * 64 * (len(said) + 1)
+
+    assert cost["none"]["model_flops"] == flops(144, FULL_SAYS)
+    assert cost["grid 25%"]["flops"] == flops(36, PRUNED_SAYS)
+    assert cost["grid 25%"]["guide_flops"] == 0
+    assert cost["sgl 25%"]["flops"] == flops(36, PRUNED_SAYS) + cost["guide"]["guide_flops"]
+    assert cost["guide"]["model_flops"] == 0 < cost["guide"]["guide_flops"]
+    assert rows["grid 25%"]["flops_share"] == flops(36, PRUNED_SAYS) / flops(144, FULL_SAYS)
+
+
+def test_what_is_the_same_runs_once(cli, data, monkeypatch):
+    counts: Counter[tuple[str, str]] = Counter()
+    step = FakeVlm.step
+
+    def counted(vlm: FakeVlm, name: str) -> None:
+        counts[vlm.info.name, name] += 1
+        step(vlm, name)
+
+    monkeypatch.setattr(FakeVlm, "step", counted)
+    cli("eval", data, *cli.pair, "--methods", "sgl,sgl+,random,grid", "--keep", "0.5,0.25")
+    assert counts["guide", "encode"] == counts["guide", "prefill"] == counts["model", "encode"] == 6
+    assert counts["model", "prefill"] == 6 * (2 + 8)
+
+
+def test_without_a_guide(cli, data, tmp_path):
+    alone = cli.pair[2:]
+    run = cli("eval", data, *alone, "--methods", "grid", "--keep", "0.5", "--json", tmp_path / "o.json")
+    assert run.code == 0
+    assert list(figures(tmp_path / "o.json")) == ["none", "blind", "grid 50%"]
+    assert "guide" not in cli("eval", data, *alone, "--methods", "grid").out.split("\n\n")[1]
+    assert cli("eval", data, *alone, "--methods", "sgl").code == 2
+
+
+def test_a_method_that_cannot_keep_so_few_says_so(cli, data, tmp_path):
+    run = cli("eval", data, *cli.pair, "--methods", "downscale", "--keep", "0.25", "--json", tmp_path / "o.json")
+    assert re.search(r"downscale +min 100% ", run.out)
+    assert figures(tmp_path / "o.json")["downscale 25%"]["reached"] is False
+    run = cli("eval", data, *cli.pair, "--methods", "grid", "--keep", "0.001")
+    assert re.search(r"grid +min 0.694% ", run.out)  # one token of 144
+
+
+def test_yes_and_no(cli, tmp_path):
+    make(tmp_path, 1)
+    cli.scripts = {"guide": Script("no"), "model": Script("Yes.", pruned_answer="a cat")}
+    data, labels = tmp_path / "pope.json", ["yes", "no", "yes"]
+    rows = [{"question_id": i, "image": "0.png", "text": "Is it?", "label": label} for i, label in enumerate(labels)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    run = cli("eval", data, *cli.pair, "--methods", "grid", "--keep", ".5", "--json", tmp_path / "o.json")
+    found = figures(tmp_path / "o.json")
+    told = {"accuracy": 2 / 3, "precision": 2 / 3, "recall": 1.0, "f1": 0.8, "yes": 1.0, "neither": 0}
+    assert found["none"]["yes_no"] == told
+    assert found["grid 50%"]["yes_no"]["precision"] is None
+    assert found["grid 50%"]["yes_no"]["neither"] == 3
+    assert re.search(r"^none +66\.7 +66\.7 +100\.0 +80\.0 +100\.0 +0$", run.out, re.MULTILINE)
+    assert re.search(r"^grid 50% +0\.0 +- +0\.0 +0\.0 +0\.0 +3$", run.out, re.MULTILINE)
+
+
+# ---- the page
+
+
+class Reader(HTMLParser):
+    VOID = {"meta", "circle", "rect", "path"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        assert not any(name.startswith("on") or name in ("src", "href") for name, _ in attrs)
+        for name, value in attrs:
+            for number in re.findall(r"-?\d+\.?\d*", value or "") if name in ("cx", "cy", "x", "y") else []:
+                assert -10 <= float(number) <= 400
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_stands_alone_and_tells_what_the_table_does(cli, data, tmp_path):
+    run = cli("eval", data, *cli.pair, "--keep", "0.5,0.25", "--html", tmp_path / "o.html")
+    page = (tmp_path / "o.html").read_text()
+    reader = Reader()
+    reader.feed(page)
+    assert not reader.open
+    assert "script" not in reader.seen
+    assert "link" not in reader.seen
+    assert "<b>" not in page
+    assert "odd <b>& (2)" in reader.text
+    assert "prefers-color-scheme: dark" in page
+    for word in ("sgl+ 25%", "random", "unpruned", "blind", "data.jsonl (JSONL), 6 questions"):
+        assert word in reader.text
+    lines = run.out.split("All questions\n")[1].split("\n\n")[0].splitlines()[1:]
+    for cell in (cell for line in lines for cell in line.split()):
+        assert cell in reader.text or cell == "-"
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "why"),
+    [
+        (["--methods", "best"], 2, "'best'"),
+        (["--keep", "auto"], 2, "shares"),
+        (["--keep", "0.5,2"], 2, "over 0 and up to 1"),
+        (["--limit", "0"], 2, "from 1 up"),
+        (["--json", "1"], 2, "not the name of a .json file"),
+        (["--html", "x/o.html"], 8, "does not exist"),
+        (["--images", "nowhere"], 6, "--images"),
+        (["--answers", "a.json"], 2, "leave out --answers"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_loaded(cli, data, args, code, why):
+    cli.engine = None
+    run = cli("eval", data, *cli.pair, *args)
+    assert (run.code, run.out) == (code, "")
+    assert why in run.err
+    assert cli.engine is None
+
+
+def test_settings_of_ask_do_not_get_in_the_way(cli, data, monkeypatch):
+    monkeypatch.setenv("LOCALVLM_KEEP", "0.5")
+    assert re.search(r"sgl\+ +50% ", cli("eval", data, *cli.pair).out)
+
+
+# ---- going on after an end
+
+
+def test_a_run_goes_on_from_what_it_had(cli, data, tmp_path):
+    command = ["eval", data, *cli.pair, "--keep", "0.5", "--work", tmp_path / "work", "--json", tmp_path / "o.json"]
+    assert cli(*command, "--no-timings").code == 0
+    whole = (tmp_path / "o.json").read_bytes()
+    assert b'"ms"' not in whole
+    journal = tmp_path / "work" / "answers.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + 6
+    journal.write_bytes(b"".join(lines[:4]) + lines[4][:50])
+    run = cli(*command, "--no-timings")
+    assert "3 of 6 questions were answered before" in run.err
+    assert (tmp_path / "o.json").read_bytes() == whole
+    assert cli(*command).code == 0
+    assert not cli.engine.loaded
+    assert b'"ms"' in (tmp_path / "o.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("args", "change", "what"),
+    [
+        (["--max-tokens", "3"], None, "options"),
+        (["--methods", "grid"], None, "methods"),
+        (["--limit", "2"], None, "pictures, questions"),
+        ([], "model.gguf", "model"),
+        ([], "0.png", "pictures"),
+    ],
+)
+def test_answers_of_other_inputs_are_not_taken_up(cli, data, tmp_path, args, change, what):
+    command = ["eval", data, *cli.pair, "--keep", "0.5", "--work", tmp_path / "work"]
+    assert cli(*command).code == 0
+    if change:
+        with (tmp_path / change).open("ab") as file:
+            file.write(b"x")
+    run = cli(*command, *args)
+    assert run.code == 2
+    assert f": {what} differ" in run.err
+    assert "--restart" in run.err
+    assert cli(*command, *args, "--restart").code == 0
+
+
+def test_each_run_has_a_folder_of_its_own_unless_told(cli, data):
+    assert cli("eval", data, *cli.pair).code == 0
+    assert "were answered before" in cli("eval", data, *cli.pair).err
+    assert "were answered before" not in cli("eval", data, *cli.pair, "--seed", "1").err
+
+
+def test_scores_are_of_now(cli, data, tmp_path):
+    command = ["eval", data, *cli.pair, "--methods", "grid", "--work", tmp_path / "work", "--json", tmp_path / "o.json"]
+    cli(*command)
+    assert figures(tmp_path / "o.json")["none"]["accuracy"]["mean"] == pytest.approx(1 / 3)
+    cli(*command, "--score", "anls")
+    assert not cli.engine.loaded
+    assert figures(tmp_path / "o.json")["none"]["accuracy"]["mean"] == pytest.approx((0 + 1 + 0) / 3)
+    data.write_text(data.read_text().replace('"blue"', '"dark red"'))
+    cli(*command)
+    assert figures(tmp_path / "o.json")["none"]["accuracy"]["mean"] == pytest.approx(2 / 3)
+
+
+def test_an_engine_that_dies_loses_one_question(cli, data, tmp_path):
+    command = ["eval", data, *cli.pair, "--methods", "grid", "--keep", "0.5", "--work", tmp_path / "work"]
+    cli.scripts["model"] = Script(answer=FULL_SAYS, crash_at=60)
+    run = cli(*command)
+    assert run.code == 4
+    assert re.search(r"\d of 6 questions are answered; the same command goes on", run.err)
+    cli.scripts["model"] = SCRIPTS["model"]
+    assert cli(*command).code == 0
+
+
+CHILD = """
+import sys
+from localvlm.cli.app import App
+from localvlm.cli.main import main
+from localvlm.engine.fake import FakeEngine, Script
+scripts = {"guide": Script(answer="red"), "model": Script(answer="dark red", pruned_answer="red", encode_s=0.01)}
+main(sys.argv[1:], App(lambda _: FakeEngine(scripts)))
+"""
+
+
+def test_killed_at_random_it_tells_the_same_in_the_end(cli, tmp_path):
+    data = make(tmp_path, 30)
+
+    def start(work: str) -> subprocess.Popen[bytes]:
+        command = ["eval", data, *cli.pair, "--keep", "0.5,0.25", "--work", tmp_path / work, "--no-timings",
+                   "--json", tmp_path / f"{work}.json", "-q"]  # fmt: skip
+        return subprocess.Popen([sys.executable, "-c", CHILD, *map(str, command)], stdout=subprocess.DEVNULL)
+
+    assert start("whole").wait() == 0
+    rng, kills = random.Random(5), 0
+    journal = tmp_path / "cut" / "answers.jsonl"
+    for _ in range(3):
+        child = start("cut")
+        before = journal.stat().st_size if journal.exists() else 0
+        while child.poll() is None and (not journal.exists() or journal.stat().st_size == before):
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.1))
+        os.kill(child.pid, signal.SIGKILL)
+        kills += child.wait() == -signal.SIGKILL
+    assert kills
+    assert start("cut").wait() == 0
+    assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
