@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from numpy.typing import NDArray
 from localvlm.catalog import calibrations
 from localvlm.config import directories
 from localvlm.errors import StorageError, UsageError
+from localvlm.json_files import read_json
+from localvlm.scoring import plain
 
 if TYPE_CHECKING:
     from localvlm.pipeline import Pair, Pipeline
@@ -136,8 +137,7 @@ def choose(curve: Sequence[Point], wanted: float) -> Point | None:
 
 def same_answer(a: str, b: str) -> bool:
     """Whether two answers are the same but for case, punctuation and white space."""
-    first, second = (" ".join(re.sub(r"[^\w\s]", " ", text.casefold()).split()) for text in (a, b))
-    return first == second
+    return plain(a) == plain(b)
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -146,24 +146,16 @@ def read_examples(path: Path) -> list[Example]:
     Raises:
         UsageError: the file cannot be read, or a line is something else.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"'{path}' cannot be read: {error}", "check the path") from error
+    hint = 'write {"image": "a.png", "question": "...", "answer": "..."} a line'
+    rows = read_json(path, hint)
     found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, row in enumerate(rows if rows and isinstance(rows, list) else [rows], 1):
         try:
-            row = json.loads(line)
             image, question, answer = row["image"], row["question"], row.get("answer")
             if not all(isinstance(v, str) for v in (image, question, answer or "")):
                 raise TypeError("not text")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UsageError(
-                f"line {number} of '{path}' is not an example",
-                'write {"image": "a.png", "question": "...", "answer": "..."} a line',
-            ) from error
+        except (TypeError, KeyError, AttributeError) as error:
+            raise UsageError(f"entry {number} of '{path}' is not an example", hint) from error
         found.append(Example(str(path.parent / image), question, answer))
     if len({e.answer is None for e in found}) > 1:
         raise UsageError(f"some lines of '{path}' have an answer and some have none", "give all or none")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 RULES = ("exact", "vqa", "relaxed", "anls", "yes-no")
-"""Names of localvlm.evaluation.scoring.RULES, known here without loading anything."""
+"""Names of localvlm.scoring.RULES, known here without loading anything."""
 _BAR = 24
 
 
@@ -168,8 +168,13 @@ def _tell(report: Report, targets: list[Path | None]) -> None:
     from localvlm.evaluation.page import as_page
     from localvlm.evaluation.table import as_text
 
-    for target, text in zip(targets, (report.as_json, lambda: as_page(report)), strict=True):
-        if target is not None:
-            data = text().encode()
-            write_whole(target, lambda file: file.write(data))  # noqa: B023 - called within the turn
+    json_file, html_file = targets
+    if json_file is not None:
+        _write(json_file, report.as_json())
+    if html_file is not None:
+        _write(html_file, as_page(report))
     click.echo(sanitize(as_text(report)), nl=False)
+
+
+def _write(target: Path, text: str) -> None:
+    write_whole(target, lambda file: file.write(text.encode()))

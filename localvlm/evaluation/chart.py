@@ -10,8 +10,10 @@ from html import escape
 __all__ = ["N_STYLES", "Point", "Series", "chart", "swatch"]
 
 WIDTH, HEIGHT = 400, 300
-LEFT, RIGHT, TOP, BOTTOM = 40, 12, 14, 44
-"""Room around the plot for ticks and the axis' name."""
+LEFT, RIGHT, TOP, BOTTOM = 36, 62, 14, 44
+"""Room around the plot for ticks, the axis' name and those of levels."""
+LINE = 14
+"""Height of a line of text."""
 _MARKS: tuple[Callable[[float, float], str], ...] = (
     lambda x, y: f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"/>',
     lambda x, y: f'<rect x="{x - 3.6:.1f}" y="{y - 3.6:.1f}" width="7.2" height="7.2"/>',
@@ -56,7 +58,7 @@ def chart(title: str, x_name: str, series: Sequence[Series], levels: Sequence[tu
     points = [p for s in series for p in s.points]
     heights = [*(y for p in points for y in (p.low, p.high)), *(y for _, y in levels)]
     axes = _Axes(max(100.0, *(p.x for p in points)), min(heights), max(heights))
-    parts = [*axes.drawn(x_name), *(line for name, y in levels for line in axes.level(name, y))]
+    parts = [*axes.drawn(x_name), *axes.levels(levels)]
     for one in series:
         parts += axes.curve(one)
     return (
@@ -101,12 +103,15 @@ class _Axes:
         middle = (LEFT + WIDTH - RIGHT) // 2
         yield f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_name)}</text>'
 
-    def level(self, name: str, value: float) -> Iterator[str]:
-        """A broken line with its name at the right end, above it if there is room."""
-        y = self.y(value)
-        label = y - 4 if y > TOP + 10 else y + 13
-        yield f'<path class="level" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
-        yield f'<text x="{WIDTH - RIGHT}" y="{label:.1f}" text-anchor="end">{escape(name)}</text>'
+    def levels(self, levels: Sequence[tuple[str, float]]) -> Iterator[str]:
+        """Broken lines with their names at the right, from the highest down and never one on another."""
+        free = 0.0
+        for name, value in sorted(levels, key=lambda level: -level[1]):
+            y = self.y(value)
+            label = max(y + 4, free)
+            free = label + LINE
+            yield f'<path class="level" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
+            yield f'<text x="{WIDTH - RIGHT + 6}" y="{label:.1f}">{escape(name)}</text>'
 
     def curve(self, series: Series) -> Iterator[str]:
         """The points of a series with their intervals, each telling its figures when pointed at."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from localvlm.errors import UsageError
 from localvlm.evaluation.formats import FORMATS, Format, Malformed, Row
+from localvlm.json_files import read_json
 
 __all__ = ["Dataset", "Question", "read_dataset"]
 
@@ -67,14 +66,14 @@ def read_dataset(
     Raises:
         UsageError: a file cannot be read or is none of the formats, or an entry lacks what it needs.
     """
-    content = _parse(path)
+    content = read_json(path, _HINT)
     found = next((f for f in FORMATS if f.knows(content)), None)
     if found is None:
         raise UsageError(f"'{path}' is in no format that is known here", _HINT)
     if (answers is None) == found.apart:
         raise UsageError(*_about_answers(path, found))
     try:
-        rows = found.rows(content, None if answers is None else _parse(answers))
+        rows = found.rows(content, None if answers is None else read_json(answers, _HINT))
         folder = path.parent if images is None else images
         questions = tuple(_question(i, row, folder, rule, suffix) for i, row in enumerate(rows, 1))
     except Malformed as error:
@@ -96,29 +95,3 @@ def _question(number: int, row: Row, folder: Path, rule: str | None, suffix: str
     text = f"{row.text}\n{suffix}" if suffix else row.text
     images = tuple(str(folder / image) for image in row.images)
     return Question(row.id or str(number), images, text, row.answers, row.kind, rule or row.rule)
-
-
-def _parse(path: Path) -> Any:
-    """The content of a JSON file, or the list of the objects of a JSONL file, whatever its name ends in."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"'{path}' cannot be read: {error}", "check the path") from error
-    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise UsageError(f"'{path}' is empty", _HINT)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if not lines[0][1].rstrip().endswith("}"):
-            raise UsageError(f"'{path}' is not JSON: {error}", _HINT) from error
-        return [_entry(line, f"line {n} of '{path}'") for n, line in lines]
-    one_line = isinstance(content, dict) and not content.keys().isdisjoint(("question", "question_id"))
-    return [content] if one_line else content
-
-
-def _entry(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is not JSON: {error}", _HINT) from error

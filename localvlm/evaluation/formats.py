@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from localvlm.evaluation.scoring import RULES, VQA_ANNOTATORS
+from localvlm.scoring import RULES, VQA_ANNOTATORS
 
 __all__ = ["FORMATS", "Format", "Malformed", "Row"]
 

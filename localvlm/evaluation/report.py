@@ -14,8 +14,8 @@ from localvlm.cost import LlmShape
 from localvlm.evaluation.data import Question
 from localvlm.evaluation.plan import BLIND, GUIDE, UNPRUNED, Cell
 from localvlm.evaluation.runner import Outcome
-from localvlm.evaluation.scoring import RULES, said_yes
 from localvlm.evaluation.statistics import Accuracy, Detection, detection, floor_adjusted, mean_score, of_unpruned
+from localvlm.scoring import RULES, said_yes
 
 __all__ = ["TIMED", "Cost", "Report", "Row", "rows_of"]
 
@@ -201,8 +201,11 @@ _NOTES: tuple[tuple[str, Callable[[Report], bool]], ...] = (
     ("floor-adjusted is not defined here: blind is no worse than unpruned", lambda r: r.rows[0].floor_adjusted is None),
     ("of unpruned is not defined here: unpruned gets nothing right", lambda r: r.rows[0].of_unpruned is None),
     ("kept: image tokens that enter the last layer; mean: share kept, over all layers", lambda _: True),
-    ("FLOPs are those of the LLMs, towers left out; the guide's are counted in", lambda r: not _unguided(r)),
-    ("FLOPs are those of the LLM, its tower left out", _unguided),
+    (
+        "FLOPs: of the LLMs, the guide's counted in, towers left out; share: of unpruned",
+        lambda r: not _unguided(r),
+    ),
+    ("FLOPs: of the LLM, its tower left out; share: of unpruned", _unguided),
     (
         "min: the method cannot keep as few as asked; the row is of its fewest",
         lambda r: not all(x.reached for x in r.rows),

@@ -12,12 +12,12 @@ ABSENT = "-"
 """What cannot be told."""
 _STAGES = {
     "guide_encode": "guide looks",
-    "guide_prefill": "reads",
-    "guide_decode": "answers",
+    "guide_prefill": "guide reads",
+    "guide_decode": "guide answers",
     "encode": "model looks",
-    "select": "chooses",
-    "prefill": "reads",
-    "decode": "answers",
+    "select": "choice",
+    "prefill": "model reads",
+    "decode": "model answers",
 }
 
 
@@ -40,7 +40,7 @@ def columns(report: Report) -> list[tuple[str, list[list[str]]]]:
     return tables
 
 
-_HEAD = ["keep", "accuracy", "95 %", "of unpruned", "floor-adj.", "kept", "mean", "GFLOPs", "of unpruned"]
+_HEAD = ["keep", "accuracy", "95 %", "of unpruned", "floor-adj.", "kept", "mean", "GFLOPs", "share"]
 
 
 def _cells(row: Row) -> list[str]:

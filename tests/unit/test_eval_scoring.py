@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localvlm.evaluation.scoring import RULES, anls, exact, levenshtein, plain, relaxed, said_yes, vqa, vqa_normal
-from localvlm.evaluation.scoring import yes_no as yes_no_score
 from localvlm.evaluation.statistics import detection, floor_adjusted, mean_score, of_unpruned, wilson
+from localvlm.scoring import RULES, anls, exact, levenshtein, plain, relaxed, said_yes, vqa, vqa_normal
+from localvlm.scoring import yes_no as yes_no_score
 
 WORDS = st.text("abc é.,-1", max_size=8)
 
