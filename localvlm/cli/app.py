@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from localvlm.cli.interrupt import Interrupts
@@ -41,17 +41,17 @@ class App:
         engine = self.engine(params["verbose"] > 1)
         with Interrupts(engine):
             try:
-                guide_image_tokens = params["guide_image_max_tokens"]
-                yield Pipeline.open(pair, load_options(params), engine, guide_image_tokens=guide_image_tokens)
+                guide, model = load_options(params)
+                yield Pipeline(pair, engine, guide=guide, model=model)
             finally:
                 engine.close()
 
 
-def load_options(params: dict[str, Any]) -> LoadOptions:
-    """How a command's engine options say that VLMs are loaded."""
+def load_options(params: dict[str, Any]) -> tuple[LoadOptions, LoadOptions]:
+    """How a command's engine options say that guide and model are loaded."""
     from localvlm.engine.api import LoadOptions
 
-    return LoadOptions(
+    options = LoadOptions(
         n_ctx=params["ctx_size"],
         threads=params["threads"],
         gpu_layers=params["gpu_layers"],
@@ -62,3 +62,5 @@ def load_options(params: dict[str, Any]) -> LoadOptions:
         compact_positions=params["positions"] == "compact",
         cache=str(directories().cache),
     )
+    guide_image_tokens = params["guide_image_max_tokens"] or options.image_tokens
+    return replace(options, image_tokens=guide_image_tokens), options

@@ -113,7 +113,7 @@ def _run(
     from localvlm.evaluation.runner import ask_all
 
     reporter.stage("reading the pictures")
-    inputs = inputs_of(dataset.questions, plan, pair, options, load_options(params))
+    inputs = inputs_of(dataset.questions, plan, pair, options, *load_options(params))
     work = params["work"]
     folder = Path(work).expanduser() if work else directories().state / "eval" / digest(inputs)[:32]
     n = len(dataset.questions)

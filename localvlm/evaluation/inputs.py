@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ def inputs_of(
     plan: Sequence[Cell],
     pair: Pair,
     options: RunOptions,
-    loaded: LoadOptions,
+    guide: LoadOptions,
+    model: LoadOptions,
 ) -> dict[str, Any]:
     """What the first line of a journal holds. Right answers and how they are scored are none of it: they are looked at
-    after the run.
+    after the run. ``guide`` and ``model``: how the VLMs are loaded.
 
     Raises:
         ImageError: a picture is missing.
@@ -44,8 +45,14 @@ def inputs_of(
         "guide": _weights(pair.guide),
         "model": _weights(pair.model),
         "methods": [cell.name for cell in plan],
-        "options": {**asdict(options), **asdict(loaded)},
+        "options": asdict(options),
+        "loading": [_loading(guide), _loading(model)],
     }
+
+
+def _loading(options: LoadOptions) -> dict[str, Any]:
+    """All but the folder of what is measured, which changes no answer."""
+    return asdict(replace(options, cache=""))
 
 
 def digest(value: Any) -> str:
