@@ -29,9 +29,9 @@ from localvlm import images
 from localvlm.answers import Answer, AskOptions, Look
 from localvlm.calibration import Point, choose, risk_curve, same_answer
 from localvlm.catalog import pair_named
+from localvlm.cost import LlmShape
 from localvlm.early_exit import CONSISTENCY_KEEP
 from localvlm.engine.api import ImagePart, LoadOptions, Message, TextPart
-from localvlm.engine.gguf_header import read_header
 from localvlm.pipeline import Pipeline
 from localvlm.pruning import method_named
 from localvlm.selection import select
@@ -44,38 +44,6 @@ RISK = 0.02
 SHARES = tuple(i / 10 for i in range(1, 11))
 FULL, GUIDE = "model alone", "guide alone"
 Values = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What one pass of an LLM costs, from the shapes of its tensors.
-
-    Attributes:
-        blocks, head: weights of the matrices of all blocks, and of the output.
-    """
-
-    blocks: int
-    head: int
-    n_layer: int
-    n_embd: int
-
-    @classmethod
-    def of(cls, path: Path) -> Shape:
-        header = read_header(path)
-        sizes = {name: int(np.prod(t.shape)) for name, t in header.tensors.items() if len(t.shape) > 1}
-        return cls(
-            sum(size for name, size in sizes.items() if name.startswith("blk.")),
-            sizes.get("output.weight", sizes["token_embd.weight"]),
-            header.integer(f"{header.architecture}.block_count"),
-            header.integer(f"{header.architecture}.embedding_length"),
-        )
-
-    def flops(self, prompt: int, fed: int, outputs: int) -> int:
-        """Multiplications and additions of ``prompt`` rows and ``fed`` rows after them, ``outputs`` of them projected
-        to the vocabulary: 2 per weight and row, and 4 per layer, channel, row and cell that the row attends to.
-        """
-        rows = prompt + fed
-        return 2 * self.blocks * rows + 2 * self.head * outputs + 2 * self.n_layer * self.n_embd * rows * (rows + 1)
 
 
 @dataclass
@@ -118,7 +86,7 @@ def label(keep: float) -> str:
     return f"{keep:.0%}"
 
 
-def _guide_flops(shape: Shape, look: Look) -> int:
+def _guide_flops(shape: LlmShape, look: Look) -> int:
     """The guide's answer, and the pass on its pruned image."""
     n, prompt, said = look.prompt.n_image, look.prompt.n_past, len(look.answer.ids)
     pruned = prompt - n + max(1, round(CONSISTENCY_KEEP * n))
@@ -132,7 +100,7 @@ class Asker:
     pipeline: Pipeline
     folder: Path
     rows: Sequence[dict[str, str]]
-    shapes: dict[str, Shape]
+    shapes: dict[str, LlmShape]
 
     @classmethod
     def of(cls, pipeline: Pipeline, folder: Path) -> Asker:
@@ -140,7 +108,7 @@ class Asker:
         assert guide is not None
         assert model is not None
         rows = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
-        return cls(pipeline, folder, rows, {"guide": Shape.of(guide.model), "model": Shape.of(model.model)})
+        return cls(pipeline, folder, rows, {"guide": LlmShape.of(guide.model), "model": LlmShape.of(model.model)})
 
     def picture(self, number: int) -> images.Image:
         return images.load(self.folder / self.rows[number]["image"])

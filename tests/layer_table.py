@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from localvlm import images
 from localvlm.catalog import pair_named
+from localvlm.cost import LlmShape
 from localvlm.engine.api import ImagePart, LoadOptions, Message, TextPart, Vlm
 from localvlm.pipeline import Pipeline
 from localvlm.pruning import PRESETS, mean_kept
 from localvlm.pruning.base import top
 from tests import scenes
-from tests.cascade import Shape
 
 __all__ = ["Cell", "Positions", "Table", "flops", "misses", "positions", "table"]
 
@@ -39,11 +39,9 @@ Cell = tuple[int, float]
 PLAIN: Cell = (0, 1.0)
 
 
-def flops(shape: Shape, layer: int, whole: int, pruned: int, fed: int) -> int:
+def flops(shape: LlmShape, layer: int, whole: int, pruned: int, fed: int) -> int:
     """LLM FLOPs of an answer: ``whole`` prompt rows below ``layer``, ``pruned`` ones from there on, ``fed`` after."""
-    low = replace(shape, blocks=shape.blocks * layer // shape.n_layer, head=0, n_layer=layer)
-    high = replace(shape, blocks=shape.blocks - low.blocks, n_layer=shape.n_layer - layer)
-    return low.flops(whole, fed, 0) + high.flops(pruned, fed, fed + 1)
+    return shape.flops([whole] * layer + [pruned] * (shape.n_layer - layer), fed, fed + 1)
 
 
 @dataclass
@@ -129,7 +127,7 @@ def table(count: int, seed: int, threads: int) -> Table:
     with Pipeline.open(pair_named("demo"), LoadOptions(threads=threads)) as pipeline:
         model = pipeline.vlm("model")
         assert pipeline.pair.model is not None
-        shape, out = Shape.of(pipeline.pair.model.model), Table(model.info.n_layer)
+        shape, out = LlmShape.of(pipeline.pair.model.model), Table(model.info.n_layer)
         cells = {PLAIN, *((layer, keep) for layer in LAYERS for keep in KEEPS), *map(out.preset, PRESETS)}
         with _questions(count, seed) as (folder, rows):
             for row in _told(rows, "layers"):

@@ -7,26 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localvlm.catalog import pair_named
-from tests.cascade import FULL, GUIDE, Shape, Shown, best, curves, misses
+from tests.cascade import FULL, GUIDE, Shown, best, curves, misses
 from tests.kept import Kept
-
-
-def test_flops_are_those_of_every_product_of_a_pass():
-    shape = Shape(blocks=70, head=30, n_layer=2, n_embd=5)
-    want = 0
-    for row in range(9):
-        want += 2 * 70 + 2 * (2 * 2 * 5 * (row + 1))  # weights; scores and values, a multiplication and an addition
-    assert shape.flops(7, 2, 3) == want + 3 * 2 * 30
-
-
-def test_shapes_of_the_demo_pair():
-    pair = pair_named("demo")
-    assert pair.guide is not None
-    assert pair.model is not None
-    small, large = Shape.of(pair.guide.model), Shape.of(pair.model.model)
-    assert 0 < small.blocks < large.blocks
-    assert large.n_layer >= 12
 
 
 def shown(guide: list[int], full: list[int], pruned: list[int], scores: list[float]) -> Shown:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from localvlm.cost import LlmShape
 from tests import layer_table, layers
-from tests.cascade import Shape
 from tests.layer_table import PLAIN, Positions, Table, flops, misses
 
-SHAPE = Shape(blocks=1200, head=50, n_layer=12, n_embd=8)
+SHAPE = LlmShape(blocks=(100,) * 12, head=50, width=8)
 
 
 def test_flops_of_two_halves_are_those_of_the_whole() -> None:
