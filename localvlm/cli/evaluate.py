@@ -177,4 +177,4 @@ def _tell(report: Report, targets: list[Path | None]) -> None:
 
 
 def _write(target: Path, text: str) -> None:
-    write_whole(target, lambda file: file.write(text.encode()))
+    write_whole(target, lambda file: file.write(text.encode("utf-8", "replace")))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from localvlm import images
 from localvlm.engine.api import Encoded, ImageLayout, ImagePart, Message, Prefilled, TextPart
-from localvlm.errors import Interrupted
+from localvlm.errors import EngineCrashed, Interrupted
 from localvlm.evaluation.data import Question
 from localvlm.evaluation.journal import Journal
 from localvlm.evaluation.plan import BLIND, DOWNSCALE, GUIDE, UNPRUNED, Cell
@@ -34,7 +34,9 @@ _SIZES = 64
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What is the same for all questions. Answers are greedy and without drafts."""
+    """What is the same for all questions, as in :class:`localvlm.answers.AskOptions`. Answers are greedy and without
+    drafts.
+    """
 
     max_tokens: int = 64
     guide_max_tokens: int = 64
@@ -130,8 +132,7 @@ class _Asking:
 
     def release(self) -> None:
         """Forgets the pictures."""
-        for picture in self._encoded:
-            self._model.release(picture)
+        self._release(self._encoded)
         self._encoded = []
 
     # ways
@@ -161,19 +162,20 @@ class _Asking:
         sizes = [shrunk(self._model.layout, p.size, keep) for p in self._pictures]
         if self._unpruned is not None and sizes == [p.size for p in self._pictures]:
             return self._unpruned
-        small = [self._model.encode(_resized(p, size)) for p, size in zip(self._pictures, sizes, strict=True)]
+        small: list[Encoded] = []
         try:
+            small += (self._model.encode(_resized(p, size)) for p, size in zip(self._pictures, sizes, strict=True))
             return self._answered(small, None, {})
         finally:
-            for picture in small:
-                self._model.release(picture)
+            self._release(small)
 
     # what they share
 
     def _looked(self) -> Look:
         if self._look is None:
             o = self._options
-            self._look = self._pipeline.look(self._pictures, self._question.text, o.guide_max_tokens, system=o.system)
+            longest = min(o.max_tokens, o.guide_max_tokens)
+            self._look = self._pipeline.look(self._pictures, self._question.text, longest, system=o.system)
         return self._look
 
     def _guide_ms(self) -> dict[str, float]:
@@ -183,6 +185,11 @@ class _Asking:
             "guide_prefill": look.prompt.ms,
             "guide_decode": look.answer.ms,
         }
+
+    def _release(self, pictures: Sequence[Encoded]) -> None:
+        for picture in pictures:
+            with contextlib.suppress(EngineCrashed, Interrupted):  # the engine is gone, and the picture with it
+                self._model.release(picture)
 
     def _seen(self) -> list[Encoded]:
         for picture in self._pictures[len(self._encoded) :]:

@@ -17,10 +17,12 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from localvlm import scoring
 from localvlm.bench.shapes import LlavaShape, write_llava
+from localvlm.cli.evaluate import RULES
 from localvlm.engine.fake import FakeVlm, Script
 
-KINDS = {"colour": "red", "text": "dark red", "odd <b>&": "blue"}
+KINDS = {"colour": "red", "text": "dark red", "odd <b>&\ud800": "blue"}
 GUIDE_SAYS, FULL_SAYS, PRUNED_SAYS = "red", "dark red", "red"
 SMALL = LlavaShape("small", 2, 64, 2, 2, 64, 300, "Q8_0", 1, 64, 2, 64, 28, 14)
 LARGE = LlavaShape("large", 4, 64, 2, 2, 128, 300, "Q8_0", 1, 64, 2, 64, 28, 14)
@@ -141,6 +143,10 @@ def test_yes_and_no(cli, tmp_path):
     assert re.search(r"^grid 50% +0\.0 +- +0\.0 +0\.0 +0\.0 +3$", run.out, re.MULTILINE)
 
 
+def test_rules_are_those_that_there_are():
+    assert tuple(scoring.RULES) == RULES
+
+
 # ---- the page
 
 
@@ -183,7 +189,7 @@ def test_the_page_stands_alone_and_tells_what_the_table_does(cli, data, tmp_path
     assert "script" not in reader.seen
     assert "link" not in reader.seen
     assert "<b>" not in page
-    assert "odd <b>& (2)" in reader.text
+    assert "odd <b>&? (2)" in reader.text
     assert "prefers-color-scheme: dark" in page
     for word in ("sgl+ 25%", "random", "unpruned", "blind", "data.jsonl (JSONL), 6 questions"):
         assert word in reader.text
