@@ -8,6 +8,7 @@ from pathlib import Path
 from localvlm.errors import UsageError
 from localvlm.evaluation.formats import FORMATS, Format, Malformed, Row
 from localvlm.json_files import read_json
+from localvlm.scoring import said_yes
 
 __all__ = ["Dataset", "Question", "read_dataset"]
 
@@ -92,6 +93,9 @@ def _about_answers(path: Path, found: Format) -> tuple[str, str]:
 def _question(number: int, row: Row, folder: Path, rule: str | None, suffix: str) -> Question:
     if not row.answers:
         raise Malformed(number, "has no answer")
+    rule = rule or row.rule
+    if rule == "yes-no" and said_yes(row.answers[0]) is None:
+        raise Malformed(number, f"is scored as yes or no, and its answer is {row.answers[0]!r}")
     text = f"{row.text}\n{suffix}" if suffix else row.text
     images = tuple(str(folder / image) for image in row.images)
-    return Question(row.id or str(number), images, text, row.answers, row.kind, rule or row.rule)
+    return Question(row.id or str(number), images, text, row.answers, row.kind, rule)

@@ -222,6 +222,16 @@ def test_what_cannot_be_done_is_said_before_anything_is_loaded(cli, data, args, 
     assert cli.engine is None
 
 
+def test_a_bar_is_for_terminals_alone(cli, data, monkeypatch):
+    assert "[" not in cli("eval", data, *cli.pair, "--methods", "grid", "--keep", "0.5").err
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("localvlm.cli.output.sys.stderr.isatty", lambda: True)
+    shown = cli("eval", data, *cli.pair, "--methods", "grid", "--keep", "0.5", "--restart").err
+    assert "[####################....] 5 of 6 questions, 0 s left" in shown
+    assert shown.endswith("\r\x1b[K")
+    assert "[" not in cli("eval", data, *cli.pair, "--methods", "grid", "--keep", "0.5", "--restart", "-q").err
+
+
 def test_settings_of_ask_do_not_get_in_the_way(cli, data, monkeypatch):
     monkeypatch.setenv("LOCALVLM_KEEP", "0.5")
     assert re.search(r"sgl\+ +50% ", cli("eval", data, *cli.pair).out)

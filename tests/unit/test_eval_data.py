@@ -177,6 +177,7 @@ def test_a_byte_order_mark_is_no_content(tmp_path):
         ('{"question": "q", "image": "i", "answer": "a"}\n[]', "entry 2"),
         ('{"question": "q", "image": "i", "answer": "a"}\n{"image"', "line 2"),
         ('{"question_id": 1, "image": "i", "text": "t", "label": "maybe"}', "'maybe'"),
+        ('{"question": "q", "image": "i", "answer": "a cat", "score": "yes-no"}', "'a cat'"),
         ('{"data": [{"image_id": 1, "question": "q", "answers": [{}]}]}', "entry 1"),
         ("[" * 100_000, "not JSON"),
     ],
