@@ -196,7 +196,7 @@ def _unguided(report: Report) -> bool:
 
 
 _NOTES: tuple[tuple[str, Callable[[Report], bool]], ...] = (
-    ("none is unpruned, blind has no picture; accuracy is the mean score with its 95 % interval", lambda _: True),
+    ("none: unpruned; blind: no picture; guide: its own answer; accuracy: mean score, 95 % interval", lambda _: True),
     ("floor-adjusted: (accuracy - blind) / (unpruned - blind)", lambda r: r.rows[0].floor_adjusted is not None),
     ("floor-adjusted is not defined here: blind is no worse than unpruned", lambda r: r.rows[0].floor_adjusted is None),
     ("of unpruned is not defined here: unpruned gets nothing right", lambda r: r.rows[0].of_unpruned is None),
