@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +14,22 @@ from localvlm.answers import AskOptions
 from localvlm.engine.api import ImageLayout, VlmInfo
 from localvlm.errors import UnsupportedModel, UsageError
 from localvlm.guidance import spread
-from localvlm.pruning import Inputs, Keep, Method, Tokens, budget, method_named
+from localvlm.pruning import Inputs, Keep, Kept, Method, Tokens, budget, method_named
 from localvlm.pruning.kinds import floor_of
 
-__all__ = ["choose", "guiding", "joint", "method_of", "resampled", "select"]
+__all__ = ["Sight", "averages", "choose", "guiding", "joint", "method_of", "resampled", "select"]
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a method may look at besides the guide's attention; see :class:`localvlm.pruning.Inputs`."""
+
+    features: Float32 | None = None
+    tower: Float32 | None = None
+    text: Float32 | None = None
 
 
 def method_of(options: AskOptions, n_pictures: int) -> Method:
@@ -75,6 +86,7 @@ def choose(
     saliency: Float32 | None,
     model: VlmInfo,
     question: str = "",
+    sight: Sight = Sight(),
 ) -> list[Int32 | None]:
     """Kept token indices per picture, None where all are kept. Where they are dropped at a layer, all tiles are encoded
     and their price is of no account. The words of the ``question`` tell the least of an "auto" budget.
@@ -85,7 +97,7 @@ def choose(
     price = model.tile_price if options.tile_price is None else options.tile_price
     if options.layer_in(model.n_layer):
         price = 0.0
-    return list(select(method, options.keep, layouts, saliency, options.seed, price, floor_of(question)))
+    return list(select(method, options.keep, layouts, saliency, options.seed, price, floor_of(question), sight))
 
 
 def select(
@@ -96,24 +108,46 @@ def select(
     seed: int = 0,
     tile_price: float = 0.0,
     floor: float = 0.0,
+    sight: Sight = Sight(),
 ) -> list[Int32]:
     """Kept token indices per picture; ``tile_price`` and ``floor`` as in :class:`localvlm.pruning.Inputs`."""
+    inputs = _inputs(layouts, sight, saliency=saliency, seed=seed, tile_price=tile_price, floor=floor)
+    kept = method.select(inputs, budget(keep, inputs))
+    return [kept[part] - np.int32(first) for first, part in _by_picture(kept, layouts)]
+
+
+def averages(
+    method: Method, layouts: Sequence[ImageLayout], kept: Sequence[Int32 | None], sight: Sight
+) -> list[Kept] | None:
+    """Per picture what stands in the places of the ``kept`` tokens that ``method`` chose; None: they do themselves."""
+    k = sum(layout.n_tokens if keep is None else len(keep) for layout, keep in zip(layouts, kept, strict=True))
+    if method.average is None or all(keep is None for keep in kept):
+        return None
+    found = method.average(_inputs(layouts, sight), k)
+    parts = _by_picture(found.index, layouts)
+    return [Kept(found.index[part] - np.int32(first), found.rows[part]) for first, part in parts]
+
+
+def _inputs(layouts: Sequence[ImageLayout], sight: Sight, **given: Any) -> Inputs:
     counts = [layout.n_tokens for layout in layouts]
     candidates = np.concatenate([_on_picture(layout) for layout in layouts])
-    inputs = Inputs(
+    return Inputs(
         n=sum(counts),
         candidates=np.flatnonzero(candidates).astype(np.int32),
         grids=tuple(layout.grid for layout in layouts),
         counts=tuple(counts),
-        saliency=saliency,
-        seed=seed,
-        floor=floor,
         tiles=_tiles(layouts),
-        tile_price=tile_price,
+        features=sight.features,
+        tower=sight.tower,
+        text=sight.text,
+        **given,
     )
-    kept = method.select(inputs, budget(keep, inputs))
-    starts = np.cumsum([0, *counts])
-    return [kept[(kept >= a) & (kept < b)] - np.int32(a) for a, b in pairwise(starts)]
+
+
+def _by_picture(kept: Int32, layouts: Sequence[ImageLayout]) -> list[tuple[int, slice]]:
+    """Of each picture its first token's index, and which of the sorted ``kept`` are its own."""
+    starts = np.cumsum([0, *(layout.n_tokens for layout in layouts)])
+    return [(int(a), slice(*np.searchsorted(kept, (a, b)))) for a, b in pairwise(starts)]
 
 
 def joint(layouts: Sequence[ImageLayout], kept: Sequence[Int32 | None]) -> tuple[int, ...]:

@@ -43,8 +43,8 @@ from localvlm.errors import ContextOverflow, Interrupted, UsageError
 from localvlm.given import Given, Group
 from localvlm.guidance import AGGREGATIONS
 from localvlm.images import Image
-from localvlm.pruning import Keep, Method, Tokens, mean_kept, method_named, share_of
-from localvlm.selection import choose, guiding, joint, method_of, resampled, select
+from localvlm.pruning import Keep, Kept, Method, Tokens, mean_kept, method_named, share_of
+from localvlm.selection import Sight, averages, choose, guiding, joint, method_of, resampled, select
 from localvlm.speaker import Speaker
 
 if TYPE_CHECKING:
@@ -168,13 +168,15 @@ class Session:
             self._load(["model"], clock)
             layouts = self._check_fit("model", messages, method, options)
         saliency = kept = None
+        sight = self._seen(question, method, clock)
         if look is not None and method.aggregation is not None:
             saliency = resampled(AGGREGATIONS[method.aggregation](look.attention), look.layouts, layouts)
         if look is not None or method.aggregation is None:
-            kept = choose(method, options, layouts, saliency, self._model.vlm.info, question)
+            kept = choose(method, options, layouts, saliency, self._model.vlm.info, question, sight)
         counts = [layout.n_tokens for layout in layouts]
         given = self._chosen(kept, saliency, counts, options.layer_in(self._model.vlm.info.n_layer))
-        answer = self._answer(messages, options, given, look, clock, on_text)
+        rows = None if kept is None else averages(method, layouts, kept, sight)
+        answer = self._answer(messages, options, given, rows, look, clock, on_text)
         return self._remember(question, replace(answer, layouts=tuple(layouts), saliency=saliency), given)
 
     def look(
@@ -311,6 +313,25 @@ class Session:
             )
         return layouts
 
+    def _seen(self, question: str, method: Method, clock: _Clock) -> Sight:
+        """What a method goes by that asks for more than the guide's attention: of all tiles, encoded for it."""
+        if not method.needs:
+            return Sight()
+        if method.average is not None and self._history and self.turns:
+            raise UsageError(
+                f"method '{method.name}' averages tokens, which cannot be added to in later turns",
+                "ask each question apart",
+            )
+        model, needs = self._model.vlm, method.needs
+        with clock("encode"):
+            encoded = self._model.encode(self.images, tower="tower" in needs)
+            towers = [e.tower for e in encoded if e.tower is not None]
+            return Sight(
+                np.concatenate([model.features(e) for e in encoded]) if "features" in needs else None,
+                np.concatenate(towers, axis=1) if "tower" in needs else None,
+                model.embed(question) if "text" in needs else None,
+            )
+
     def _look(
         self,
         messages: Sequence[Message],
@@ -375,6 +396,7 @@ class Session:
         messages: Sequence[Message],
         options: AskOptions,
         given: Given,
+        rows: Sequence[Kept] | None,
         look: Look | None,
         clock: _Clock,
         on_text: Callable[[str], None] | None,
@@ -384,8 +406,8 @@ class Session:
         layer = options.layer_in(model.info.n_layer) if pruned else 0
         with clock("encode"):
             encoded = self._model.encode(self.images, None if layer else kept)
-        with clock("prefill"):
-            parts = self._parts(model, messages, encoded, given)
+        with clock("prefill"), self._model.altered(encoded, rows) as shown:
+            parts = self._parts(model, messages, shown, given)
             prompt = model.prefill(parts, layer=layer, reuse=self._reuse)
         before = clock.elapsed()
         with clock("decode"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from localvlm.engine.api import Encoded, Vlm
 from localvlm.errors import EngineCrashed, Interrupted
 from localvlm.images import Image
+from localvlm.pruning import Kept
 
 if TYPE_CHECKING:
     from localvlm.pipeline import Pipeline
@@ -48,6 +49,19 @@ class Speaker:
             if begun is None or begun.n_tiles < begun.layout.n_tiles or (tower and begun.tower is None):
                 self._encoded[key] = vlm.encode(image.rgb, tower=tower, keep=keep, onto=begun)
         return tuple(self._encoded[image.content] for image in images)
+
+    @contextlib.contextmanager
+    def altered(self, encoded: Sequence[Encoded], rows: Sequence[Kept] | None) -> Iterator[Sequence[Encoded]]:
+        """The pictures with other rows in the places of some tokens."""
+        if rows is None:
+            yield encoded
+            return
+        others = [self.vlm.altered(e, kept.index, kept.rows) for e, kept in zip(encoded, rows, strict=True)]
+        try:
+            yield others
+        finally:
+            for other in others:
+                self.vlm.release(other)
 
     def release(self) -> None:
         for image in self._encoded.values():

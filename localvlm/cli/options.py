@@ -20,7 +20,10 @@ __all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "Setting", "ShareType", "S
            "answer_options", "budget_of", "engine_options", "output_options", "pair_options", "preset_of", "rank",
            "setting", "user_config"]  # fmt: skip
 
-METHODS = ("sgl+", "sgl", "none", "random", "grid")
+METHODS = (
+    "sgl+", "sgl", "fastervlm", "vtc-cls", "divprune", "cdpruner", "scope", "visionzip", "vispruner", "tome",
+    "none", "random", "grid",
+)  # fmt: skip
 """Names of localvlm.pruning.METHODS, known here without loading numpy."""
 PRESETS = ("paper-64", "paper-35", "paper-9")
 """Names of localvlm.pruning.PRESETS, likewise."""

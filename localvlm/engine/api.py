@@ -379,6 +379,26 @@ class Vlm(Protocol):
         """
         ...
 
+    def features(self, image: Encoded) -> Float32:
+        """(n_tokens, width) float32 projected rows of a picture's image tokens.
+
+        Raises:
+            UsageError: some tiles were not encoded.
+        """
+        ...
+
+    def altered(self, image: Encoded, tokens: Int32, rows: Float32) -> Encoded:
+        """Another picture that is ``image`` but for ``rows`` (n, width) in the places of its ``tokens`` (n,)."""
+        ...
+
+    def embed(self, text: str) -> Float32:
+        """(n, width) float32 input embeddings of a text's tokens.
+
+        Raises:
+            UnsupportedModel: they are of a type that cannot be read.
+        """
+        ...
+
     def close(self) -> None: ...
 
 

@@ -368,6 +368,18 @@ class RemoteVlm:
         result: Float32 = self._call("embeddings", image)
         return result
 
+    def features(self, image: Encoded) -> Float32:
+        result: Float32 = self._call("features", image)
+        return result
+
+    def altered(self, image: Encoded, tokens: Int32, rows: Float32) -> Encoded:
+        result: Encoded = self._call("altered", image, tokens, rows)
+        return result
+
+    def embed(self, text: str) -> Float32:
+        result: Float32 = self._call("embed", text)
+        return result
+
     def chat(self, messages: Sequence[Message]) -> list[TextPart | int]:
         try:
             result: list[TextPart | int] = self._call("chat", list(messages), timeout=_TEMPLATE_S)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -256,6 +256,23 @@ class FakeVlm:
         ramp = np.arange(layout.n_tokens, dtype=np.float32)
         ramp[~np.isin(layout.tiles, list(self._encoded(image)))] = np.nan
         return np.repeat(ramp[:, None], self._info.n_embd, axis=1)
+
+    def features(self, image: Encoded) -> Float32:
+        """Directions that differ from token to token."""
+        self._encoded(image)
+        angles = np.arange(image.layout.n_tokens)[:, None] * np.arange(1, self._info.n_embd + 1)
+        return np.asarray(np.cos(angles), np.float32)
+
+    def altered(self, image: Encoded, tokens: Int32, rows: Float32) -> Encoded:  # noqa: ARG002
+        """Another number for the same picture."""
+        number, self._next_image = self._next_image, self._next_image + 1
+        self._images[number] = set(self._encoded(image))
+        return replace(image, id=number)
+
+    def embed(self, text: str) -> Float32:
+        """Directions that differ from byte to byte."""
+        codes = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.float32)
+        return np.asarray(np.sin(codes[:, None] * np.arange(1, self._info.n_embd + 1)), np.float32)
 
     # prompts
 

@@ -90,6 +90,20 @@ class Picture:
         """(n,) int32 index of each row among the picture's image tokens; -1: it shows nothing."""
         return np.concatenate([piece.token for piece in self.pieces if piece.n])
 
+    def rows_of(self, tokens: Int32) -> Int32:
+        """(n,) int32 index of each of these image tokens among the picture's rows."""
+        shown = np.flatnonzero(self.tokens >= 0).astype(np.int32)
+        where = np.empty(len(shown), np.int32)
+        where[self.tokens[shown]] = shown
+        return where[tokens]
+
+    def with_rows(self, tokens: Int32, rows: Float32) -> Picture:
+        """The same with other rows at these image tokens, all of tiles that are encoded."""
+        tiles = {number: found.copy() for number, found in self.tiles.items()}
+        for (tile, at), row in zip(self.places[self.rows_of(tokens)].tolist(), rows, strict=True):
+            tiles[tile][at] = row
+        return replace(self, tiles=tiles)
+
     def needs(self, keep: Int32 | None) -> set[int]:
         """Tiles whose rows are in a prompt that keeps the tokens ``keep``, or all: rows that show nothing stay."""
         tokens, tile = self.tokens, self.places[:, 0]

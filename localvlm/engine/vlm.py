@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from localvlm.engine.native import Tap
 from localvlm.engine.prompts import Prompts
 from localvlm.engine.token_table import TokenTable
 from localvlm.engine.tower import Picture, VisionTower
-from localvlm.errors import Interrupted, UsageError
+from localvlm.errors import Interrupted, UnsupportedModel, UsageError
 
 __all__ = ["LlamaVlm"]
 
@@ -158,6 +159,30 @@ class LlamaVlm:
         here = np.flatnonzero(np.isin(picture.places[:, 0], list(picture.tiles))).astype(np.int32)
         out[here] = picture.at(here)
         return out
+
+    def features(self, image: Encoded) -> Float32:
+        picture = self._picture(image)
+        if picture.n_encoded < picture.layout.n_tiles:
+            raise UsageError(f"picture {image.id} has tiles that were not encoded", "encode all of it")
+        return picture.at(picture.rows_of(np.arange(picture.layout.n_tokens, dtype=np.int32)))
+
+    def altered(self, image: Encoded, tokens: Int32, rows: Float32) -> Encoded:
+        picture = self._picture(image)
+        n, width = picture.layout.n_tokens, self._model.n_embd_input
+        if rows.shape != (len(tokens), width) or (len(tokens) and not 0 <= tokens.min() <= tokens.max() < n):
+            raise UsageError(
+                f"{len(tokens)} tokens of 0..{n - 1} and rows of shape {rows.shape}, {width} wide, were given"
+            )
+        number, self._next_picture = self._next_picture, self._next_picture + 1
+        self._pictures[number] = picture.with_rows(tokens, rows)
+        return replace(image, id=number)
+
+    def embed(self, text: str) -> Float32:
+        table = self._table or TokenTable(self._header, self._model.n_embd_input)
+        try:
+            return table.rows(np.array(self._model.vocabulary.tokenize_run([(text, False)]), np.int32))
+        except (NotImplementedError, ValueError) as error:
+            raise UnsupportedModel(f"embeddings of '{self._info.name}' cannot be read: {error}") from None
 
     def _picture(self, image: Encoded) -> Picture:
         found = self._pictures.get(image.id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,8 +11,23 @@ from numpy.typing import NDArray
 
 from localvlm.errors import UsageError
 
-__all__ = ["AUTO_BOUNDS", "AUTO_SHARE", "Inputs", "Keep", "Method", "Tokens", "budget", "holding", "share_of", "top"]
+__all__ = [
+    "AUTO_BOUNDS",
+    "AUTO_SHARE",
+    "Inputs",
+    "Keep",
+    "Kept",
+    "Method",
+    "Need",
+    "Tokens",
+    "budget",
+    "holding",
+    "share_of",
+    "shares",
+    "top",
+]
 
+Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
 AUTO_SHARE = 0.9
@@ -52,6 +67,10 @@ class Inputs:
         floor: least share of the tokens of an "auto" budget.
         tiles: (N,) int32 the tile that each token is made of, joint over the pictures; None: one a picture.
         tile_price: encoding one tile, in tokens of the model's prefill that take as long; 0: of no account.
+        features: (N, d) float32 rows of the model's projector.
+        tower: (n_tower_layer, N) float32 head means of the tower's attention: that of [CLS] to each token or, in
+            towers without it, what each token receives, summed over its patches.
+        text: (n, d) float32 input embeddings of the question's tokens in the model.
     """
 
     n: int
@@ -63,6 +82,20 @@ class Inputs:
     floor: float = 0.0
     tiles: Int32 | None = None
     tile_price: float = 0.0
+    features: Float32 | None = None
+    tower: Float32 | None = None
+    text: Float32 | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Tokens kept, (k,) sorted indices, and (k, d) float32 rows that stand in their places."""
+
+    index: Int32
+    rows: Float32
+
+
+Need = Literal["features", "tower", "text"]
 
 
 @dataclass(frozen=True)
@@ -71,13 +104,17 @@ class Method:
 
     Attributes:
         aggregation: how it reads the guide's attention (``guidance.AGGREGATIONS``); None: it needs no guide.
-        select: (inputs, k) -> sorted indices of k kept tokens.
+        needs: optional fields of its inputs that it goes by; all tiles of a picture are encoded for them.
+        select: (inputs, k) -> sorted indices of k kept tokens, for 1 <= k <= candidates.
+        average: the same choice, with what stands in the places of the tokens kept; None: they stand for themselves.
     """
 
     name: str
     summary: str
     select: Callable[[Inputs, int], Int32]
     aggregation: str | None = None
+    needs: frozenset[Need] = frozenset()
+    average: Callable[[Inputs, int], Kept] | None = None
 
 
 def share_of(keep: Keep, n: int) -> int:
@@ -109,6 +146,12 @@ def holding(share: float, n: int, scores: NDArray[np.float32]) -> int:
     mass = np.sort(scores.astype(np.float64))[::-1].cumsum()
     low, high = (share_of(bound, n) for bound in AUTO_BOUNDS)
     return min(high, max(low, int(np.searchsorted(mass, share * mass[-1])) + 1))
+
+
+def shares(k: int, counts: Sequence[int]) -> list[int]:
+    """Splits k in proportion to ``counts``, none of them exceeded."""
+    ends = np.cumsum([0, *counts])
+    return [int(n) for n in np.diff(np.round(ends * k / max(int(ends[-1]), 1)).astype(int))]
 
 
 def top(scores: NDArray[np.float32], candidates: Int32, k: int) -> Int32:
