@@ -45,7 +45,7 @@ from localvlm.guidance import AGGREGATIONS
 from localvlm.images import Image
 from localvlm.pruning import Keep, Kept, Method, Tokens, mean_kept, method_named, share_of
 from localvlm.selection import Sight, averages, choose, guiding, joint, method_of, resampled, select
-from localvlm.speaker import Speaker
+from localvlm.speaker import Speaker, altered, sight_of
 
 if TYPE_CHECKING:
     from localvlm.pipeline import Pipeline
@@ -322,15 +322,9 @@ class Session:
                 f"method '{method.name}' averages tokens, which cannot be added to in later turns",
                 "ask each question apart",
             )
-        model, needs = self._model.vlm, method.needs
         with clock("encode"):
-            encoded = self._model.encode(self.images, tower="tower" in needs)
-            towers = [e.tower for e in encoded if e.tower is not None]
-            return Sight(
-                np.concatenate([model.features(e) for e in encoded]) if "features" in needs else None,
-                np.concatenate(towers, axis=1) if "tower" in needs else None,
-                model.embed(question) if "text" in needs else None,
-            )
+            encoded = self._model.encode(self.images, tower="tower" in method.needs)
+            return sight_of(self._model.vlm, encoded, question, method.needs)
 
     def _look(
         self,
@@ -406,7 +400,7 @@ class Session:
         layer = options.layer_in(model.info.n_layer) if pruned else 0
         with clock("encode"):
             encoded = self._model.encode(self.images, None if layer else kept)
-        with clock("prefill"), self._model.altered(encoded, rows) as shown:
+        with clock("prefill"), altered(model, encoded, rows) as shown:
             parts = self._parts(model, messages, shown, given)
             prompt = model.prefill(parts, layer=layer, reuse=self._reuse)
         before = clock.elapsed()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from localvlm.engine.api import Encoded, Vlm
 from localvlm.errors import EngineCrashed, Interrupted
 from localvlm.images import Image
-from localvlm.pruning import Kept
+from localvlm.pruning import Kept, Need
+from localvlm.selection import Sight
 
 if TYPE_CHECKING:
     from localvlm.pipeline import Pipeline
 
-__all__ = ["Speaker"]
+__all__ = ["Speaker", "altered", "sight_of"]
 
 Int32 = NDArray[np.int32]
 
@@ -50,22 +51,34 @@ class Speaker:
                 self._encoded[key] = vlm.encode(image.rgb, tower=tower, keep=keep, onto=begun)
         return tuple(self._encoded[image.content] for image in images)
 
-    @contextlib.contextmanager
-    def altered(self, encoded: Sequence[Encoded], rows: Sequence[Kept] | None) -> Iterator[Sequence[Encoded]]:
-        """The pictures with other rows in the places of some tokens."""
-        if rows is None:
-            yield encoded
-            return
-        others = [self.vlm.altered(e, kept.index, kept.rows) for e, kept in zip(encoded, rows, strict=True)]
-        try:
-            yield others
-        finally:
-            for other in others:
-                self.vlm.release(other)
-
     def release(self) -> None:
         for image in self._encoded.values():
             with contextlib.suppress(EngineCrashed, Interrupted):  # the engine is gone, and the picture with it
                 if self._of is not None:
                     self._of.release(image)
         self._encoded.clear()
+
+
+def sight_of(vlm: Vlm, encoded: Sequence[Encoded], question: str, needs: Set[Need]) -> Sight:
+    """What a method needs of pictures, encoded whole and with the tower's attention if that is among it."""
+    towers = [e.tower for e in encoded if e.tower is not None]
+    return Sight(
+        np.concatenate([vlm.features(e) for e in encoded]) if "features" in needs else None,
+        np.concatenate(towers, axis=1) if "tower" in needs else None,
+        vlm.embed(question) if "text" in needs else None,
+    )
+
+
+@contextlib.contextmanager
+def altered(vlm: Vlm, encoded: Sequence[Encoded], rows: Sequence[Kept] | None) -> Iterator[Sequence[Encoded]]:
+    """The pictures with other rows in the places of some tokens."""
+    if rows is None:
+        yield encoded
+        return
+    others = [vlm.altered(e, kept.index, kept.rows) for e, kept in zip(encoded, rows, strict=True)]
+    try:
+        yield others
+    finally:
+        for other in others:
+            with contextlib.suppress(EngineCrashed, Interrupted):
+                vlm.release(other)

@@ -21,8 +21,9 @@ from localvlm.evaluation.plan import BLIND, DOWNSCALE, GUIDE, UNPRUNED, Cell
 from localvlm.guidance import AGGREGATIONS
 from localvlm.images import Image
 from localvlm.pipeline import Look, Pipeline
-from localvlm.pruning import method_named, share_of
-from localvlm.selection import resampled, select
+from localvlm.pruning import METHODS, method_named, share_of
+from localvlm.selection import averages, resampled, select
+from localvlm.speaker import altered, sight_of
 
 __all__ = ["Outcome", "RunOptions", "ask_all", "shrunk"]
 
@@ -83,9 +84,10 @@ def ask_all(
         ImageError, ContextOverflow, ModelError, EngineCrashed, StorageError: see :mod:`localvlm.errors`.
         Interrupted: the engine was cancelled; the question it was at is lost.
     """
+    tower = any("tower" in METHODS[cell.method].needs for cell in plan if cell.method in METHODS)
     for index in range(len(journal.done), len(questions)):
         on_done(index)
-        with _asking(pipeline, questions[index], index, options) as asking:
+        with _asking(pipeline, questions[index], index, options, tower) as asking:
             journal.append({cell.name: asdict(asking.outcome(cell)) for cell in plan})
     on_done(len(questions))
     return [{name: _outcome(entry) for name, entry in line.items()} for line in journal.done]
@@ -96,8 +98,8 @@ def _outcome(entry: dict[str, Any]) -> Outcome:
 
 
 @contextlib.contextmanager
-def _asking(pipeline: Pipeline, question: Question, index: int, options: RunOptions) -> Iterator[_Asking]:
-    asking = _Asking(pipeline, question, index, options)
+def _asking(pipeline: Pipeline, question: Question, index: int, options: RunOptions, tower: bool) -> Iterator[_Asking]:
+    asking = _Asking(pipeline, question, index, options, tower)
     try:
         yield asking
     finally:
@@ -107,8 +109,9 @@ def _asking(pipeline: Pipeline, question: Question, index: int, options: RunOpti
 class _Asking:
     """One question. Pictures are encoded, and the guide looks, when a cell first needs it."""
 
-    def __init__(self, pipeline: Pipeline, question: Question, index: int, options: RunOptions) -> None:
-        self._pipeline, self._question, self._options = pipeline, question, options
+    def __init__(self, pipeline: Pipeline, question: Question, index: int, options: RunOptions, tower: bool) -> None:
+        """``tower``: some way goes by the vision tower's attention."""
+        self._pipeline, self._question, self._options, self._tower = pipeline, question, options, tower
         self._seed = options.seed + index
         self._model = pipeline.vlm("model")
         self._pictures = [images.load(name) for name in question.images]
@@ -150,13 +153,16 @@ class _Asking:
         method, saliency, ms = method_named(cell.method), None, {}
         encoded = self._seen()
         layouts = [e.layout for e in encoded]
+        sight = sight_of(self._model, encoded, self._question.text, method.needs)
         look = None if cell.aggregation is None else self._looked()
         before = time.perf_counter()
         if look is not None and cell.aggregation is not None:
             saliency = resampled(AGGREGATIONS[cell.aggregation](look.attention), look.layouts, layouts)
-        kept = select(method, cell.keep, layouts, saliency, self._seed)
+        kept = select(method, cell.keep, layouts, saliency, self._seed, sight=sight)
+        rows = averages(method, layouts, kept, sight)
         ms["select"] = (time.perf_counter() - before) * 1e3
-        return self._answered(encoded, kept, ms if look is None else {**self._guide_ms(), **ms})
+        with altered(self._model, encoded, rows) as shown:
+            return self._answered(shown, kept, ms if look is None else {**self._guide_ms(), **ms})
 
     def _downscaled(self, keep: float) -> Outcome:
         sizes = [shrunk(self._model.layout, p.size, keep) for p in self._pictures]
@@ -193,7 +199,7 @@ class _Asking:
 
     def _seen(self) -> list[Encoded]:
         for picture in self._pictures[len(self._encoded) :]:
-            self._encoded.append(self._model.encode(picture.rgb))
+            self._encoded.append(self._model.encode(picture.rgb, tower=self._tower))
         return self._encoded
 
     def _answered(self, encoded: Sequence[Encoded], kept: Sequence[Int32] | None, ms: dict[str, float]) -> Outcome:
