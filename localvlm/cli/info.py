@@ -58,14 +58,18 @@ def list_pairs(ctx: click.Context, json: bool) -> None:
 @click.command(cls=ConfiguredCommand)
 @_json
 def methods(json: bool) -> None:
-    """Lists the ways to choose image tokens (--method)."""
+    """Lists the ways to choose image tokens (--method), and what each goes by besides the image.
+
+    guide: a small VLM's attention; tower: the model's vision tower's; features: the model's projected tokens, and text:
+    the question's, which take the whole image encoded.
+    """
     from localvlm.pruning import METHODS
 
-    summaries = {name: method.summary for name, method in METHODS.items()}
+    needs = {name: ["guide"] * bool(m.aggregation) + sorted(m.needs) for name, m in METHODS.items()}
     if json:
-        click.echo(_dumps(summaries))
+        click.echo(_dumps({name: {"summary": m.summary, "needs": needs[name]} for name, m in METHODS.items()}))
     else:
-        _table(list(summaries.items()))
+        _table([(name, ", ".join(needs[name]) or "-", m.summary) for name, m in METHODS.items()])
 
 
 @click.command(cls=ConfiguredCommand)
