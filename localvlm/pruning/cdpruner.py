@@ -16,6 +16,8 @@ from localvlm.pruning.similarity import Similarity, unit_rows
 __all__ = ["CDPRUNER"]
 
 Float32 = NDArray[np.float32]
+SPANNED = 1e-13
+"""Share of the largest variance below which one is rounding; products of two FLOORs are just above."""
 FLOOR = 1e-6
 """Least relevance: a token of relevance 0 would make every set that holds it worthless, and all such sets equal."""
 
@@ -31,15 +33,20 @@ def relevance(rows: Float32, text: Float32) -> Float32:
 
 def greedy_map(similarity: Similarity, weight: Float32, k: int) -> list[int]:
     """Fast greedy MAP of the DPP with kernel diag(weight) similarity diag(weight): in each round the row of the
-    largest conditional variance, by one row of the kernel and one column of its Cholesky factor.
+    largest conditional variance, by one row of the kernel and one column of its Cholesky factor. When nothing is left
+    but what the chosen span, every set has the determinant 0, and rows are taken by weight.
     """
     left = weight.astype(np.float64) ** 2
+    nothing = SPANNED * left.max()
     factor = np.zeros((k, len(weight)))
     chosen: list[int] = []
     for i in range(k):
         pick = int(left.argmax())
+        if left[pick] <= nothing:
+            others = np.where(np.isin(np.arange(len(weight)), chosen), -1, weight)
+            return chosen + [int(j) for j in np.argsort(-others, kind="stable")[: k - i]]
         row = similarity.to(pick) * (weight * weight[pick]) - factor[:i, pick] @ factor[:i]
-        factor[i] = row / np.sqrt(max(left[pick], np.finfo(np.float32).tiny))
+        factor[i] = row / np.sqrt(left[pick])
         left -= factor[i] ** 2
         left[pick] = -np.inf
         chosen.append(pick)

@@ -23,6 +23,7 @@ CHOOSING = [m for m in METHODS.values() if m.name != "none"]
 def inputs(shapes: list[tuple[int, int]], padding: int = 0, seed: int = 0, raster: bool = True) -> Inputs:
     """Pictures of (rows, columns) tokens, the first and last ``padding`` rows of each on padding, random scores."""
     counts = tuple(r * c for r, c in shapes)
+    rng = np.random.default_rng(seed + 1)
     shown = [np.repeat((np.arange(r) >= padding) & (np.arange(r) < r - padding), c) for r, c in shapes]
     return Inputs(
         n=sum(counts),
@@ -31,6 +32,9 @@ def inputs(shapes: list[tuple[int, int]], padding: int = 0, seed: int = 0, raste
         counts=counts,
         saliency=np.random.default_rng(seed).random(sum(counts)).astype(np.float32),
         seed=seed,
+        features=rng.normal(size=(sum(counts), 8)).astype(np.float32),
+        tower=rng.random((4, sum(counts))).astype(np.float32),
+        text=rng.normal(size=(3, 8)).astype(np.float32),
     )
 
 
