@@ -11,8 +11,9 @@ of two modes:
 
 In history the guide must pay. Plain llama.cpp, which keeps its cache too, prefills all N image tokens once. Here the
 model has been given C of them, and the guide has cost G of the model's rows. It looks again only if G and another look
-are within N - C, and a question gets at most N - C - G new tokens. So C + G never exceeds N once the first look has
-paid. The bound does not hold where rows cannot be added behind text: there, the C of before come on top of it.
+are within M - C, where M is N less a RESERVE, and a question gets at most M - C - G new tokens. So C + G never exceeds
+M once the first look has paid. The bound does not hold where rows cannot be added behind text: there, the C of before
+come on top of it.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ __all__ = ["Session", "Turn"]
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
+RESERVE = 0.1
+"""Share of the image tokens that pruning must save for good: rows that come in small batches, turn by turn, take up to
+a seventh longer than those of one large batch.
+"""
 DECODED = 5
 """Prefilled rows that a decoded token costs as much as, at most: a batch reads the weights once for all its rows."""
 
@@ -258,9 +263,9 @@ class Session:
         return known.more(len(self.turns), wanted, room, in_order=True) if layer else later
 
     def _room(self, counts: Sequence[int], more: float = 0.0) -> float:
-        """N - C - G: image tokens that the model was not given, less what the guide and ``more`` cost in its rows."""
+        """Image tokens that the model may still be given, ``more`` spent on the guide."""
         spent = (self._spent + more) / max(self._model.vlm.info.n_params, 1)
-        return sum(counts) - sum(map(len, self._given.tokens)) - spent
+        return (1 - RESERVE) * sum(counts) - sum(map(len, self._given.tokens)) - spent
 
     def _guide_pays(self) -> bool:
         """Whether another look costs no more than what pruning has saved. The first one is always taken."""

@@ -14,6 +14,7 @@ from localvlm.errors import ContextOverflow, EngineCrashed, Interrupted, UsageEr
 from localvlm.given import Given
 from localvlm.images import Image
 from localvlm.pipeline import AskOptions, Pair, Pipeline, Session, VlmFiles
+from localvlm.session import RESERVE
 
 PAIR = Pair("fake", *(VlmFiles(Path(f"{role}.gguf"), Path("mmproj.gguf")) for role in ("guide", "model")))
 FEW = AskOptions(keep=0.2)
@@ -252,7 +253,7 @@ def test_image_tokens_and_the_guide_never_cost_more_than_all_image_tokens(cost: 
         assert all(looks) == (cost == 0)
         assert looks == sorted(looks, reverse=True)
         if not looks[-1]:
-            assert answer.tokens.kept == int(N - session._spent / 100)
+            assert answer.tokens.kept == int((1 - RESERVE) * N - session._spent / 100)
             session.add(picture(2))
             assert session.ask("where?", FEW).ran[0] > 0
 
