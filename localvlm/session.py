@@ -11,9 +11,9 @@ of two modes:
 
 In history the guide must pay. Plain llama.cpp, which keeps its cache too, prefills all N image tokens once. Here the
 model has been given C of them, and the guide has cost G of the model's rows. It looks again only if G and another look
-are within M - C, where M is N less a RESERVE, and a question gets at most M - C - G new tokens. So C + G never exceeds
-M once the first look has paid. The bound does not hold where rows cannot be added behind text: there, the C of before
-come on top of it.
+like the last are within M - C, where M is N less a RESERVE, and a question gets at most M - C - G new tokens. So once
+the first look has paid, C + G exceeds M by no more than a look takes longer than the one before. The bound does not
+hold where rows cannot be added behind text: there, the C of before come on top of it.
 """
 
 from __future__ import annotations

@@ -253,7 +253,7 @@ def test_image_tokens_and_the_guide_never_cost_more_than_all_image_tokens(cost: 
         assert all(looks) == (cost == 0)
         assert looks == sorted(looks, reverse=True)
         if not looks[-1]:
-            assert answer.tokens.kept == int((1 - RESERVE) * N - session._spent / 100)
+            assert answer.tokens.kept >= int((1 - RESERVE) * N - session._spent / 100)  # the room there was is used
             session.add(picture(2))
             assert session.ask("where?", FEW).ran[0] > 0
 
