@@ -352,9 +352,11 @@ class Runner:
 
 
 def cli_can_ask() -> bool:
+    import click
+
     from localvlm.cli.main import cli
 
-    return "ask" in cli.commands
+    return "ask" in cli.list_commands(click.Context(cli))
 
 
 def campaign(count: int, seed: int, directory: Path, cli_every: int = 10) -> Iterator[tuple[int, str, Outcome]]:

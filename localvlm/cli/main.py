@@ -6,29 +6,46 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import click
 
 import localvlm
 from localvlm.cli.app import App
-from localvlm.cli.ask import ask
-from localvlm.cli.attention import attention
-from localvlm.cli.bench import bench
-from localvlm.cli.calibrate import calibrate
-from localvlm.cli.evaluate import evaluate
-from localvlm.cli.info import list_pairs, methods, paths
 from localvlm.cli.output import print_error
 from localvlm.errors import Interrupted, LocalvlmError, NotEnoughMemory, StorageError, UsageError
 
 __all__ = ["cli", "main"]
 
 _ALIASES = {"ls": "list"}
+_COMMANDS = {
+    "ask": ("ask", "ask", "Answers QUESTION about the IMAGEs."),
+    "attention": ("attention", "attention", "Saves what the guide attends to when it answers QUESTION about IMAGE."),
+    "bench": ("bench", "bench", "Measures what the attention tap costs."),
+    "calibrate": ("calibrate", "calibrate", "Finds from which score on the guide's answer is final."),
+    "eval": ("evaluate", "evaluate", "Tells what methods and budgets cost and lose on the questions of DATA."),
+    "list": ("info", "list_pairs", "Lists the pairs that have a name."),
+    "methods": ("info", "methods", "Lists the ways to choose image tokens (--method)."),
+    "paths": ("info", "paths", "Shows where localvlm keeps its files."),
+}
+"""Module and name of each command, and what the list of commands says of it, so that none is loaded before it runs."""
 
 
 class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return super().get_command(ctx, _ALIASES.get(name, name))
+        found = _COMMANDS.get(_ALIASES.get(name, name))
+        if found is None:
+            return super().get_command(ctx, name)
+        command: click.Command = getattr(import_module(f"localvlm.cli.{found[0]}"), found[1])
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, told) for name, (_, _, told) in _COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -51,10 +68,6 @@ def cli() -> None:
 
     Try: localvlm ask example "What colour is the star?"
     """
-
-
-for _command in (ask, attention, bench, calibrate, evaluate, list_pairs, methods, paths):
-    cli.add_command(_command)
 
 
 def main(args: Sequence[str] | None = None, app: App | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import click
 import pytest
 
 from localvlm.cli.main import cli as group
@@ -50,12 +51,15 @@ def test_precedence(cli, settings, monkeypatch):
 
 
 def test_every_flag_has_a_variable_and_a_key():
-    for command in group.commands.values():
+    context = click.Context(group)
+    commands = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    for name, command in commands.items():
+        assert command.name == name
         for option in command.params:
             if option.param_type_name == "option" and option.name != "help":
                 assert isinstance(option, Setting), f"{command.name} {option.opts}"
                 assert f"LOCALVLM_{option.name.upper()}" in option.envvar
-    assert "LOCALVLM_NGL" in next(p for p in group.commands["ask"].params if p.name == "gpu_layers").envvar
+    assert "LOCALVLM_NGL" in next(p for p in commands["ask"].params if p.name == "gpu_layers").envvar
 
 
 def test_flags_in_environment_and_file(cli, settings, monkeypatch):
