@@ -18,7 +18,6 @@ hold where rows cannot be added behind text: there, the C of before come on top 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -26,7 +25,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from localvlm.answers import STAGES, Answer, AskOptions, Look, TileCounts, TokenCounts
+from localvlm.answers import Answer, AskOptions, Look, TileCounts, TokenCounts
+from localvlm.clock import Clock
 from localvlm.early_exit import CONSISTENCY_KEEP, Score, confidence, consistency, exits
 from localvlm.engine.api import (
     Completion,
@@ -144,7 +144,7 @@ class Session:
         """
         if self._history and not question:
             raise UsageError("the question is empty", "ask something")
-        clock, images = _Clock(on_stage), self.images
+        clock, images = Clock(on_stage), self.images
         method = method_of(options, len(images))
         may_exit = options.exit_at is not None and bool(images)
         guided = may_exit or (method.aggregation is not None and self._guide_pays())
@@ -197,7 +197,7 @@ class Session:
         """What the guide (or the model) sees and says; with its score, as ``method`` prunes, if one is given. Leaves no
         turn.
         """
-        return self._look(self._messages(question, system), max_tokens, _Clock(None), role, tower, method)
+        return self._look(self._messages(question, system), max_tokens, Clock(None), role, tower, method)
 
     def _remember(self, question: str, answer: Answer, given: Given) -> Answer:
         self.turns.append(Turn(question, tuple(self._new), answer))
@@ -286,7 +286,7 @@ class Session:
 
     # stages
 
-    def _load(self, roles: Sequence[str], clock: _Clock) -> None:
+    def _load(self, roles: Sequence[str], clock: Clock) -> None:
         with clock("load"):
             for role in roles:
                 self._pipeline.vlm(role)
@@ -318,7 +318,7 @@ class Session:
             )
         return layouts
 
-    def _seen(self, question: str, method: Method, clock: _Clock) -> Sight:
+    def _seen(self, question: str, method: Method, clock: Clock) -> Sight:
         """What a method goes by that asks for more than the guide's attention: of all tiles, encoded for it."""
         if not method.needs:
             return Sight()
@@ -335,7 +335,7 @@ class Session:
         self,
         messages: Sequence[Message],
         max_tokens: int,
-        clock: _Clock,
+        clock: Clock,
         role: str = "guide",
         tower: bool = False,
         check: Method | None = None,
@@ -368,7 +368,7 @@ class Session:
         logits = guide.score(ids, pruned) if len(ids) else np.empty((0, 0), np.float32)
         return Score(confidence(look.answer.logprobs[: len(ids)]), consistency(logits, ids))
 
-    def _exit(self, look: Look, options: AskOptions, clock: _Clock, on_text: Callable[[str], None] | None) -> Answer:
+    def _exit(self, look: Look, options: AskOptions, clock: Clock, on_text: Callable[[str], None] | None) -> Answer:
         """The guide's answer as the final one."""
         text = look.answer.text.strip()
         if on_text is not None:
@@ -397,7 +397,7 @@ class Session:
         given: Given,
         rows: Sequence[Kept] | None,
         look: Look | None,
-        clock: _Clock,
+        clock: Clock,
         on_text: Callable[[str], None] | None,
     ) -> Answer:
         model, kept = self._model.vlm, given.tokens
@@ -449,31 +449,6 @@ class Session:
         if look is None or not wanted or self._guide.vlm.info.vocab_hash != self._model.vlm.info.vocab_hash:
             return None
         return look.answer
-
-
-class _Clock:
-    """Milliseconds per stage."""
-
-    def __init__(self, on_stage: Callable[[str], None] | None) -> None:
-        self.ms = dict.fromkeys(STAGES, 0.0)
-        self._on_stage = on_stage
-        self._started = time.perf_counter()
-        self._stage, self._entered = "", 0.0
-
-    def elapsed(self) -> float:
-        return (time.perf_counter() - self._started) * 1e3
-
-    def __call__(self, stage: str) -> _Clock:
-        self._stage = stage
-        return self
-
-    def __enter__(self) -> None:
-        self._entered = time.perf_counter()
-        if self._on_stage is not None:
-            self._on_stage(self._stage)
-
-    def __exit__(self, *exc: object) -> None:
-        self.ms[self._stage] += (time.perf_counter() - self._entered) * 1e3
 
 
 def _asked(keep: Keep) -> float | str:
