@@ -270,6 +270,7 @@ def _whole(part: Sequence[int] | Placed) -> Sequence[int] | Placed:
         return part
     if part.again is not None:
         raise UsageError("more tokens of a picture cannot go into a prompt that is pruned at a layer")
+    _check_encoded(part.picture, None)
     return replace(part, keep=None)
 
 
@@ -277,6 +278,10 @@ def _checked_keep(part: ImagePart, picture: Picture) -> Int32 | None:
     keep, n = None if part.keep is None else np.asarray(part.keep, np.int32), part.image.layout.n_tokens
     if keep is not None and len(keep) and (keep.min() < 0 or keep.max() >= n or np.any(np.diff(keep) <= 0)):
         raise UsageError(f"kept indices must be sorted, without repeats and within 0..{n - 1}")
+    _check_encoded(picture, keep)
+    return None if keep is None or len(keep) == n else keep
+
+
+def _check_encoded(picture: Picture, keep: Int32 | None) -> None:
     if absent := picture.needs(keep) - picture.tiles.keys():
         raise UsageError(f"tokens of tile {min(absent)} are asked for, and it was not encoded", "encode it too")
-    return None if keep is None or len(keep) == n else keep

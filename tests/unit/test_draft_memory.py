@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import stat
 import subprocess
 import sys
@@ -88,21 +87,23 @@ def test_files_are_few_and_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert DraftMemory(tmp_path, "5").at(0).of((i * CELLS,), 4) == 0.0
 
 
-def _measure_many(folder: Path, start: int) -> None:
-    for i in range(20):
-        DraftMemory(folder, "a").at(0).measure(((start + i) * CELLS,), ROWS, ROWS)
+MEASURE_MANY = """
+import sys
+from pathlib import Path
+import numpy as np
+from localvlm.engine.draft_memory import DraftMemory
+from localvlm.engine.drafts import CELLS
+rows = np.zeros((4, 7), np.float32)
+for i in range(20):
+    DraftMemory(Path(sys.argv[1]), "a").at(0).measure(((int(sys.argv[2]) + i) * CELLS,), rows, rows)
+"""
 
 
 def test_runs_at_a_time_leave_a_whole_file(tmp_path: Path) -> None:
     """They may lose each other's measurements, and never one measured before them."""
     measured(tmp_path, 0.5)
-    spawn = multiprocessing.get_context("spawn")
-    runs = [spawn.Process(target=_measure_many, args=(tmp_path, start)) for start in (2, 30, 60)]
-    for run in runs:
-        run.start()
-    for run in runs:
-        run.join()
-        assert run.exitcode == 0
+    runs = [subprocess.Popen([sys.executable, "-c", MEASURE_MANY, str(tmp_path), str(start)]) for start in (2, 30, 60)]
+    assert [run.wait() for run in runs] == [0, 0, 0]
     (path,) = tmp_path.iterdir()
     assert 21 <= len(json.loads(path.read_text())) <= 61
     assert DraftMemory(tmp_path, "a").at(0).of(KEY, 4) == 0.5
