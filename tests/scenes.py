@@ -76,7 +76,7 @@ def _choices(pipeline: Pipeline, look: Look, inputs: Inputs, layout: ImageLayout
     for keep in KEEPS:
         k = budget(keep, inputs)
         for method in METHODS.values():
-            if method.name == "none":
+            if method.name == "none" or method.needs:  # `localvlm eval` compares those that go by more
                 continue
             given = inputs
             if method.aggregation is not None:
