@@ -17,7 +17,7 @@ from localvlm.guidance import spread
 from localvlm.pruning import Inputs, Keep, Kept, Method, Tokens, budget, method_named
 from localvlm.pruning.kinds import floor_of
 
-__all__ = ["Sight", "averages", "choose", "guiding", "joint", "method_of", "resampled", "select"]
+__all__ = ["Sight", "choose", "guiding", "joint", "method_of", "pick", "resampled", "select"]
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -87,8 +87,8 @@ def choose(
     model: VlmInfo,
     question: str = "",
     sight: Sight = Sight(),
-) -> list[Int32 | None]:
-    """Kept token indices per picture, None where all are kept. Where they are dropped at a layer, all tiles are encoded
+) -> list[Kept | None]:
+    """Kept tokens per picture, None where all are kept. Where they are dropped at a layer, all tiles are encoded
     and their price is of no account. The words of the ``question`` tell the least of an "auto" budget.
     """
     n = sum(layout.n_tokens for layout in layouts)
@@ -97,7 +97,28 @@ def choose(
     price = model.tile_price if options.tile_price is None else options.tile_price
     if options.layer_in(model.n_layer):
         price = 0.0
-    return list(select(method, options.keep, layouts, saliency, options.seed, price, floor_of(question), sight))
+    return list(pick(method, options.keep, layouts, saliency, options.seed, price, floor_of(question), sight))
+
+
+def pick(
+    method: Method,
+    keep: Keep,
+    layouts: Sequence[ImageLayout],
+    saliency: Float32 | None,
+    seed: int = 0,
+    tile_price: float = 0.0,
+    floor: float = 0.0,
+    sight: Sight = Sight(),
+) -> list[Kept]:
+    """Kept tokens per picture; ``tile_price`` and ``floor`` as in :class:`localvlm.pruning.Inputs`."""
+    inputs = _inputs(layouts, sight, saliency=saliency, seed=seed, tile_price=tile_price, floor=floor)
+    k = budget(keep, inputs)
+    kept = Kept(method.select(inputs, k)) if method.average is None else method.average(inputs, k)
+    rows = kept.rows
+    return [
+        Kept(kept.index[part] - np.int32(first), None if rows is None else rows[part])
+        for first, part in _by_picture(kept.index, layouts)
+    ]
 
 
 def select(
@@ -107,25 +128,9 @@ def select(
     saliency: Float32 | None,
     seed: int = 0,
     tile_price: float = 0.0,
-    floor: float = 0.0,
-    sight: Sight = Sight(),
 ) -> list[Int32]:
-    """Kept token indices per picture; ``tile_price`` and ``floor`` as in :class:`localvlm.pruning.Inputs`."""
-    inputs = _inputs(layouts, sight, saliency=saliency, seed=seed, tile_price=tile_price, floor=floor)
-    kept = method.select(inputs, budget(keep, inputs))
-    return [kept[part] - np.int32(first) for first, part in _by_picture(kept, layouts)]
-
-
-def averages(
-    method: Method, layouts: Sequence[ImageLayout], kept: Sequence[Int32 | None], sight: Sight
-) -> list[Kept] | None:
-    """Per picture what stands in the places of the ``kept`` tokens that ``method`` chose; None: they do themselves."""
-    k = sum(layout.n_tokens if keep is None else len(keep) for layout, keep in zip(layouts, kept, strict=True))
-    if method.average is None or all(keep is None for keep in kept):
-        return None
-    found = method.average(_inputs(layouts, sight), k)
-    parts = _by_picture(found.index, layouts)
-    return [Kept(found.index[part] - np.int32(first), found.rows[part]) for first, part in parts]
+    """The indices alone of what :func:`pick` keeps."""
+    return [kept.index for kept in pick(method, keep, layouts, saliency, seed, tile_price)]
 
 
 def _inputs(layouts: Sequence[ImageLayout], sight: Sight, **given: Any) -> Inputs:

@@ -45,7 +45,7 @@ from localvlm.given import Given, Group
 from localvlm.guidance import AGGREGATIONS
 from localvlm.images import Image
 from localvlm.pruning import Keep, Kept, Method, Tokens, mean_kept, method_named, share_of
-from localvlm.selection import Sight, averages, choose, guiding, joint, method_of, resampled, select
+from localvlm.selection import Sight, choose, guiding, joint, method_of, resampled, select
 from localvlm.speaker import Speaker, altered, sight_of
 
 if TYPE_CHECKING:
@@ -172,16 +172,16 @@ class Session:
         if layouts is None:
             self._load(["model"], clock)
             layouts = self._check_fit("model", messages, method, options)
-        saliency = kept = None
+        saliency = picked = kept = None
         sight = self._seen(question, method, clock)
         if look is not None and method.aggregation is not None:
             saliency = resampled(AGGREGATIONS[method.aggregation](look.attention), look.layouts, layouts)
         if look is not None or method.aggregation is None:
-            kept = choose(method, options, layouts, saliency, self._model.vlm.info, question, sight)
+            picked = choose(method, options, layouts, saliency, self._model.vlm.info, question, sight)
+            kept = [None if found is None else found.index for found in picked]
         counts = [layout.n_tokens for layout in layouts]
         given = self._chosen(kept, saliency, counts, options.layer_in(self._model.vlm.info.n_layer))
-        rows = None if kept is None else averages(method, layouts, kept, sight)
-        answer = self._answer(messages, options, given, rows, look, clock, on_text)
+        answer = self._answer(messages, options, given, picked, look, clock, on_text)
         return self._remember(question, replace(answer, layouts=tuple(layouts), saliency=saliency), given)
 
     def look(
@@ -395,7 +395,7 @@ class Session:
         messages: Sequence[Message],
         options: AskOptions,
         given: Given,
-        rows: Sequence[Kept] | None,
+        picked: Sequence[Kept | None] | None,
         look: Look | None,
         clock: Clock,
         on_text: Callable[[str], None] | None,
@@ -405,7 +405,7 @@ class Session:
         layer = options.layer_in(model.info.n_layer) if pruned else 0
         with clock("encode"):
             encoded = self._model.encode(self.images, None if layer else kept)
-        with clock("prefill"), altered(model, encoded, rows) as shown:
+        with clock("prefill"), altered(model, encoded, picked) as shown:
             parts = self._parts(model, messages, shown, given)
             prompt = model.prefill(parts, layer=layer, reuse=self._reuse)
         before = clock.elapsed()

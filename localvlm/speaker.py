@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,7 @@ from localvlm.selection import Sight
 if TYPE_CHECKING:
     from localvlm.pipeline import Pipeline
 
-__all__ = ["Speaker", "altered", "sight_of"]
+__all__ = ["Speaker", "altered", "release", "sight_of"]
 
 Int32 = NDArray[np.int32]
 
@@ -52,11 +52,16 @@ class Speaker:
         return tuple(self._encoded[image.content] for image in images)
 
     def release(self) -> None:
-        for image in self._encoded.values():
-            with contextlib.suppress(EngineCrashed, Interrupted):  # the engine is gone, and the picture with it
-                if self._of is not None:
-                    self._of.release(image)
+        if self._of is not None:
+            release(self._of, self._encoded.values())
         self._encoded.clear()
+
+
+def release(vlm: Vlm, pictures: Iterable[Encoded]) -> None:
+    """Forgets pictures."""
+    for picture in pictures:
+        with contextlib.suppress(EngineCrashed, Interrupted):  # the engine is gone, and the picture with it
+            vlm.release(picture)
 
 
 def sight_of(vlm: Vlm, encoded: Sequence[Encoded], question: str, needs: Set[Need]) -> Sight:
@@ -70,15 +75,14 @@ def sight_of(vlm: Vlm, encoded: Sequence[Encoded], question: str, needs: Set[Nee
 
 
 @contextlib.contextmanager
-def altered(vlm: Vlm, encoded: Sequence[Encoded], rows: Sequence[Kept] | None) -> Iterator[Sequence[Encoded]]:
-    """The pictures with other rows in the places of some tokens."""
-    if rows is None:
-        yield encoded
-        return
-    others = [vlm.altered(e, kept.index, kept.rows) for e, kept in zip(encoded, rows, strict=True)]
+def altered(vlm: Vlm, encoded: Sequence[Encoded], picked: Sequence[Kept | None] | None) -> Iterator[Sequence[Encoded]]:
+    """The pictures, with other rows in the places of their kept tokens where there are any."""
+    shown, others = list(encoded), []
     try:
-        yield others
+        for i, kept in enumerate(picked or ()):
+            if kept is not None and kept.rows is not None:
+                shown[i] = vlm.altered(encoded[i], kept.index, kept.rows)
+                others.append(shown[i])
+        yield shown
     finally:
-        for other in others:
-            with contextlib.suppress(EngineCrashed, Interrupted):
-                vlm.release(other)
+        release(vlm, others)

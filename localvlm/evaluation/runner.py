@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from localvlm import images
 from localvlm.engine.api import Encoded, ImageLayout, ImagePart, Message, Prefilled, TextPart
-from localvlm.errors import EngineCrashed, Interrupted
+from localvlm.errors import Interrupted
 from localvlm.evaluation.data import Question
 from localvlm.evaluation.journal import Journal
 from localvlm.evaluation.plan import BLIND, DOWNSCALE, GUIDE, UNPRUNED, Cell
 from localvlm.guidance import AGGREGATIONS
 from localvlm.images import Image
 from localvlm.pipeline import Look, Pipeline
-from localvlm.pruning import METHODS, method_named, share_of
-from localvlm.selection import averages, resampled, select
-from localvlm.speaker import altered, sight_of
+from localvlm.pruning import METHODS, Need, method_named, share_of
+from localvlm.selection import Sight, pick, resampled
+from localvlm.speaker import altered, release, sight_of
 
 __all__ = ["Outcome", "RunOptions", "ask_all", "shrunk"]
 
@@ -84,10 +84,10 @@ def ask_all(
         ImageError, ContextOverflow, ModelError, EngineCrashed, StorageError: see :mod:`localvlm.errors`.
         Interrupted: the engine was cancelled; the question it was at is lost.
     """
-    tower = any("tower" in METHODS[cell.method].needs for cell in plan if cell.method in METHODS)
+    needs = frozenset[Need]().union(*(METHODS[cell.method].needs for cell in plan if cell.method in METHODS))
     for index in range(len(journal.done), len(questions)):
         on_done(index)
-        with _asking(pipeline, questions[index], index, options, tower) as asking:
+        with _asking(pipeline, questions[index], index, options, needs) as asking:
             journal.append({cell.name: asdict(asking.outcome(cell)) for cell in plan})
     on_done(len(questions))
     return [{name: _outcome(entry) for name, entry in line.items()} for line in journal.done]
@@ -98,8 +98,10 @@ def _outcome(entry: dict[str, Any]) -> Outcome:
 
 
 @contextlib.contextmanager
-def _asking(pipeline: Pipeline, question: Question, index: int, options: RunOptions, tower: bool) -> Iterator[_Asking]:
-    asking = _Asking(pipeline, question, index, options, tower)
+def _asking(
+    pipeline: Pipeline, question: Question, index: int, options: RunOptions, needs: frozenset[Need]
+) -> Iterator[_Asking]:
+    asking = _Asking(pipeline, question, index, options, needs)
     try:
         yield asking
     finally:
@@ -109,14 +111,17 @@ def _asking(pipeline: Pipeline, question: Question, index: int, options: RunOpti
 class _Asking:
     """One question. Pictures are encoded, and the guide looks, when a cell first needs it."""
 
-    def __init__(self, pipeline: Pipeline, question: Question, index: int, options: RunOptions, tower: bool) -> None:
-        """``tower``: some way goes by the vision tower's attention."""
-        self._pipeline, self._question, self._options, self._tower = pipeline, question, options, tower
+    def __init__(
+        self, pipeline: Pipeline, question: Question, index: int, options: RunOptions, needs: frozenset[Need]
+    ) -> None:
+        """``needs``: of all methods of the plan."""
+        self._pipeline, self._question, self._options, self._needs = pipeline, question, options, needs
         self._seed = options.seed + index
         self._model = pipeline.vlm("model")
         self._pictures = [images.load(name) for name in question.images]
         self._n_image = sum(self._model.layout(*p.size).n_tokens for p in self._pictures)
         self._look: Look | None = None
+        self._sight: Sight | None = None
         self._encoded: list[Encoded] = []
         self._unpruned: Outcome | None = None
 
@@ -135,7 +140,7 @@ class _Asking:
 
     def release(self) -> None:
         """Forgets the pictures."""
-        self._release(self._encoded)
+        release(self._model, self._encoded)
         self._encoded = []
 
     # ways
@@ -153,16 +158,17 @@ class _Asking:
         method, saliency, ms = method_named(cell.method), None, {}
         encoded = self._seen()
         layouts = [e.layout for e in encoded]
-        sight = sight_of(self._model, encoded, self._question.text, method.needs)
+        sight = self._sighted() if method.needs else Sight()
         look = None if cell.aggregation is None else self._looked()
         before = time.perf_counter()
         if look is not None and cell.aggregation is not None:
             saliency = resampled(AGGREGATIONS[cell.aggregation](look.attention), look.layouts, layouts)
-        kept = select(method, cell.keep, layouts, saliency, self._seed, sight=sight)
-        rows = averages(method, layouts, kept, sight)
+        picked = pick(method, cell.keep, layouts, saliency, self._seed, sight=sight)
         ms["select"] = (time.perf_counter() - before) * 1e3
-        with altered(self._model, encoded, rows) as shown:
-            return self._answered(shown, kept, ms if look is None else {**self._guide_ms(), **ms})
+        with altered(self._model, encoded, picked) as shown:
+            return self._answered(
+                shown, [kept.index for kept in picked], ms if look is None else {**self._guide_ms(), **ms}
+            )
 
     def _downscaled(self, keep: float) -> Outcome:
         sizes = [shrunk(self._model.layout, p.size, keep) for p in self._pictures]
@@ -173,7 +179,7 @@ class _Asking:
             small += (self._model.encode(_resized(p, size)) for p, size in zip(self._pictures, sizes, strict=True))
             return self._answered(small, None, {})
         finally:
-            self._release(small)
+            release(self._model, small)
 
     # what they share
 
@@ -192,14 +198,14 @@ class _Asking:
             "guide_decode": look.answer.ms,
         }
 
-    def _release(self, pictures: Sequence[Encoded]) -> None:
-        for picture in pictures:
-            with contextlib.suppress(EngineCrashed, Interrupted):  # the engine is gone, and the picture with it
-                self._model.release(picture)
+    def _sighted(self) -> Sight:
+        if self._sight is None:
+            self._sight = sight_of(self._model, self._seen(), self._question.text, self._needs)
+        return self._sight
 
     def _seen(self) -> list[Encoded]:
         for picture in self._pictures[len(self._encoded) :]:
-            self._encoded.append(self._model.encode(picture.rgb, tower=self._tower))
+            self._encoded.append(self._model.encode(picture.rgb, tower="tower" in self._needs))
         return self._encoded
 
     def _answered(self, encoded: Sequence[Encoded], kept: Sequence[Int32] | None, ms: dict[str, float]) -> Outcome:

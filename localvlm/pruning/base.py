@@ -89,10 +89,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Kept:
-    """Tokens kept, (k,) sorted indices, and (k, d) float32 rows that stand in their places."""
+    """Tokens kept: (k,) sorted indices, and (k, d) float32 rows in their places; None: they stand for themselves."""
 
     index: Int32
-    rows: Float32
+    rows: Float32 | None = None
 
 
 Need = Literal["features", "tower", "text"]
