@@ -318,7 +318,7 @@ answer_options = _group(
         metavar="NAME",
         default="sgl+",
         show_default=True,
-        help="How image tokens are chosen: sgl+, sgl, none, random or grid; see `localvlm methods`.",
+        help="How image tokens are chosen; `localvlm methods` lists the names.",
     ),
     setting(
         "--keep",

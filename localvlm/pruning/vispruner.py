@@ -27,10 +27,11 @@ def select(inputs: Inputs, k: int) -> Int32:
     important = round(IMPORTANT * k)
     rest = order[important:]
     rows = unit_rows(inputs.features[inputs.candidates])
+    similar = rows @ rows.T
     while len(rest) > k - important:
         even, odd = rest[::2], rest[1::2]
         leaving = min(STEP, len(rest) - (k - important))
-        closest = (rows[even] @ rows[odd].T).max(axis=1, initial=-1)
+        closest = similar[np.ix_(even, odd)].max(axis=1, initial=-1)
         rest = np.concatenate([even[np.argsort(-closest, kind="stable")[leaving:]], odd])
     return np.sort(inputs.candidates[np.concatenate([order[:important], rest])])
 
