@@ -113,20 +113,20 @@ def _run(
     from localvlm.evaluation.runner import ask_all
 
     reporter.stage("reading the pictures")
-    inputs = inputs_of(dataset.questions, plan, pair, options, *load_options(params))
+    inputs = inputs_of(dataset.questions, pair, options, *load_options(params))
     work = params["work"]
     folder = Path(work).expanduser() if work else directories().state / "eval" / digest(inputs)[:32]
-    n = len(dataset.questions)
+    n, names = len(dataset.questions), [cell.name for cell in plan]
     with Journal(folder / "answers.jsonl", inputs, restart=params["restart"]) as journal:
-        if before := len(journal.done):
+        if before := journal.answered(names):
             reporter.note(f"{before} of {n} questions were answered before, in '{journal.path}'; --restart asks anew")
         try:
             with app.pipeline(pair, params) as pipeline:
                 return ask_all(pipeline, dataset.questions, plan, options, journal, _progress(reporter, before, n))
         finally:
             reporter.clear()
-            if before < len(journal.done) < n:
-                reporter.note(f"{len(journal.done)} of {n} questions are answered; the same command goes on from there")
+            if before < (now := journal.answered(names)) < n:
+                reporter.note(f"{now} of {n} questions are answered; the same command goes on from there")
 
 
 def _progress(reporter: Reporter, before: int, n: int) -> Callable[[int], None]:

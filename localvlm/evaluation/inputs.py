@@ -15,7 +15,6 @@ from localvlm.calibration import fingerprint
 from localvlm.engine.api import LoadOptions
 from localvlm.errors import ImageError
 from localvlm.evaluation.data import Question
-from localvlm.evaluation.plan import Cell
 from localvlm.evaluation.runner import RunOptions
 from localvlm.pipeline import Pair, VlmFiles
 
@@ -24,14 +23,13 @@ __all__ = ["digest", "inputs_of"]
 
 def inputs_of(
     questions: Sequence[Question],
-    plan: Sequence[Cell],
     pair: Pair,
     options: RunOptions,
     guide: LoadOptions,
     model: LoadOptions,
 ) -> dict[str, Any]:
-    """What the first line of a journal holds. Right answers and how they are scored are none of it: they are looked at
-    after the run. ``guide`` and ``model``: how the VLMs are loaded.
+    """What the first line of a journal holds. Methods are none of it, since results have their names; nor are right
+    answers and how they are scored, which are looked at after the run. ``guide``, ``model``: how the VLMs are loaded.
 
     Raises:
         ImageError: a picture is missing.
@@ -44,7 +42,6 @@ def inputs_of(
         "pictures": _pictures(questions),
         "guide": _weights(pair.guide),
         "model": _weights(pair.model),
-        "methods": [cell.name for cell in plan],
         "options": asdict(options),
         "loading": [_loading(guide), _loading(model)],
     }

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -19,13 +19,10 @@ _HINT = "pass --restart to begin anew, or another --work"
 
 
 class Journal:
-    """A file of JSON lines: first the inputs that all results hang on, then the result of each question in order.
+    """A file of JSON lines: first the inputs that all results hang on, then results of one question a line, by name.
 
-    A line is on disk before the next is begun; a last line that was cut off is dropped. One process at a time holds
-    it. A context manager.
-
-    Attributes:
-        done: results found so far.
+    Further lines of a question add to it, so methods that are asked for later are run alone. A line is on disk before
+    the next is begun; a last line that was cut off is dropped. One process at a time holds it. A context manager.
     """
 
     def __init__(self, path: Path, inputs: Mapping[str, Any], *, restart: bool = False) -> None:
@@ -36,7 +33,7 @@ class Journal:
             StorageError: it cannot be written.
         """
         self.path = path
-        self.done: list[dict[str, Any]] = []
+        self._found: dict[int, dict[str, Any]] = {}
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file: IO[bytes] = path.open("ab+", buffering=0)
@@ -57,14 +54,22 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
 
-    def append(self, result: Mapping[str, Any]) -> None:
-        """Keeps the result of the next question for good.
+    def of(self, question: int) -> Mapping[str, Any]:
+        """Results of a question by name."""
+        return self._found.get(question, {})
+
+    def add(self, question: int, results: Mapping[str, Any]) -> None:
+        """Keeps more results of a question for good.
 
         Raises:
             StorageError: the disk is full or gone.
         """
-        self._write(result)
-        self.done.append(dict(result))
+        self._write({"question": question, "results": results})
+        self._found.setdefault(question, {}).update(results)
+
+    def answered(self, names: Collection[str]) -> int:
+        """Questions that have results of all these names."""
+        return sum(found.keys() >= set(names) for found in self._found.values())
 
     def _hold(self) -> None:
         try:
@@ -82,17 +87,18 @@ class Journal:
         if torn:
             self._file.truncate(self._file.tell() - len(torn))
         try:
-            found = [json.loads(line) for line in lines]
-            if not all(isinstance(line, dict) for line in found):
+            first, *rest = [json.loads(line) for line in lines] or [None]
+            if lines and not isinstance(first, dict):
                 raise ValueError("not an object")
-        except ValueError as error:
+            for line in rest:
+                self._found.setdefault(int(line["question"]), {}).update(line["results"])
+        except (ValueError, TypeError, KeyError) as error:
             raise UsageError(f"'{self.path}' is damaged: {error}", _HINT) from error
-        if not found:
+        if first is None:
             self._write(inputs)
-        elif found[0] != inputs:
-            other = ", ".join(_differences(found[0], inputs))
+        elif first != inputs:
+            other = ", ".join(_differences(first, inputs))
             raise UsageError(f"'{self.path}' is of another run: {other} differ", _HINT)
-        self.done = found[1:]
 
     def _write(self, line: Mapping[str, Any]) -> None:
         data = json.dumps(line).encode() + b"\n"

@@ -85,12 +85,13 @@ def ask_all(
         Interrupted: the engine was cancelled; the question it was at is lost.
     """
     needs = frozenset[Need]().union(*(METHODS[cell.method].needs for cell in plan if cell.method in METHODS))
-    for index in range(len(journal.done), len(questions)):
-        on_done(index)
-        with _asking(pipeline, questions[index], index, options, needs) as asking:
-            journal.append({cell.name: asdict(asking.outcome(cell)) for cell in plan})
+    for index, question in enumerate(questions):
+        if missing := [cell for cell in plan if cell.name not in journal.of(index)]:
+            on_done(index)
+            with _asking(pipeline, question, index, options, needs) as asking:
+                journal.add(index, {cell.name: asdict(asking.outcome(cell)) for cell in missing})
     on_done(len(questions))
-    return [{name: _outcome(entry) for name, entry in line.items()} for line in journal.done]
+    return [{cell.name: _outcome(journal.of(i)[cell.name]) for cell in plan} for i in range(len(questions))]
 
 
 def _outcome(entry: dict[str, Any]) -> Outcome:

@@ -257,11 +257,24 @@ def test_a_run_goes_on_from_what_it_had(cli, data, tmp_path):
     assert b'"ms"' in (tmp_path / "o.json").read_bytes()
 
 
+def test_methods_that_come_later_are_run_alone(cli, data, tmp_path):
+    command = ["eval", data, *cli.pair, "--no-timings", "--json", tmp_path / "o.json"]
+    work = ["--work", tmp_path / "work"]
+    assert cli(*command, *work, "--methods", "grid", "--keep", "0.5").code == 0
+    assert cli(*command, *work, "--methods", "random,grid", "--keep", "0.5,0.25").code == 0
+    lines = [json.loads(line) for line in (tmp_path / "work" / "answers.jsonl").read_text().splitlines()[1:]]
+    assert [sorted(line["results"]) for line in lines] == (
+        6 * [["blind", "grid 50%", "none"]] + 6 * [["grid 25%", "random 25%", "random 50%"]]
+    )
+    added = (tmp_path / "o.json").read_bytes()
+    assert cli(*command, "--methods", "random,grid", "--keep", "0.5,0.25").code == 0
+    assert (tmp_path / "o.json").read_bytes() == added
+
+
 @pytest.mark.parametrize(
     ("args", "change", "what"),
     [
         (["--max-tokens", "3"], None, "options"),
-        (["--methods", "grid"], None, "methods"),
         (["--limit", "2"], None, "pictures, questions"),
         ([], "model.gguf", "model"),
         ([], "0.png", "pictures"),
