@@ -26,6 +26,7 @@ __all__ = [
     "LoadOptions",
     "Message",
     "Part",
+    "Paused",
     "Prefilled",
     "Reuse",
     "SamplingOptions",
@@ -212,6 +213,57 @@ class Prefilled:
 
 
 @dataclass(frozen=True)
+class Paused:
+    """A prompt whose rows are about to enter a layer (:meth:`Vlm.pause`).
+
+    Attributes:
+        layer: that layer, 0..n_layer-1.
+        token_ids: as :attr:`Prefilled.token_ids`.
+        image: (m,) int32 sorted indices of the image tokens that are still there, joint over all pictures.
+        after: (t,) int32 ids of the text rows after the last image token; of all rows where there is no picture.
+        attention: (n_head, m) float32 mean, over the text rows asked for, of their attention in layer - 1 to each image
+            token, the probability over all cells. None at layer 0, and where no row was asked for.
+        hidden: (m, d) float32 hidden rows of the image tokens; at layer 0 the projected rows. None unless asked.
+        text: (t, d) float32 hidden rows of ``after``; at layer 0 the input embeddings. None unless asked.
+    """
+
+    layer: int
+    token_ids: Int32
+    image: Int32
+    after: Int32
+    attention: Float32 | None = None
+    hidden: Float32 | None = None
+    text: Float32 | None = None
+
+    def kept(self, keep: Int32 | None) -> Int32:
+        """(k,) int32 indices of the image tokens that stay; None: all.
+
+        Raises:
+            UsageError: they are not sorted, or some are not there.
+        """
+        if keep is None:
+            return self.image
+        kept = np.asarray(keep, np.int32)
+        if np.any(np.diff(kept) <= 0) or not np.isin(kept, self.image).all():
+            raise UsageError(
+                f"kept tokens must be sorted, without repeats and among the {len(self.image)} that are there"
+            )
+        return kept
+
+    def asked(self, attend: Sequence[int] | None) -> Int32:
+        """Rows of ``after`` by number, negative ones counted from the end; None: all.
+
+        Raises:
+            UsageError: there is no such row.
+        """
+        n = len(self.after)
+        rows = np.arange(n) if attend is None else np.array(attend, np.int64).reshape(-1)
+        if np.any((rows < -n) | (rows >= n)):
+            raise UsageError(f"attention of rows {rows.tolist()} was asked for, and {n} are after the last image token")
+        return np.unique(rows % n if n else rows).astype(np.int32)
+
+
+@dataclass(frozen=True)
 class SamplingOptions:
     """How to pick the next token. ``temp`` 0 is greedy."""
 
@@ -335,6 +387,44 @@ class Vlm(Protocol):
             Interrupted: :meth:`Engine.cancel` was called; nothing can be decoded before the next prefill.
             AttentionCheckFailed: first tapped prefill of this model, and the self-check fails.
         """
+        ...
+
+    def pause(
+        self, parts: Sequence[Part], layer: int, *, attend: Sequence[int] | None = (-1,), hidden: bool = False
+    ) -> Paused:
+        """Runs the prompt through the layers below ``layer`` (0: none), and waits for :meth:`resume` or :meth:`finish`.
+        Kept rows have the positions they would have unpruned. Nothing can be decoded meanwhile, nothing is reused.
+        ``attend`` numbers the rows of :attr:`Paused.after` whose attention is averaged, negative ones counted from the
+        end; None: all; (): none. ``hidden``: whether hidden rows are wanted.
+
+        Raises:
+            As :meth:`prefill` with a layer, and
+            UsageError: ``attend`` names rows that are not there.
+            UnsupportedModel: input embeddings are wanted and cannot be read.
+        """
+        ...
+
+    def resume(
+        self,
+        keep: Int32 | None,
+        rows: Float32 | None = None,
+        *,
+        layer: int,
+        attend: Sequence[int] | None = (-1,),
+        hidden: bool = False,
+    ) -> Paused:
+        """Goes on with the image tokens ``keep`` alone, sorted ones of :attr:`Paused.image` (None: all of them), up to
+        the next ``layer``. ``rows`` (k, d) take the places of their hidden rows. For the others see :meth:`pause`.
+
+        Raises:
+            UsageError: no prompt is paused, ``layer`` is not above the one it waits before, or ``keep`` or ``rows`` do
+                not fit it; it waits on.
+            Interrupted: :meth:`Engine.cancel` was called; the prompt is gone.
+        """
+        ...
+
+    def finish(self, keep: Int32 | None, rows: Float32 | None = None) -> Prefilled:
+        """Goes on through the last layer, see :meth:`resume`; then all is as after an untapped :meth:`prefill`."""
         ...
 
     def generate(

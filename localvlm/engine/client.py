@@ -30,6 +30,7 @@ from localvlm.engine.api import (
     LoadOptions,
     Message,
     Part,
+    Paused,
     Prefilled,
     Reuse,
     SamplingOptions,
@@ -403,6 +404,30 @@ class RemoteVlm:
         since: int = 0,
     ) -> Prefilled:
         result: Prefilled = self._call("prefill", list(parts), tap=tap, layer=layer, reuse=reuse, since=since)
+        return result
+
+    def pause(
+        self, parts: Sequence[Part], layer: int, *, attend: Sequence[int] | None = (-1,), hidden: bool = False
+    ) -> Paused:
+        rows = None if attend is None else [int(i) for i in attend]
+        result: Paused = self._call("pause", list(parts), layer, attend=rows, hidden=hidden)
+        return result
+
+    def resume(
+        self,
+        keep: Int32 | None,
+        rows: Float32 | None = None,
+        *,
+        layer: int,
+        attend: Sequence[int] | None = (-1,),
+        hidden: bool = False,
+    ) -> Paused:
+        asked = None if attend is None else [int(i) for i in attend]
+        result: Paused = self._call("resume", keep, rows, layer=layer, attend=asked, hidden=hidden)
+        return result
+
+    def finish(self, keep: Int32 | None, rows: Float32 | None = None) -> Prefilled:
+        result: Prefilled = self._call("finish", keep, rows)
         return result
 
     def generate(

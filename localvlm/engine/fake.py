@@ -28,6 +28,7 @@ from localvlm.engine.api import (
     LoadOptions,
     Message,
     Part,
+    Paused,
     Prefilled,
     Reuse,
     SamplingOptions,
@@ -35,6 +36,7 @@ from localvlm.engine.api import (
     VlmInfo,
 )
 from localvlm.engine.drafts import agreed
+from localvlm.engine.fake_staged import FakeStages, directions
 from localvlm.errors import ContextOverflow, EngineCrashed, Interrupted, LocalvlmError, UsageError
 
 __all__ = ["FakeEngine", "FakeVlm", "Script"]
@@ -164,6 +166,7 @@ class FakeVlm:
         self._tapped = False
         self._answer = script.answer.encode("utf-8", "surrogatepass")
         self._fed = 0
+        self._stages: FakeStages | None = None
         self._info = VlmInfo(
             name=name,
             architecture="fake",
@@ -271,8 +274,7 @@ class FakeVlm:
 
     def embed(self, text: str) -> Float32:
         """Directions that differ from byte to byte."""
-        codes = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.float32)
-        return np.asarray(np.sin(codes[:, None] * np.arange(1, self._info.n_embd + 1)), np.float32)
+        return directions(np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8), self._info.n_embd)
 
     # prompts
 
@@ -306,6 +308,7 @@ class FakeVlm:
     ) -> Prefilled:
         """Counts rows; remembers the pictures for :meth:`attention`. ``layer`` is checked, and changes nothing."""
         self.step("prefill")
+        self._stages = None
         if not 0 <= layer < self._info.n_layer:
             raise UsageError(f"layer {layer} is not within 0..{self._info.n_layer - 1}")
         for p in parts:
@@ -328,6 +331,55 @@ class FakeVlm:
         self._cells, self._fed = cells, 0
         self._answer = self._said(n_kept < n_image)
         return Prefilled(ids, n_image, n_kept, len(cells), 0.0, len(cells) - before)
+
+    def pause(
+        self, parts: Sequence[Part], layer: int, *, attend: Sequence[int] | None = (-1,), hidden: bool = False
+    ) -> Paused:
+        """Counts rows as :meth:`prefill` does."""
+        self._info.check_layer(layer)
+        if any(isinstance(p, ImagePart) and p.again is not None for p in parts):
+            raise UsageError("more tokens of a picture cannot go into a prompt that is pruned at a layer")
+        ids = self.prefill(parts).token_ids
+        image, rows, first = [np.zeros(0, np.int32)], [np.zeros((0, self._info.n_embd), np.float32)], 0
+        for p in (p for p in parts if isinstance(p, ImagePart)):
+            n = p.image.layout.n_tokens
+            image.append(np.asarray(np.arange(n) if p.keep is None else p.keep, np.int32) + np.int32(first))
+            rows.append(self.features(p.image))
+            first += n
+        stages = FakeStages(self._info, ids, np.concatenate(image), np.concatenate(rows), self._row())
+        paused, self._stages = stages.at(layer, attend, hidden), stages
+        return paused
+
+    def _waiting(self) -> FakeStages:
+        if self._stages is None:
+            raise UsageError("no prompt is paused")
+        return self._stages
+
+    def resume(
+        self,
+        keep: Int32 | None,
+        rows: Float32 | None = None,
+        *,
+        layer: int,
+        attend: Sequence[int] | None = (-1,),
+        hidden: bool = False,
+    ) -> Paused:
+        """Forgets tokens and takes rows; nothing else changes from layer to layer."""
+        return self._waiting().resume(keep, rows, layer, attend, hidden)
+
+    def finish(self, keep: Int32 | None, rows: Float32 | None = None) -> Prefilled:
+        """The answer is that of a pruned prompt if any token has gone."""
+        stages = self._waiting()
+        n_kept, ids = stages.go(keep, rows), stages.paused.token_ids
+        n_image, self._stages = int((ids == -1).sum()), None
+        self._answer = self._said(n_kept < n_image)
+        stays = iter(np.isin(stages.began, stages.paused.image))
+        self._cells = [cell for cell in self._cells if not cell[0] or next(stays)]
+        return Prefilled(ids, n_image, n_kept, len(self._cells), 0.0, len(self._cells))
+
+    def _decodes(self) -> None:
+        if self._stages is not None:
+            raise UsageError("the prompt is paused", "finish it")
 
     def _laid(self, parts: Sequence[Part]) -> list[tuple[int, int]]:
         """What each cell of a prompt holds."""
@@ -354,6 +406,7 @@ class FakeVlm:
         draft: Int32 | None = None,
     ) -> Completion:
         """The scripted answer, character by character."""
+        self._decodes()
         ids = list(self._answer[:max_tokens])
         finish = "length" if len(self._answer) > max_tokens else "stop"
         text, cut = "", None
@@ -377,13 +430,16 @@ class FakeVlm:
 
     def feed(self, ids: Int32) -> None:
         """Counts fed tokens as generated rows."""
+        self._decodes()
         self._fed += len(ids)
         self._rows[1] += len(ids)
 
     def score(self, ids: Int32, parts: Sequence[Part] | None = None) -> Float32:
         """Logits that predict the scripted answer, whatever ``ids`` are."""
         fed, answer = self._fed, self._answer
-        if parts is not None:
+        if parts is None:
+            self._decodes()
+        else:
             self.step("score")
             pictures = [p for p in parts if isinstance(p, ImagePart)]
             pruned = any(p.keep is not None and len(p.keep) < p.image.layout.n_tokens for p in pictures)
@@ -392,6 +448,7 @@ class FakeVlm:
 
     def logits(self) -> Float32:
         """Logits that predict the next byte of the answer."""
+        self._decodes()
         return _predicting(self._answer, self._fed)
 
     # attention
@@ -412,16 +469,22 @@ class FakeVlm:
         """Half of every row's attention on the pictures, later layers sharper."""
         if not self._tapped:
             raise LocalvlmError("nothing was recorded", "prefill with tap=True")
+        row = self._row()
+        prompt, generated = row * self._rows[0], row * self._rows[1]
+        largest = (row, row * min(1, self._rows[1]), row)
+        return Attention(prompt, generated, row, (prompt, generated, row), largest, (self._rows[0], self._rows[1]))
+
+    def _row(self) -> Float32:
+        """(n_layer, n_head, n_image) attention of one row, half of it on the pictures."""
+        shape = self._script.n_layer, self._script.n_head
+        if not self._prompt:
+            return np.zeros((*shape, 0), np.float32)
         peaked = np.concatenate([self._looked_at(layout) for layout in self._prompt])
         peaked /= peaked.sum()
         even = np.full_like(peaked, 1 / len(peaked))
         sharp = np.linspace(0.2, 1.0, self._script.n_layer, dtype=np.float32)[:, None, None]
-        row = np.broadcast_to(
-            0.5 * (sharp * peaked + (1 - sharp) * even), (self._script.n_layer, self._script.n_head, len(peaked))
-        ).astype(np.float32)
-        prompt, generated = row * self._rows[0], row * self._rows[1]
-        largest = (row, row * min(1, self._rows[1]), row)
-        return Attention(prompt, generated, row, (prompt, generated, row), largest, (self._rows[0], self._rows[1]))
+        mixed = 0.5 * (sharp * peaked + (1 - sharp) * even)
+        return np.broadcast_to(mixed, (*shape, len(peaked))).astype(np.float32)
 
     def close(self) -> None:
         """Forgets the pictures."""

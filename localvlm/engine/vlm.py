@@ -19,6 +19,7 @@ from localvlm.engine.api import (
     LoadOptions,
     Message,
     Part,
+    Paused,
     Prefilled,
     Reuse,
     SamplingOptions,
@@ -209,6 +210,25 @@ class LlamaVlm:
     ) -> Prefilled:
         self._info.check_layer(layer)
         return self._prompts.prefill(parts, tap, layer, reuse, since)
+
+    def pause(
+        self, parts: Sequence[Part], layer: int, *, attend: Sequence[int] | None = (-1,), hidden: bool = False
+    ) -> Paused:
+        raise NotImplementedError
+
+    def resume(
+        self,
+        keep: Int32 | None,
+        rows: Float32 | None = None,
+        *,
+        layer: int,
+        attend: Sequence[int] | None = (-1,),
+        hidden: bool = False,
+    ) -> Paused:
+        raise NotImplementedError
+
+    def finish(self, keep: Int32 | None, rows: Float32 | None = None) -> Prefilled:
+        raise NotImplementedError
 
     # decoding
 

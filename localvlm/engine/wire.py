@@ -30,6 +30,7 @@ _TYPES: dict[str, Any] = {
         api.ImagePart,
         api.LoadOptions,
         api.Message,
+        api.Paused,
         api.Prefilled,
         api.SamplingOptions,
         api.TextPart,

@@ -10,7 +10,7 @@ import pytest
 
 from localvlm.engine.api import Engine, ImagePart, LoadOptions, Message, SamplingOptions, TextPart, Vlm
 from localvlm.engine.fake import FakeEngine, Script
-from localvlm.errors import ContextOverflow, EngineCrashed, Interrupted, NotGguf
+from localvlm.errors import ContextOverflow, EngineCrashed, Interrupted, NotGguf, UsageError
 
 FILES = Path("model.gguf"), Path("mmproj.gguf")
 PICTURE = np.zeros((30, 40, 3), np.uint8)
@@ -90,3 +90,33 @@ def test_cancel_from_another_thread():
     engine.cancel()
     with pytest.raises(Interrupted):
         vlm.encode(PICTURE)
+
+
+def test_a_prompt_pauses_and_goes_on_with_what_is_kept():
+    _, vlm = loaded(Script(answer="red", pruned_answer="blue"))
+    parts = prompt(vlm)
+    whole = vlm.prefill(parts, tap=True)
+    seen = vlm.attention()
+    start = vlm.pause(parts, 0, hidden=True)
+    assert (len(start.image), start.attention, start.hidden.shape) == (144, None, (144, 8))
+    assert bytes(start.after.tolist()) == b"What?\nASSISTANT:"
+    np.testing.assert_array_equal(start.hidden, vlm.features(parts[1].image))
+    with pytest.raises(UsageError, match="paused"):
+        vlm.generate(4)
+    rows = np.ones((2, 8), np.float32)
+    kept = vlm.resume(np.array([3, 7], np.int32), rows, layer=2, attend=None, hidden=True)
+    assert (kept.layer, kept.image.tolist()) == (2, [3, 7])
+    np.testing.assert_array_equal(kept.hidden, rows)
+    np.testing.assert_array_equal(kept.attention, seen.last[1][:, [3, 7]])
+    with pytest.raises(UsageError, match="cannot go on to layer 2"):
+        vlm.resume(None, layer=2)
+    with pytest.raises(UsageError, match="among the 2"):
+        vlm.finish(np.array([4], np.int32))
+    done = vlm.finish(np.array([], np.int32))
+    assert (done.n_image, done.n_kept, done.n_past) == (144, 0, whole.n_past - 144)
+    assert vlm.generate(8).text == "blue"
+    with pytest.raises(UsageError, match="no prompt"):
+        vlm.finish(None)
+    vlm.pause(parts, 1)
+    assert vlm.finish(None).n_past == whole.n_past
+    assert vlm.generate(8).text == "red"
