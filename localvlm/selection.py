@@ -17,7 +17,7 @@ from localvlm.guidance import spread
 from localvlm.pruning import Inputs, Keep, Kept, Method, Tokens, budget, method_named
 from localvlm.pruning.kinds import floor_of
 
-__all__ = ["Sight", "choose", "guiding", "joint", "method_of", "pick", "resampled", "select"]
+__all__ = ["Sight", "choose", "guiding", "joint", "method_of", "on_picture", "pick", "resampled", "select"]
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -135,7 +135,7 @@ def select(
 
 def _inputs(layouts: Sequence[ImageLayout], sight: Sight, **given: Any) -> Inputs:
     counts = [layout.n_tokens for layout in layouts]
-    candidates = np.concatenate([_on_picture(layout) for layout in layouts])
+    candidates = np.concatenate([on_picture(layout) for layout in layouts])
     return Inputs(
         n=sum(counts),
         candidates=np.flatnonzero(candidates).astype(np.int32),
@@ -179,7 +179,7 @@ def _tiles(layouts: Sequence[ImageLayout]) -> Int32:
     return np.concatenate(out)
 
 
-def _on_picture(layout: ImageLayout) -> NDArray[np.bool_]:
+def on_picture(layout: ImageLayout) -> NDArray[np.bool_]:
     """(n_tokens,) whether a token shows any of the picture."""
     if layout.boxes is None:
         return np.ones(layout.n_tokens, bool)

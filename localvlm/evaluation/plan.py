@@ -35,7 +35,7 @@ class Cell:
 UNPRUNED, BLIND, GUIDE = Cell("none"), Cell("blind"), Cell("guide")
 """The model from all image tokens, and from none; the guide's own answer."""
 DOWNSCALE = "downscale"
-"""The picture is made smaller until the tower gives as few tokens (towers of one size only give no fewer)."""
+"""A control of evaluations alone; see :mod:`localvlm.evaluation.downscale`."""
 CHOICES = (*METHODS, DOWNSCALE, BLIND.method, GUIDE.method)
 """Methods that can be asked for."""
 

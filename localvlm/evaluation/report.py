@@ -63,6 +63,7 @@ class Row:
         yes_no: how yes and no were told apart, if any question asks for that.
         flops_share: LLM FLOPs, the guide's among them, as a share of the unpruned model's.
         reached: whether as few tokens were kept as were asked for; else ``cost.share`` is the least there is.
+        how: what made the tokens fewer, where the method has several ways; each that a question took.
     """
 
     cell: Cell
@@ -74,6 +75,7 @@ class Row:
     cost: Cost
     flops_share: float
     reached: bool
+    how: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def rows_of(
                 cost,
                 cost.flops / costs[UNPRUNED].flops,
                 cell.keep is None or cost.mean_kept <= cell.keep * cost.image + 0.5 + 1e-9,
+                "; ".join(sorted({how for r in results if (how := r[cell.name].how)})),
             )
         )
     return rows

@@ -13,24 +13,22 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from localvlm import images
-from localvlm.engine.api import Encoded, ImageLayout, ImagePart, Message, Prefilled, TextPart
+from localvlm.engine.api import Encoded, ImagePart, Message, Prefilled, TextPart
 from localvlm.errors import Interrupted
 from localvlm.evaluation.data import Question
+from localvlm.evaluation.downscale import pooled, shrunk, what_was_done
 from localvlm.evaluation.journal import Journal
 from localvlm.evaluation.plan import BLIND, DOWNSCALE, GUIDE, UNPRUNED, Cell
 from localvlm.guidance import AGGREGATIONS
 from localvlm.images import Image
 from localvlm.pipeline import Look, Pipeline
-from localvlm.pruning import METHODS, Need, method_named, share_of
+from localvlm.pruning import METHODS, Kept, Need, method_named, share_of
 from localvlm.selection import Sight, pick, resampled
 from localvlm.speaker import altered, release, sight_of
 
-__all__ = ["Outcome", "RunOptions", "ask_all", "shrunk"]
+__all__ = ["Outcome", "RunOptions", "ask_all"]
 
 Int32 = NDArray[np.int32]
-
-_SIZES = 64
-"""Sizes of a picture that are tried when it is made smaller, evenly apart."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ class Outcome:
         fed: tokens fed after the prompt.
         outputs: rows projected to the vocabulary: the tokens of the answer, and its end.
         ms: by stage of localvlm.answers.STAGES, and "select", the choice of tokens.
+        how: what made the tokens fewer, where a method has several ways.
     """
 
     text: str
@@ -66,6 +65,7 @@ class Outcome:
     fed: int
     outputs: int
     ms: dict[str, float]
+    how: str = ""
 
 
 def ask_all(
@@ -124,7 +124,6 @@ class _Asking:
         self._look: Look | None = None
         self._sight: Sight | None = None
         self._encoded: list[Encoded] = []
-        self._unpruned: Outcome | None = None
 
     def outcome(self, cell: Cell) -> Outcome:
         """What comes of one cell."""
@@ -133,8 +132,7 @@ class _Asking:
         if cell == BLIND:
             return self._answered([], None, {})
         if cell == UNPRUNED:
-            self._unpruned = self._answered(self._seen(), None, {})
-            return self._unpruned
+            return self._answered(self._seen(), None, {})
         if cell.method == DOWNSCALE:
             return self._downscaled(cell.keep or 1.0)
         return self._pruned(cell)
@@ -172,15 +170,24 @@ class _Asking:
             )
 
     def _downscaled(self, keep: float) -> Outcome:
-        sizes = [shrunk(self._model.layout, p.size, keep) for p in self._pictures]
-        if self._unpruned is not None and sizes == [p.size for p in self._pictures]:
-            return self._unpruned
-        small: list[Encoded] = []
+        whole, own = self._seen(), list[Encoded]()
+        small = list(whole)
         try:
-            small += (self._model.encode(_resized(p, size)) for p, size in zip(self._pictures, sizes, strict=True))
-            return self._answered(small, None, {})
+            for i, picture in enumerate(self._pictures):
+                if (size := shrunk(self._model.layout, picture.size, keep)) != picture.size:
+                    small[i] = self._model.encode(_resized(picture, size))
+                    own.append(small[i])
+            begun = time.perf_counter()
+            picked = [self._pooled(e, share_of(keep, w.layout.n_tokens)) for e, w in zip(small, whole, strict=True)]
+            ms = {} if picked == [None] * len(picked) else {"select": (time.perf_counter() - begun) * 1e3}
+            how = ", ".join(what_was_done([e.layout for e in whole], [e.layout for e in small], picked))
+            with altered(self._model, small, picked) as shown:
+                return self._answered(shown, [None if kept is None else kept.index for kept in picked], ms, how)
         finally:
-            release(self._model, small)
+            release(self._model, own)
+
+    def _pooled(self, picture: Encoded, k: int) -> Kept | None:
+        return pooled(picture.layout, self._model.features(picture), k) if picture.layout.n_tokens > k else None
 
     # what they share
 
@@ -209,7 +216,9 @@ class _Asking:
             self._encoded.append(self._model.encode(picture.rgb, tower="tower" in self._needs))
         return self._encoded
 
-    def _answered(self, encoded: Sequence[Encoded], kept: Sequence[Int32] | None, ms: dict[str, float]) -> Outcome:
+    def _answered(
+        self, encoded: Sequence[Encoded], kept: Sequence[Int32 | None] | None, ms: dict[str, float], how: str = ""
+    ) -> Outcome:
         """The model's answer from ``kept`` tokens of pictures, all of them if None."""
         prompt = self._prefilled(encoded, kept)
         done = self._model.generate(self._options.max_tokens)
@@ -225,9 +234,10 @@ class _Asking:
             fed=_fed(said, ended),
             outputs=said + ended,
             ms={**ms, "encode": sum(e.ms for e in encoded), "prefill": prompt.ms, "decode": done.ms},
+            how=how,
         )
 
-    def _prefilled(self, encoded: Sequence[Encoded], kept: Sequence[Int32] | None) -> Prefilled:
+    def _prefilled(self, encoded: Sequence[Encoded], kept: Sequence[Int32 | None] | None) -> Prefilled:
         system = self._options.system
         messages = [Message("system", system)] if system else []
         messages.append(Message("user", self._question.text, len(encoded)))
@@ -242,17 +252,6 @@ class _Asking:
 def _fed(said: int, ended: bool) -> int:
     """Tokens that were fed to find ``said`` of them, and the end after the last where it came."""
     return said if ended else max(0, said - 1)
-
-
-def shrunk(layout: Callable[[int, int], ImageLayout], size: tuple[int, int], keep: float) -> tuple[int, int]:
-    """The size, of the same shape, at which a picture takes most tokens within ``keep`` of its own, or where none does
-    the fewest; of several such sizes the largest.
-    """
-    sizes = dict.fromkeys((max(1, size[0] * k // _SIZES), max(1, size[1] * k // _SIZES)) for k in range(_SIZES, 0, -1))
-    tokens = {at: layout(*at).n_tokens for at in sizes}
-    budget = share_of(keep, tokens[size])
-    within = [at for at, n in tokens.items() if n <= budget]
-    return max(within, key=lambda at: tokens[at]) if within else min(tokens, key=lambda at: tokens[at])
 
 
 def _resized(image: Image, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -26,7 +26,7 @@ def columns(report: Report) -> list[tuple[str, list[list[str]]]]:
     several, and yes against no if that was asked; without times where these are left out.
     """
     rows = report.rows
-    tables = [("All questions", [["method", *_HEAD], *([r.cell.method, *_cells(r)] for r in rows)])]
+    tables = [("All questions", [["method", *_HEAD], *([_name(r), *_cells(r)] for r in rows)])]
     if report.timings:
         head = ["ms", *(_STAGES[stage] for stage in TIMED), "all"]
         tables.append(("Time of a question by stage, in ms", [head, *([r.cell.name, *_times(r)] for r in rows)]))
@@ -41,6 +41,10 @@ def columns(report: Report) -> list[tuple[str, list[list[str]]]]:
 
 
 _HEAD = ["keep", "accuracy", "95 %", "of unpruned", "floor-adj.", "kept", "mean", "GFLOPs", "share"]
+
+
+def _name(row: Row) -> str:
+    return f"{row.cell.method} ({row.how})" if row.how else row.cell.method
 
 
 def _cells(row: Row) -> list[str]:

@@ -67,8 +67,8 @@ def test_every_method_at_every_budget(cli, data, tmp_path):
     right = {name: row["accuracy"]["mean"] for name, row in rows.items()}
     assert {name: round(6 * share) for name, share in right.items()} == dict.fromkeys(rows, 2)
     by_type = {name: [row["types"][kind]["mean"] for kind in KINDS] for name, row in rows.items()}
-    assert by_type["none"] == by_type["blind"] == by_type["downscale 50%"] == [0, 1, 0]
-    assert by_type["guide"] == by_type["sgl+ 50%"] == by_type["random 25%"] == [1, 0, 0]
+    assert by_type["none"] == by_type["blind"] == [0, 1, 0]
+    assert by_type["guide"] == by_type["sgl+ 50%"] == by_type["random 25%"] == by_type["downscale 50%"] == [1, 0, 0]
     interval = {"n": 2, "mean": 1.0, "low": pytest.approx(0.3424, abs=1e-4), "high": 1.0}
     assert rows["sgl+ 50%"]["types"]["colour"] == interval
     assert rows["sgl+ 50%"]["of_unpruned"] == 1.0
@@ -119,12 +119,18 @@ def test_without_a_guide(cli, data, tmp_path):
     assert cli("eval", data, *alone, "--methods", "sgl").code == 2
 
 
-def test_a_method_that_cannot_keep_so_few_says_so(cli, data, tmp_path):
-    run = cli("eval", data, *cli.pair, "--methods", "downscale", "--keep", "0.25", "--json", tmp_path / "o.json")
-    assert re.search(r"downscale +min 100% ", run.out)
-    assert figures(tmp_path / "o.json")["downscale 25%"]["reached"] is False
+def test_a_method_that_cannot_keep_so_few_says_so(cli, data):
     run = cli("eval", data, *cli.pair, "--methods", "grid", "--keep", "0.001")
     assert re.search(r"grid +min 0.694% ", run.out)  # one token of 144
+
+
+def test_downscale_says_what_it_did(cli, data, tmp_path):
+    files = "--json", tmp_path / "o.json", "--html", tmp_path / "o.html"
+    run = cli("eval", data, *cli.pair, "--methods", "downscale", "--keep", "0.25", *files)
+    assert re.search(r"^downscale \(pooled\) +25% ", run.out, re.MULTILINE)
+    assert ">downscale (pooled)</th>" in (tmp_path / "o.html").read_text()
+    row = figures(tmp_path / "o.json")["downscale 25%"]
+    assert (row["how"], row["reached"], row["cost"]["kept"]) == ("pooled", True, 36)
 
 
 def test_yes_and_no(cli, tmp_path):

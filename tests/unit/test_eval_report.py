@@ -1,23 +1,21 @@
-"""What outcomes come to: costs layer by layer, sizes of smaller pictures, and a chart's geometry."""
+"""What outcomes come to: costs layer by layer, and a chart's geometry."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from localvlm.cost import LlmShape
-from localvlm.engine.api import ImageLayout
 from localvlm.errors import UsageError
 from localvlm.evaluation.chart import HEIGHT, WIDTH, Point, Series, chart
 from localvlm.evaluation.data import Question
 from localvlm.evaluation.plan import BLIND, GUIDE, UNPRUNED, Cell, cells
 from localvlm.evaluation.report import Report, rows_of
-from localvlm.evaluation.runner import Outcome, shrunk
+from localvlm.evaluation.runner import Outcome
 from localvlm.evaluation.table import as_text
 
 SHAPE = LlmShape(blocks=(100, 100, 100, 100), head=10, width=8)
@@ -59,34 +57,6 @@ def test_the_plan_begins_with_what_others_are_measured_by():
     for methods in (["sgl"], ["guide"], [""], ["random", "best"]):
         with pytest.raises(UsageError):
             cells(methods, [0.5], guide=False)
-
-
-# ---- smaller pictures
-
-
-def layout(n: int) -> ImageLayout:
-    return ImageLayout(n, np.zeros((n, 4), np.float32), None, n)
-
-
-@given(st.integers(1, 3000), st.integers(1, 3000), st.floats(0.01, 1))
-def test_a_smaller_picture_has_most_tokens_within_the_budget(width, height, keep):
-    def patches(w: int, h: int) -> ImageLayout:
-        return layout(max(1, round(w / 28)) * max(1, round(h / 28)))
-
-    size = shrunk(patches, (width, height), keep)
-    tried = {(max(1, width * k // 64), max(1, height * k // 64)) for k in range(1, 65)}
-    budget = max(1, round(keep * patches(width, height).n_tokens))
-    counts = {at: patches(*at).n_tokens for at in tried}
-    assert size in tried
-    within = [n for n in counts.values() if n <= budget]
-    assert counts[size] == (max(within) if within else min(counts.values()))
-
-
-def test_a_tower_of_one_size_gets_the_picture_as_it_is():
-    assert shrunk(lambda w, h: layout(576), (640, 480), 0.35) == (640, 480)
-    tiles = {True: 5 * 64, False: 64}  # four tiles and an overview from some size on
-    assert shrunk(lambda w, h: layout(tiles[w > 400]), (640, 480), 0.35) == (400, 300)
-    assert shrunk(lambda w, h: layout(tiles[w > 400]), (640, 480), 0.05) == (400, 300)
 
 
 # ---- charts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import PIL.Image
+import pytest
 
 from localvlm.engine.api import LoadOptions
 from localvlm.engine.client import Engine
@@ -40,3 +41,20 @@ def test_a_pair_is_evaluated_as_it_answers(native, tmp_path):
             ("sgl 10%", AskOptions("sgl", 0.1, 8, draft=False)),
         ):
             assert pipeline.ask([load(tmp_path / "a.png")], question.text, options).text == found[name].text
+
+
+@pytest.mark.parametrize(("family", "how"), [("llava15", "pooled"), ("internvl", "fewer tiles, pooled")])
+def test_rows_are_pooled_where_no_picture_is_small_enough(native, tmp_path, family, how):
+    pixels = np.random.RandomState(7).randint(0, 256, (200, 400, 3)).astype(np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
+    files = zoo.build(family, tmp_path)
+    pair = Pair("zoo", None, VlmFiles(files.model, files.mmproj))
+    question = Question("1", (str(tmp_path / "a.png"),), "what is the thing in red?", ("x",), "", "exact")
+    with Engine() as engine, Journal(tmp_path / "answers.jsonl", {}) as journal:
+        pipeline = Pipeline.open(pair, LoadOptions(threads=1), engine)
+        plan = cells(["downscale"], [0.1], guide=False)
+        (found,) = ask_all(pipeline, [question], plan, RunOptions(max_tokens=8), journal, lambda _: None)
+    whole, small = found["none"], found["downscale 10%"]
+    budget = round(0.1 * whole.image)
+    assert (small.how, whole.how) == (how, "")
+    assert 0.5 * budget <= small.steps[0][1] <= budget < whole.image
