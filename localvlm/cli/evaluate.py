@@ -42,7 +42,7 @@ _BAR = 24
 @click.command("eval", cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
 @click.argument("data", metavar="DATA")
 @setting("--methods", metavar="A,B,...", default="sgl+,sgl,random,grid", show_default=True,
-         help="How image tokens are chosen: methods of `localvlm methods`, and downscale.")  # fmt: skip
+         help="How image tokens are chosen: names that `localvlm methods` lists.")  # fmt: skip
 @setting("--keep", metavar="R,R,...", type=SharesType(), default="0.64,0.35,0.09", show_default=True,
          help="Shares of the image tokens to keep, each as the mean over the model's layers.")  # fmt: skip
 @setting("--answers", metavar="FILE", help="The right answers, where DATA's format keeps them apart.")

@@ -58,18 +58,21 @@ def list_pairs(ctx: click.Context, json: bool) -> None:
 @click.command(cls=ConfiguredCommand)
 @_json
 def methods(json: bool) -> None:
-    """Lists the ways to choose image tokens (--method), and what each goes by besides the image.
+    """Lists the ways to choose image tokens (--method), the controls of eval, and what each goes by besides the image.
 
     guide: a small VLM's attention; tower: the model's vision tower's; features: the model's projected tokens, and text:
     the question's, which take the whole image encoded.
     """
+    from localvlm.evaluation.plan import CONTROLS, GUIDE
     from localvlm.pruning import METHODS
 
     needs = {name: ["guide"] * bool(m.aggregation) + sorted(m.needs) for name, m in METHODS.items()}
+    summaries = {**{name: m.summary for name, m in METHODS.items()}, **CONTROLS}
+    needs |= {name: ["guide"] * (name == GUIDE.method) for name in CONTROLS}
     if json:
-        click.echo(_dumps({name: {"summary": m.summary, "needs": needs[name]} for name, m in METHODS.items()}))
+        click.echo(_dumps({name: {"summary": told, "needs": needs[name]} for name, told in summaries.items()}))
     else:
-        _table([(name, ", ".join(needs[name]) or "-", m.summary) for name, m in METHODS.items()])
+        _table([(name, ", ".join(needs[name]) or "-", told) for name, told in summaries.items()])
 
 
 @click.command(cls=ConfiguredCommand)

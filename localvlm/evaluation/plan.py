@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from localvlm.errors import UsageError
 from localvlm.pruning import METHODS
 
-__all__ = ["BLIND", "CHOICES", "DOWNSCALE", "GUIDE", "UNPRUNED", "Cell", "cells"]
+__all__ = ["BLIND", "CHOICES", "CONTROLS", "DOWNSCALE", "GUIDE", "UNPRUNED", "Cell", "cells"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,14 @@ class Cell:
 UNPRUNED, BLIND, GUIDE = Cell("none"), Cell("blind"), Cell("guide")
 """The model from all image tokens, and from none; the guide's own answer."""
 DOWNSCALE = "downscale"
-"""A control of evaluations alone; see :mod:`localvlm.evaluation.downscale`."""
-CHOICES = (*METHODS, DOWNSCALE, BLIND.method, GUIDE.method)
+"""See :mod:`localvlm.evaluation.downscale`."""
+CONTROLS = {
+    DOWNSCALE: "the picture in fewer tokens, none of them chosen (control of eval)",
+    BLIND.method: "no picture (control of eval)",
+    GUIDE.method: "the guide's own answer (control of eval)",
+}
+"""What evaluations alone compare with, and what it is."""
+CHOICES = (*METHODS, *CONTROLS)
 """Methods that can be asked for."""
 
 

@@ -21,6 +21,7 @@ from localvlm import scoring
 from localvlm.bench.shapes import LlavaShape, write_llava
 from localvlm.cli.evaluate import RULES
 from localvlm.engine.fake import FakeVlm, Script
+from localvlm.evaluation.plan import CHOICES
 
 KINDS = {"colour": "red", "text": "dark red", "odd <b>&\ud800": "blue"}
 GUIDE_SAYS, FULL_SAYS, PRUNED_SAYS = "red", "dark red", "red"
@@ -147,6 +148,11 @@ def test_yes_and_no(cli, tmp_path):
     assert found["grid 50%"]["yes_no"]["neither"] == 3
     assert re.search(r"^none +66\.7 +66\.7 +100\.0 +80\.0 +100\.0 +0$", run.out, re.MULTILINE)
     assert re.search(r"^grid 50% +0\.0 +- +0\.0 +0\.0 +0\.0 +3$", run.out, re.MULTILINE)
+
+
+def test_all_that_can_be_asked_for_is_listed(cli):
+    assert list(json.loads(cli("methods", "--json").out)) == list(CHOICES)
+    assert re.search(r"^downscale +- +the picture in fewer tokens", cli("methods").out, re.MULTILINE)
 
 
 def test_rules_are_those_that_there_are():
