@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,6 +71,7 @@ class Inputs:
         tower: (n_tower_layer, N) float32 head means of the tower's attention: that of [CLS] to each token or, in
             towers without it, what each token receives, summed over its patches.
         text: (n, d) float32 input embeddings of the question's tokens in the model.
+        weights: float32 arrays by name, that a trained method learnt for this model.
     """
 
     n: int
@@ -85,6 +86,7 @@ class Inputs:
     features: Float32 | None = None
     tower: Float32 | None = None
     text: Float32 | None = None
+    weights: Mapping[str, Float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class Method:
         needs: optional fields of its inputs that it goes by; all tiles of a picture are encoded for them.
         select: (inputs, k) -> sorted indices of k kept tokens, for 1 <= k <= candidates.
         average: the same choice, with what stands in the places of the tokens kept; None: they stand for themselves.
+        shares: the only shares of the tokens that it can keep, the largest first; none: any.
+        shapes: of the weights that a trained method needs, by name, for a model of that width; None: it is not trained.
     """
 
     name: str
@@ -115,6 +119,8 @@ class Method:
     aggregation: str | None = None
     needs: frozenset[Need] = frozenset()
     average: Callable[[Inputs, int], Kept] | None = None
+    shares: tuple[float, ...] = ()
+    shapes: Callable[[int], Mapping[str, tuple[int, ...]]] | None = None
 
 
 def share_of(keep: Keep, n: int) -> int:
