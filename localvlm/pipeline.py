@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,9 +27,10 @@ from localvlm.engine.api import (
     Vlm,
 )
 from localvlm.errors import UnsupportedModel, UsageError
+from localvlm.extras import read_weights
 from localvlm.guidance import AGGREGATIONS
 from localvlm.images import Image
-from localvlm.pruning import method_named
+from localvlm.pruning import Method, method_named
 from localvlm.selection import guiding, resampled
 from localvlm.session import Session, Turn
 
@@ -61,6 +62,7 @@ class Pipeline:
         self.pair, self.engine = pair, engine
         self._options = {"guide": guide, "model": model}
         self._loaded: dict[str, Vlm] = {}
+        self._weights: dict[str, Mapping[str, Float32]] = {}
 
     @classmethod
     def open(
@@ -106,6 +108,19 @@ class Pipeline:
                 raise UsageError(f"no {role} was given", f"pass --{role} and its mmproj file, or --pair")
             self._loaded[role] = self.engine.load(files.model, files.mmproj, self._options[role])
         return self._loaded[role]
+
+    def weights(self, method: Method) -> Mapping[str, Float32] | None:
+        """What a method learnt for the model; None: it is not trained.
+
+        Raises:
+            UsageError, NotGguf: see :func:`localvlm.extras.read_weights`.
+        """
+        if method.shapes is None or self.pair.model is None:
+            return None
+        if method.name not in self._weights:
+            shapes = method.shapes(self.vlm("model").info.n_embd)
+            self._weights[method.name] = read_weights(self.pair.model.model, method.name, shapes)
+        return self._weights[method.name]
 
     def ask(
         self,
