@@ -83,7 +83,8 @@ def _tokenizer(writer: gguf.GGUFWriter) -> None:
     writer.add_chat_template(text.CHAT_TEMPLATE)
 
 
-def _general(writer: gguf.GGUFWriter, name: str, file_type: gguf.LlamaFileType) -> None:
+def describe(writer: gguf.GGUFWriter, name: str, file_type: gguf.LlamaFileType) -> None:
+    """What every file of ours says of itself."""
     writer.add_name(name)
     writer.add_author("The localvlm authors")
     writer.add_license("mit")
@@ -91,7 +92,8 @@ def _general(writer: gguf.GGUFWriter, name: str, file_type: gguf.LlamaFileType) 
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
-def _finish(writer: gguf.GGUFWriter) -> None:
+def finish(writer: gguf.GGUFWriter) -> None:
+    """Write the file and close it."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -101,7 +103,7 @@ def _finish(writer: gguf.GGUFWriter) -> None:
 def write_llm(path: Path, name: str, state: dict[str, Tensor], size: lm.Size) -> None:
     """The language model, Q8_0."""
     writer = gguf.GGUFWriter(path, "llama")
-    _general(writer, name, gguf.LlamaFileType.MOSTLY_Q8_0)
+    describe(writer, name, gguf.LlamaFileType.MOSTLY_Q8_0)
     writer.add_vocab_size(len(state["embed.weight"]))
     writer.add_context_length(lm.CONTEXT)
     writer.add_embedding_length(size.width)
@@ -120,7 +122,7 @@ def write_llm(path: Path, name: str, state: dict[str, Tensor], size: lm.Size) ->
         else:
             q8 = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(theirs, gguf.quants.quantize(value, q8), raw_dtype=q8)
-    _finish(writer)
+    finish(writer)
 
 
 def write_mmproj(path: Path, name: str, eyes: dict[str, Tensor], state: dict[str, Tensor]) -> None:
@@ -128,7 +130,7 @@ def write_mmproj(path: Path, name: str, eyes: dict[str, Tensor], state: dict[str
     tiled = "row_end" in state
     kind = gguf.LlamaFileType.MOSTLY_Q8_0 if tiled else gguf.LlamaFileType.MOSTLY_F16
     writer = gguf.GGUFWriter(path, "clip")
-    _general(writer, name, kind)
+    describe(writer, name, kind)
     writer.add_type("mmproj")
     writer.add_clip_has_vision_encoder(True)
     writer.add_clip_projector_type("mlp")
@@ -158,7 +160,7 @@ def write_mmproj(path: Path, name: str, eyes: dict[str, Tensor], state: dict[str
             writer.add_tensor(theirs, gguf.quants.quantize(value, q8), raw_dtype=q8)
         else:
             writer.add_tensor(theirs, value.astype(np.float16 if half else np.float32))
-    _finish(writer)
+    finish(writer)
 
 
 def main(argv: list[str] | None = None) -> int:
