@@ -137,7 +137,8 @@ class Answer:
         ms: milliseconds per name of STAGES; "first_token" and "total" are counted from the call, loading included;
             "guide_prefill" includes the pass that checks the guide's answer.
         keep: the budget asked for: a share (1.0 = all), "auto", or "64 tokens".
-        layer: of the model, before which the other tokens were dropped.
+        layer: of the model, before which the other tokens were dropped, of methods that choose them before it runs.
+        steps: (layer, image tokens from it on) in the model, the first at layer 0; empty if the guide answered.
         score: of the guide's answer, whenever the guide ran; it was final if this reached ``threshold``.
         layouts: where the image tokens of the VLM that answered lie, picture by picture.
         saliency: (N,) scores of these tokens, joint over all pictures; None if no guide led the choice.
@@ -155,6 +156,7 @@ class Answer:
     pair: str | None
     finish: str = "stop"
     layer: int = 0
+    steps: tuple[tuple[int, int], ...] = ()
     tiles: TileCounts = TileCounts(0, 0)
     guide_text: str | None = None
     score: Score | None = None

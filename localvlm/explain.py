@@ -175,8 +175,10 @@ def _facts(answer: Answer) -> Iterator[str]:
     seen = f"{tokens.image} image tokens" if tokens.kept is None else f"{tokens.kept} of {tokens.image} image tokens"
     keep = answer.keep if isinstance(answer.keep, str) else f"{answer.keep:g}"
     yield f"answered by the {answer.answered_by} · {seen} · method {answer.method}, keep {keep}"
-    if answer.layer and tokens.mean_kept is not None:
-        yield f"dropped before layer {answer.layer} · {tokens.mean_kept:.1f} tokens a layer on average"
+    if len(answer.steps) > 1 and tokens.mean_kept is not None:
+        left = ", ".join(f"{n} from layer {layer} on" for layer, n in answer.steps[1:])
+        told = f"dropped before layer {answer.layer}" if answer.layer else left
+        yield f"{told} · {tokens.mean_kept:.1f} tokens a layer on average"
     if answer.guide_text is not None and answer.answered_by != "guide":
         yield f"the guide's answer: {answer.guide_text}"
     if (score := answer.score) is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,7 +14,7 @@ from localvlm.answers import AskOptions
 from localvlm.engine.api import ImageLayout, VlmInfo
 from localvlm.errors import UnsupportedModel, UsageError
 from localvlm.guidance import spread
-from localvlm.pruning import Inputs, Keep, Kept, Method, Tokens, budget, method_named
+from localvlm.pruning import METHODS, InLlm, Inputs, Keep, Kept, Method, Tokens, budget, method_named
 from localvlm.pruning.kinds import floor_of
 
 __all__ = ["Sight", "choose", "guiding", "joint", "method_of", "on_picture", "pick", "resampled", "select"]
@@ -30,17 +30,24 @@ class Sight:
     features: Float32 | None = None
     tower: Float32 | None = None
     text: Float32 | None = None
+    weights: Mapping[str, Float32] | None = None
 
 
-def method_of(options: AskOptions, n_pictures: int) -> Method:
+def method_of(options: AskOptions, n_pictures: int) -> Method | InLlm:
     """The method that a question asks for; "none" where there is nothing to prune.
 
     Raises:
-        UsageError: the budget goes by a guide's attention and the method does not.
+        UsageError: the budget goes by a guide's attention and the method does not, or a layer is given and the method
+            has its own.
     """
     method = method_named(options.method)
+    if isinstance(method, InLlm) and (options.layer or options.preset):
+        given = f"preset '{options.preset}'" if options.preset else f"layer {options.layer}"
+        raise UsageError(
+            f"method '{method.name}' says at which layers tokens are dropped, and {given} was given too", "give one"
+        )
     if _keeps_all(options.keep) or not n_pictures:
-        method = method_named("none")
+        method = METHODS["none"]
     if options.keep == "auto" and method.aggregation is None and method.name != "none":
         raise UsageError(
             f"keep 'auto' goes by what the guide attends to, and method '{method.name}' does not",
@@ -49,9 +56,9 @@ def method_of(options: AskOptions, n_pictures: int) -> Method:
     return method
 
 
-def guiding(method: Method) -> Method:
+def guiding(method: Method | InLlm) -> Method:
     """The method by which the guide's own image is pruned: SGL where ``method`` needs no guide."""
-    return method if method.aggregation is not None else method_named("sgl+")
+    return method if isinstance(method, Method) and method.aggregation is not None else METHODS["sgl+"]
 
 
 def resampled(scores: Float32, sources: Sequence[ImageLayout], targets: Sequence[ImageLayout]) -> Float32:
@@ -145,6 +152,7 @@ def _inputs(layouts: Sequence[ImageLayout], sight: Sight, **given: Any) -> Input
         features=sight.features,
         tower=sight.tower,
         text=sight.text,
+        weights=sight.weights,
         **given,
     )
 

@@ -44,9 +44,10 @@ from localvlm.errors import ContextOverflow, Interrupted, UsageError
 from localvlm.given import Given, Group
 from localvlm.guidance import AGGREGATIONS
 from localvlm.images import Image
-from localvlm.pruning import Keep, Kept, Method, Tokens, mean_kept, method_named, share_of
+from localvlm.pruning import InLlm, Keep, Kept, Method, Tokens, mean_kept, method_named, share_of
 from localvlm.selection import Sight, choose, guiding, joint, method_of, resampled, select
 from localvlm.speaker import Speaker, altered, sight_of
+from localvlm.stepwise import Stepped, prefill_in_steps
 
 if TYPE_CHECKING:
     from localvlm.pipeline import Pipeline
@@ -176,13 +177,17 @@ class Session:
         sight = self._seen(question, method, clock)
         if look is not None and method.aggregation is not None:
             saliency = resampled(AGGREGATIONS[method.aggregation](look.attention), look.layouts, layouts)
-        if look is not None or method.aggregation is None:
+        if isinstance(method, Method) and (look is not None or method.aggregation is None):
             picked = choose(method, options, layouts, saliency, self._model.vlm.info, question, sight)
             kept = [None if found is None else found.index for found in picked]
         counts = [layout.n_tokens for layout in layouts]
-        given = self._chosen(kept, saliency, counts, options.layer_in(self._model.vlm.info.n_layer))
-        answer = self._answer(messages, options, given, picked, look, clock, on_text)
-        return self._remember(question, replace(answer, layouts=tuple(layouts), saliency=saliency), given)
+        if isinstance(method, InLlm):
+            given = Given().seen(np.zeros(sum(counts), np.float32), counts).more(0, [None] * len(counts))
+        else:
+            given = self._chosen(kept, saliency, counts, options.layer_in(self._model.vlm.info.n_layer))
+        answer = self._answer(messages, method, options, given, picked, look, clock, on_text)
+        answer = replace(answer, layouts=tuple(layouts), saliency=saliency)
+        return self._remember(question, answer, self._given if isinstance(method, InLlm) else given)
 
     def look(
         self,
@@ -292,7 +297,7 @@ class Session:
                 self._pipeline.vlm(role)
 
     def _check_fit(
-        self, role: str, messages: Sequence[Message], method: Method, options: AskOptions
+        self, role: str, messages: Sequence[Message], method: Method | InLlm, options: AskOptions
     ) -> list[ImageLayout]:
         """Token layouts of the pictures in a VLM; refuses a prompt that cannot fit before anything is encoded."""
         vlm = self._pipeline.vlm(role)
@@ -303,7 +308,7 @@ class Session:
         layer = options.layer_in(vlm.info.n_layer)
         if role == "model":
             vlm.info.check_layer(layer)
-        if role == "model" and method.name != "none" and not layer:
+        if role == "model" and isinstance(method, Method) and method.name != "none" and not layer:
             given = sum(map(len, self._given.tokens))
             most = min(most, given + share_of(options.keep, most)) if not (given and vlm.info.mrope) else most
             needed -= sum(counts) - most
@@ -318,9 +323,9 @@ class Session:
             )
         return layouts
 
-    def _seen(self, question: str, method: Method, clock: Clock) -> Sight:
+    def _seen(self, question: str, method: Method | InLlm, clock: Clock) -> Sight:
         """What a method goes by that asks for more than the guide's attention: of all tiles, encoded for it."""
-        if not method.needs:
+        if isinstance(method, InLlm) or not method.needs:
             return Sight()
         if method.average is not None and self._history and self.turns:
             raise UsageError(
@@ -329,7 +334,8 @@ class Session:
             )
         with clock("encode"):
             encoded = self._model.encode(self.images, tower="tower" in method.needs)
-            return sight_of(self._model.vlm, encoded, question, method.needs)
+            sight = sight_of(self._model.vlm, encoded, question, method.needs)
+            return replace(sight, weights=self._pipeline.weights(method))
 
     def _look(
         self,
@@ -393,6 +399,7 @@ class Session:
     def _answer(
         self,
         messages: Sequence[Message],
+        method: Method | InLlm,
         options: AskOptions,
         given: Given,
         picked: Sequence[Kept | None] | None,
@@ -407,7 +414,12 @@ class Session:
             encoded = self._model.encode(self.images, None if layer else kept)
         with clock("prefill"), altered(model, encoded, picked) as shown:
             parts = self._parts(model, messages, shown, given)
-            prompt = model.prefill(parts, layer=layer, reuse=self._reuse)
+            if isinstance(method, InLlm):
+                stepped = prefill_in_steps(model, parts, method, options.keep)
+            else:
+                prompt = model.prefill(parts, layer=layer, reuse=self._reuse)
+                stepped = Stepped.at_once(prompt, joint([e.layout for e in encoded], kept), layer)
+        prompt = stepped.prompt
         before = clock.elapsed()
         with clock("decode"):
             sampling = SamplingOptions(options.temp, options.seed)
@@ -416,19 +428,18 @@ class Session:
             done = model.generate(options.max_tokens, sampling, _without_lead(on_text), draft=ids)
         if done.finish == "cancelled":
             raise Interrupted(partial=done.text.lstrip())
-        chosen = joint([e.layout for e in encoded], kept)
         return Answer(
             text=done.text.strip(),
             answer_ids=tuple(int(t) for t in done.ids),
-            kept_indices=chosen,
+            kept_indices=stepped.kept,
             answered_by="model",
             tokens=TokenCounts(
                 prompt.n_image,
-                len(chosen),
+                len(stepped.kept),
                 prompt.n_past,
                 len(done.ids),
                 *_drafted(draft, done),
-                mean_kept=mean_kept(prompt.n_image, len(chosen), layer, model.info.n_layer),
+                mean_kept=mean_kept(stepped.steps, model.info.n_layer),
             ),
             ran=(0 if look is None else look.prompt.n_run, prompt.n_run),
             ms={**clock.ms, "first_token": before + done.first_ms, "total": clock.elapsed()},
@@ -437,6 +448,7 @@ class Session:
             pair=self._pipeline.pair.name,
             finish=done.finish,
             layer=layer,
+            steps=stepped.steps,
             tiles=_tiles(encoded),
             guide_text=None if look is None else look.answer.text.strip(),
             score=None if look is None else look.score,

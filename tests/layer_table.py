@@ -135,7 +135,7 @@ def table(count: int, seed: int, threads: int) -> Table:
                 with question.of(model) as ask:
                     for layer, keep in order.sample(sorted(cells), len(cells)):
                         right, whole, pruned, fed, ms = ask(layer, keep)
-                        mean = mean_kept(question.n, len(question.kept(keep)), layer, out.n_layer)
+                        mean = mean_kept(((0, question.n), (layer, len(question.kept(keep)))), out.n_layer)
                         cost = flops(shape, layer, whole, pruned, fed)
                         out.add((layer, keep), right, cost, ms, mean / question.n)
     return out

@@ -58,16 +58,19 @@ def list_pairs(ctx: click.Context, json: bool) -> None:
 @click.command(cls=ConfiguredCommand)
 @_json
 def methods(json: bool) -> None:
-    """Lists the ways to choose image tokens (--method), the controls of eval, and what each goes by besides the image.
+    """Lists the ways to choose image tokens (--method), the rows of eval, and what each goes by besides the image.
 
     guide: a small VLM's attention; tower: the model's vision tower's; features: the model's projected tokens, and text:
-    the question's, which take the whole image encoded.
+    the question's, which take the whole image encoded; layers: the model's own rows between its layers, of which those
+    below the first cut run on the whole image.
     """
-    from localvlm.evaluation.plan import CONTROLS, GUIDE
-    from localvlm.pruning import METHODS
+    from localvlm.evaluation.plan import AT_LAYER, CONTROLS, GUIDE
+    from localvlm.pruning import IN_LLM, METHODS
 
     needs = {name: ["guide"] * bool(m.aggregation) + sorted(m.needs) for name, m in METHODS.items()}
-    summaries = {**{name: m.summary for name, m in METHODS.items()}, **CONTROLS}
+    summaries = {name: m.summary for name, m in METHODS.items()} | {name: m.summary for name, m in IN_LLM.items()}
+    summaries |= AT_LAYER | CONTROLS
+    needs |= {name: ["layers"] for name in IN_LLM} | {name: ["guide", "layers"] for name in AT_LAYER}
     needs |= {name: ["guide"] * (name == GUIDE.method) for name in CONTROLS}
     if json:
         click.echo(_dumps({name: {"summary": told, "needs": needs[name]} for name, told in summaries.items()}))

@@ -22,9 +22,9 @@ __all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "Setting", "ShareType", "S
 
 METHODS = (
     "sgl+", "sgl", "fastervlm", "vtc-cls", "divprune", "cdpruner", "scope", "visionzip", "vispruner", "tome",
-    "none", "random", "grid",
+    "none", "random", "grid", "fastv", "sparsevlm", "sparsevlm-v2", "pyramiddrop",
 )  # fmt: skip
-"""Names of localvlm.pruning.METHODS, known here without loading numpy."""
+"""Names of localvlm.pruning.METHODS and IN_LLM, known here without loading numpy."""
 PRESETS = ("paper-64", "paper-35", "paper-9")
 """Names of localvlm.pruning.PRESETS, likewise."""
 KV_TYPES = ("f16", "q8_0")
@@ -326,7 +326,8 @@ answer_options = _group(
         metavar="R|auto|all",
         default="0.35",
         show_default=True,
-        help="Share of the image tokens to keep; auto: the fewest that hold most of the guide's attention.",
+        help="Share of the image tokens to keep; where a method drops them between layers, the mean over the layers. "
+        "auto: the fewest that hold most of the guide's attention.",
     ),
     setting("--keep-tokens", metavar="N", type=WholeType(1), help="Image tokens to keep, instead of --keep."),
     setting(

@@ -78,9 +78,10 @@ class Reporter:
     def _details(self, answer: Answer) -> None:
         tokens = answer.tokens
         self.note(f"method: {answer.method}, keep {answer.keep}, answered by the {answer.answered_by}")
-        if answer.layer and tokens.mean_kept is not None:
+        if len(answer.steps) > 1 and tokens.mean_kept is not None:
             mean = f"{tokens.mean_kept:.1f} of {tokens.image} image tokens a layer on average"
-            self.note(f"layer: dropped before {answer.layer}, {mean} ({tokens.mean_kept / tokens.image:.0%})")
+            where = f"layer: dropped before {answer.layer}" if answer.layer else f"layers: {_steps(answer)}"
+            self.note(f"{where}, {mean} ({tokens.mean_kept / tokens.image:.0%})")
         if answer.guide_text is not None:
             self.note(f"guide's answer: {answer.guide_text}")
         if (score := answer.score) is not None:
@@ -93,6 +94,11 @@ class Reporter:
         self.note(f"tokens: {_seen(answer)} image, {tokens.prompt} prompt, {tokens.generated} generated{drafted}")
         self.note(f"tiles: {answer.tiles.encoded} of {answer.tiles.total} encoded")
         self.note("ms: " + ", ".join(f"{stage} {ms:.0f}" for stage, ms in answer.ms.items()))
+
+
+def _steps(answer: Answer) -> str:
+    """How many image tokens are left from which layer on."""
+    return ", ".join(f"{n} from {layer} on" for layer, n in answer.steps[1:])
 
 
 def _seen(answer: Answer) -> str:
@@ -159,6 +165,7 @@ def answer_json(answer: Answer) -> str:
             "method": answer.method,
             "keep": answer.keep,
             "layer": answer.layer,
+            "steps": [list(step) for step in answer.steps],
             "pair": answer.pair,
             **shown,
         }

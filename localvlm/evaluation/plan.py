@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from localvlm.errors import UsageError
-from localvlm.pruning import METHODS
+from localvlm.pruning import IN_LLM, METHODS, PRESETS
 
-__all__ = ["BLIND", "CHOICES", "CONTROLS", "DOWNSCALE", "GUIDE", "UNPRUNED", "Cell", "cells"]
+__all__ = ["AT_LAYER", "BLIND", "CHOICES", "CONTROLS", "DOWNSCALE", "GUIDE", "UNPRUNED", "Cell", "cells"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Cell:
     @property
     def aggregation(self) -> str | None:
         """How the method reads the guide's attention; None if it needs no guide."""
-        return METHODS[self.method].aggregation if self.method in METHODS else None
+        method = "sgl+" if self.method in AT_LAYER else self.method
+        return METHODS[method].aggregation if method in METHODS else None
 
 
 UNPRUNED, BLIND, GUIDE = Cell("none"), Cell("blind"), Cell("guide")
@@ -42,7 +43,12 @@ CONTROLS = {
     GUIDE.method: "the guide's own answer (control of eval)",
 }
 """What evaluations alone compare with, and what it is."""
-CHOICES = (*METHODS, *CONTROLS)
+AT_LAYER = {
+    "layer": "sgl+, where FastV drops tokens: before an early layer of the model (row of eval)",
+    **{name: f"sgl+ at a layer and a share of SGL's paper: {name[6:]} % on average (row of eval)" for name in PRESETS},
+}
+"""SGL+ with tokens that leave within the LLM, beside the methods that do so."""
+CHOICES = (*METHODS, *IN_LLM, *AT_LAYER, *CONTROLS)
 """Methods that can be asked for."""
 
 
@@ -58,8 +64,15 @@ def cells(methods: Sequence[str], keeps: Sequence[float], *, guide: bool) -> lis
         raise UsageError(f"there is no method '{unknown[0]}'", f"choose of {', '.join(CHOICES)}")
     fixed = [c.method for c in (UNPRUNED, BLIND, GUIDE)]
     budgets = sorted(set(keeps), reverse=True)
-    wanted = [Cell(m, keep) for m in dict.fromkeys(methods) if m not in fixed for keep in budgets]
+    wanted = [
+        Cell(m, keep) for m in dict.fromkeys(methods) if m not in fixed for keep in (budgets if _sweeps(m) else [None])
+    ]
     needing = [c.method for c in wanted if c.aggregation is not None] + [m for m in methods if m == GUIDE.method]
     if needing and not guide:
         raise UsageError(f"method '{needing[0]}' needs a guide and none was given", "pass --guide, or --pair")
     return [UNPRUNED, BLIND, *([GUIDE] if needing else []), *wanted]
+
+
+def _sweeps(method: str) -> bool:
+    """Whether it goes by a budget; else it has a share of its own."""
+    return method not in PRESETS and (method not in IN_LLM or IN_LLM[method].sweeps)

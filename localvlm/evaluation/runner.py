@@ -13,18 +13,19 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from localvlm import images
-from localvlm.engine.api import Encoded, ImagePart, Message, Prefilled, TextPart
+from localvlm.engine.api import Encoded, ImagePart, Message, Part, Prefilled, TextPart
 from localvlm.errors import Interrupted
 from localvlm.evaluation.data import Question
 from localvlm.evaluation.downscale import pooled, shrunk, what_was_done
 from localvlm.evaluation.journal import Journal
-from localvlm.evaluation.plan import BLIND, DOWNSCALE, GUIDE, UNPRUNED, Cell
+from localvlm.evaluation.plan import AT_LAYER, BLIND, DOWNSCALE, GUIDE, UNPRUNED, Cell
 from localvlm.guidance import AGGREGATIONS
 from localvlm.images import Image
 from localvlm.pipeline import Look, Pipeline
-from localvlm.pruning import METHODS, Kept, Need, method_named, share_of
+from localvlm.pruning import IN_LLM, METHODS, PRESETS, Keep, Kept, Need, Tokens, share_of
 from localvlm.selection import Sight, pick, resampled
 from localvlm.speaker import altered, release, sight_of
+from localvlm.stepwise import prefill_in_steps
 
 __all__ = ["Outcome", "RunOptions", "ask_all"]
 
@@ -135,6 +136,8 @@ class _Asking:
             return self._answered(self._seen(), None, {})
         if cell.method == DOWNSCALE:
             return self._downscaled(cell.keep or 1.0)
+        if cell.method in IN_LLM:
+            return self._in_steps(cell)
         return self._pruned(cell)
 
     def release(self) -> None:
@@ -154,7 +157,7 @@ class _Asking:
         )  # fmt: skip
 
     def _pruned(self, cell: Cell) -> Outcome:
-        method, saliency, ms = method_named(cell.method), None, {}
+        method, saliency, ms = METHODS["sgl+" if cell.method in AT_LAYER else cell.method], None, {}
         encoded = self._seen()
         layouts = [e.layout for e in encoded]
         sight = self._sighted() if method.needs else Sight()
@@ -162,12 +165,26 @@ class _Asking:
         before = time.perf_counter()
         if look is not None and cell.aggregation is not None:
             saliency = resampled(AGGREGATIONS[cell.aggregation](look.attention), look.layouts, layouts)
-        picked = pick(method, cell.keep, layouts, saliency, self._seed, sight=sight)
+        layer, keep = self._at_layer(cell) if cell.method in AT_LAYER else (0, cell.keep)
+        picked = pick(method, keep, layouts, saliency, self._seed, sight=sight)
         ms["select"] = (time.perf_counter() - before) * 1e3
         with altered(self._model, encoded, picked) as shown:
-            return self._answered(
-                shown, [kept.index for kept in picked], ms if look is None else {**self._guide_ms(), **ms}
-            )
+            ms = ms if look is None else {**self._guide_ms(), **ms}
+            return self._answered(shown, [kept.index for kept in picked], ms, layer=layer)
+
+    def _at_layer(self, cell: Cell) -> tuple[int, Keep]:
+        """The layer of the model before which tokens are dropped, and how many stay."""
+        n_layer = self._model.info.n_layer
+        if cell.method in PRESETS:
+            preset = PRESETS[cell.method]
+            return preset.layer_in(n_layer), preset.keep
+        cuts = IN_LLM["fastv"].cuts(cell.keep or 1.0, self._n_image, n_layer)
+        return (cuts[0].layer, Tokens(cuts[0].k)) if cuts else (0, None)
+
+    def _in_steps(self, cell: Cell) -> Outcome:
+        encoded = self._seen()
+        stepped = prefill_in_steps(self._model, self._parts(encoded, None), IN_LLM[cell.method], cell.keep)
+        return self._told(encoded, stepped.prompt, stepped.steps, {"select": stepped.ms})
 
     def _downscaled(self, keep: float) -> Outcome:
         whole, own = self._seen(), list[Encoded]()
@@ -217,10 +234,27 @@ class _Asking:
         return self._encoded
 
     def _answered(
-        self, encoded: Sequence[Encoded], kept: Sequence[Int32 | None] | None, ms: dict[str, float], how: str = ""
+        self,
+        encoded: Sequence[Encoded],
+        kept: Sequence[Int32 | None] | None,
+        ms: dict[str, float],
+        how: str = "",
+        layer: int = 0,
     ) -> Outcome:
-        """The model's answer from ``kept`` tokens of pictures, all of them if None."""
-        prompt = self._prefilled(encoded, kept)
+        """The model's answer from ``kept`` tokens of pictures, all of them if None; before ``layer`` from all."""
+        prompt = self._model.prefill(self._parts(encoded, kept), layer=layer)
+        steps = ((0, prompt.n_image), (layer, prompt.n_kept)) if layer else ((0, prompt.n_kept),)
+        return self._told(encoded, prompt, steps, ms, how)
+
+    def _told(
+        self,
+        encoded: Sequence[Encoded],
+        prompt: Prefilled,
+        steps: tuple[tuple[int, int], ...],
+        ms: dict[str, float],
+        how: str = "",
+    ) -> Outcome:
+        """What the model generates from a prompt, ``steps`` as in :class:`Outcome`."""
         done = self._model.generate(self._options.max_tokens)
         if done.finish == "cancelled":
             raise Interrupted()
@@ -229,24 +263,23 @@ class _Asking:
             text=done.text.strip(),
             finish=done.finish,
             image=self._n_image,
-            steps=((0, prompt.n_kept),),
-            rows=prompt.n_past - prompt.n_kept,
+            steps=steps,
+            rows=len(prompt.token_ids) - prompt.n_image,
             fed=_fed(said, ended),
             outputs=said + ended,
             ms={**ms, "encode": sum(e.ms for e in encoded), "prefill": prompt.ms, "decode": done.ms},
             how=how,
         )
 
-    def _prefilled(self, encoded: Sequence[Encoded], kept: Sequence[Int32 | None] | None) -> Prefilled:
+    def _parts(self, encoded: Sequence[Encoded], kept: Sequence[Int32 | None] | None) -> list[Part]:
+        """The question's prompt."""
         system = self._options.system
         messages = [Message("system", system)] if system else []
         messages.append(Message("user", self._question.text, len(encoded)))
-        return self._model.prefill(
-            [
-                part if isinstance(part, TextPart) else ImagePart(encoded[part], None if kept is None else kept[part])
-                for part in self._model.chat(messages)
-            ]
-        )
+        return [
+            part if isinstance(part, TextPart) else ImagePart(encoded[part], None if kept is None else kept[part])
+            for part in self._model.chat(messages)
+        ]
 
 
 def _fed(said: int, ended: bool) -> int:

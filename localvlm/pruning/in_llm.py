@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from localvlm.pruning.base import Kept
+from localvlm.pruning.base import Kept, Need
 
-__all__ = ["Cut", "InLlm", "Seen", "at_depth", "cuts_for"]
+__all__ = ["Cut", "InLlm", "Seen", "at_depth", "cuts_for", "mean_kept"]
 
 Float32 = NDArray[np.float32]
 
@@ -68,11 +69,20 @@ class InLlm:
     raters: Callable[[Float32, Float32], Sequence[int]] | None = None
     hidden: bool = False
     sweeps: bool = True
+    aggregation: ClassVar[None] = None
+    """It needs no guide, and nothing that is there before the LLM runs."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
 
 def at_depth(layer: int, n_layer: int) -> int:
     """The place in a model of ``n_layer`` layers of one that a paper has in DEPTH: its second at the earliest."""
     return min(max(1, round(layer * n_layer / DEPTH)), n_layer - 1)
+
+
+def mean_kept(steps: Sequence[tuple[int, int]], n_layer: int) -> float:
+    """Image tokens in a layer, averaged over ``n_layer`` of them. ``steps``: (layer, tokens from it on), from 0."""
+    ends = [*(layer for layer, _ in steps[1:]), n_layer]
+    return sum(n * (end - layer) for (layer, n), end in zip(steps, ends, strict=True)) / n_layer
 
 
 def cuts_for(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from localvlm.errors import UsageError
 
-__all__ = ["PRESETS", "Preset", "mean_kept", "preset_named"]
+__all__ = ["PRESETS", "Preset", "preset_named"]
 
 DEPTH = 48
 """Layers of InternVL2-26B, the paper's model."""
@@ -37,8 +37,3 @@ def preset_named(name: str) -> Preset:
     if name not in PRESETS:
         raise UsageError(f"there is no preset '{name}'", f"choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
-
-
-def mean_kept(n: int, kept: int, layer: int, n_layer: int) -> float:
-    """Image tokens in a layer, averaged over ``n_layer`` layers: all ``n`` below ``layer``, ``kept`` from there on."""
-    return (layer * n + (n_layer - layer) * kept) / n_layer

@@ -44,7 +44,7 @@ def test_json_has_exactly_the_promised_keys(cli):
     assert run.out.count("\n") == 1
     assert list(answer) == [
         "answer", "answer_ids", "kept_indices", "answered_by", "tokens", "tiles", "ms", "method", "keep", "layer",
-        "pair", "score",
+        "steps", "pair", "score",
     ]  # fmt: skip
     assert answer["answer"] == MODEL_SAYS
     assert bytes(answer["answer_ids"]).decode() == MODEL_SAYS
@@ -216,9 +216,9 @@ def test_bad_flags_are_quoted(cli, flags, words):
 
 
 def test_every_method_is_known_to_the_command_line():
-    from localvlm.pruning import METHODS as IMPLEMENTED
+    from localvlm import pruning
 
-    assert set(METHODS) == set(IMPLEMENTED)
+    assert set(METHODS) == {*pruning.METHODS, *pruning.IN_LLM}
 
 
 def test_missing_arguments(cli):

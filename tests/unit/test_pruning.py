@@ -186,7 +186,7 @@ def test_presets_are_the_paper_s() -> None:
     for name, layer, keep in (("paper-64", 19, 0.4), ("paper-35", 9, 0.2), ("paper-9", 2, 0.05)):
         preset = preset_named(name)
         assert (preset.layer_in(48), preset.keep) == (layer, keep)
-        mean = mean_kept(1000, round(keep * 1000), layer, 48) / 1000
+        mean = mean_kept(((0, 1000), (layer, round(keep * 1000))), 48) / 1000
         assert round(100 * mean) == int(name.split("-")[1])
     with pytest.raises(UsageError, match=r"'paper-50'.*paper-64, paper-35, paper-9"):
         preset_named("paper-50")
@@ -198,8 +198,9 @@ def test_a_preset_s_layer_is_one_of_the_model_s(n_layer: int, layers: list[int])
 
 
 def test_kept_on_average_over_layers() -> None:
-    assert mean_kept(576, 29, 2, 32) == (2 * 576 + 30 * 29) / 32
-    assert mean_kept(576, 29, 0, 32) == 29
+    assert mean_kept(((0, 576), (2, 29)), 32) == (2 * 576 + 30 * 29) / 32
+    assert mean_kept(((0, 576), (0, 29)), 32) == 29
+    assert mean_kept(((0, 576), (2, 300), (6, 100)), 32) == (2 * 576 + 4 * 300 + 26 * 100) / 32
 
 
 @pytest.mark.parametrize(
