@@ -77,6 +77,9 @@ def main(args: Sequence[str] | None = None, app: App | None = None) -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # numpy's OpenBLAS, loaded later on, would keep its threads spinning for 2**26 ticks after each product, on the
+    # cores that llama.cpp's threads need next.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     _prepare_streams()
     try:
         code = cli.main(args, prog_name="localvlm", standalone_mode=False, obj=app or App())

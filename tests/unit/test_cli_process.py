@@ -201,3 +201,12 @@ def test_help_loads_nothing_heavy():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not heavy & set(run.stderr.split())
+
+
+@pytest.mark.parametrize(("given", "want"), [({}, "4"), ({"OPENBLAS_THREAD_TIMEOUT": "9"}, "9")])
+def test_numpys_threads_rest_after_a_product(given, want):
+    child = "import atexit, os; from localvlm.cli.main import main\n"
+    child += "atexit.register(lambda: print(os.environ['OPENBLAS_THREAD_TIMEOUT'])); main(['--version'])"
+    env = {k: v for k, v in os.environ.items() if k != "OPENBLAS_THREAD_TIMEOUT"} | given
+    done = subprocess.run([sys.executable, "-c", child], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == want
