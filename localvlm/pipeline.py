@@ -27,10 +27,10 @@ from localvlm.engine.api import (
     Vlm,
 )
 from localvlm.errors import UnsupportedModel, UsageError
-from localvlm.extras import read_weights
+from localvlm.extras import read_gates, read_weights
 from localvlm.guidance import AGGREGATIONS
 from localvlm.images import Image
-from localvlm.pruning import Method, method_named
+from localvlm.pruning import InLlm, Method, method_named
 from localvlm.selection import guiding, resampled
 from localvlm.session import Session, Turn
 
@@ -63,6 +63,7 @@ class Pipeline:
         self._options = {"guide": guide, "model": model}
         self._loaded: dict[str, Vlm] = {}
         self._weights: dict[str, Mapping[str, Float32]] = {}
+        self._fitted: dict[str, InLlm] = {}
 
     @classmethod
     def open(
@@ -121,6 +122,19 @@ class Pipeline:
             shapes = method.shapes(self.vlm("model").info.n_embd)
             self._weights[method.name] = read_weights(self.pair.model.model, method.name, shapes)
         return self._weights[method.name]
+
+    def fitted(self, method: InLlm) -> InLlm:
+        """The method with what it learnt for the model, if it is trained.
+
+        Raises:
+            UsageError, NotGguf: see :func:`localvlm.extras.read_weights`.
+        """
+        if method.trained is None or self.pair.model is None:
+            return method
+        if method.name not in self._fitted:
+            info = self.vlm("model").info
+            self._fitted[method.name] = method.trained(read_gates(self.pair.model.model, info.n_embd, info.n_layer))
+        return self._fitted[method.name]
 
     def ask(
         self,

@@ -415,7 +415,7 @@ class Session:
         with clock("prefill"), altered(model, encoded, picked) as shown:
             parts = self._parts(model, messages, shown, given)
             if isinstance(method, InLlm):
-                stepped = prefill_in_steps(model, parts, method, options.keep)
+                stepped = prefill_in_steps(model, parts, self._pipeline.fitted(method), options.keep)
             else:
                 prompt = model.prefill(parts, layer=layer, reuse=self._reuse)
                 stepped = Stepped.at_once(prompt, joint([e.layout for e in encoded], kept), layer)

@@ -62,7 +62,7 @@ def methods(json: bool) -> None:
 
     guide: a small VLM's attention; tower: the model's vision tower's; features: the model's projected tokens, and text:
     the question's, which take the whole image encoded; layers: the model's own rows between its layers, of which those
-    below the first cut run on the whole image.
+    below the first cut run on the whole image; weights: a file beside the model's, trained for it.
     """
     from localvlm.evaluation.plan import AT_LAYER, CONTROLS, GUIDE
     from localvlm.pruning import IN_LLM, METHODS
@@ -70,7 +70,8 @@ def methods(json: bool) -> None:
     needs = {name: ["guide"] * bool(m.aggregation) + sorted(m.needs) for name, m in METHODS.items()}
     summaries = {name: m.summary for name, m in METHODS.items()} | {name: m.summary for name, m in IN_LLM.items()}
     summaries |= AT_LAYER | CONTROLS
-    needs |= {name: ["layers"] for name in IN_LLM} | {name: ["guide", "layers"] for name in AT_LAYER}
+    needs |= {name: ["layers"] + ["weights"] * bool(m.trained) for name, m in IN_LLM.items()}
+    needs |= {name: ["guide", "layers"] for name in AT_LAYER}
     needs |= {name: ["guide"] * (name == GUIDE.method) for name in CONTROLS}
     if json:
         click.echo(_dumps({name: {"summary": told, "needs": needs[name]} for name, told in summaries.items()}))

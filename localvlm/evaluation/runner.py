@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,10 +82,14 @@ def ask_all(
     ``on_done`` gets the number of questions done so far.
 
     Raises:
+        UsageError: a method was not trained for this model.
         ImageError, ContextOverflow, ModelError, EngineCrashed, StorageError: see :mod:`localvlm.errors`.
         Interrupted: the engine was cancelled; the question it was at is lost.
     """
-    needs = frozenset[Need]().union(*(METHODS[cell.method].needs for cell in plan if cell.method in METHODS))
+    methods = [METHODS[cell.method] for cell in plan if cell.method in METHODS]
+    needs = frozenset[Need]().union(*(method.needs for method in methods))
+    for method in methods:
+        pipeline.weights(method)  # those that are missing are told before anything runs
     for index, question in enumerate(questions):
         if missing := [cell for cell in plan if cell.name not in journal.of(index)]:
             on_done(index)
@@ -160,7 +164,7 @@ class _Asking:
         method, saliency, ms = METHODS["sgl+" if cell.method in AT_LAYER else cell.method], None, {}
         encoded = self._seen()
         layouts = [e.layout for e in encoded]
-        sight = self._sighted() if method.needs else Sight()
+        sight = replace(self._sighted() if method.needs else Sight(), weights=self._pipeline.weights(method))
         look = None if cell.aggregation is None else self._looked()
         before = time.perf_counter()
         if look is not None and cell.aggregation is not None:
@@ -183,7 +187,8 @@ class _Asking:
 
     def _in_steps(self, cell: Cell) -> Outcome:
         encoded = self._seen()
-        stepped = prefill_in_steps(self._model, self._parts(encoded, None), IN_LLM[cell.method], cell.keep)
+        method = self._pipeline.fitted(IN_LLM[cell.method])
+        stepped = prefill_in_steps(self._model, self._parts(encoded, None), method, cell.keep)
         return self._told(encoded, stepped.prompt, stepped.steps, {"select": stepped.ms})
 
     def _downscaled(self, keep: float) -> Outcome:

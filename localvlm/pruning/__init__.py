@@ -8,6 +8,7 @@ from localvlm.pruning.cdpruner import CDPRUNER
 from localvlm.pruning.cls_attention import FASTERVLM, VTC_CLS
 from localvlm.pruning.controls import GRID, NONE, RANDOM
 from localvlm.pruning.divprune import DIVPRUNE
+from localvlm.pruning.dyvte import DYVTE
 from localvlm.pruning.fastv import FASTV
 from localvlm.pruning.in_llm import InLlm, Seen, mean_kept
 from localvlm.pruning.presets import PRESETS, preset_named
@@ -22,7 +23,7 @@ from localvlm.pruning.vispruner import VISPRUNER
 __all__ = ["IN_LLM", "METHODS", "PRESETS", "InLlm", "Inputs", "Keep", "Kept", "Method", "Need", "Seen", "Tokens",
            "budget", "mean_kept", "method_named", "preset_named", "share_of"]  # fmt: skip
 
-IN_LLM: dict[str, InLlm] = {m.name: m for m in (FASTV, SPARSEVLM, SPARSEVLM_V2, PYRAMIDDROP)}
+IN_LLM: dict[str, InLlm] = {m.name: m for m in (FASTV, SPARSEVLM, SPARSEVLM_V2, PYRAMIDDROP, DYVTE)}
 """Methods that drop tokens between layers; METHODS choose them before the first."""
 METHODS: dict[str, Method] = {m.name: m for m in (
     SGL_PLUS, SGL, FASTERVLM, VTC_CLS, DIVPRUNE, CDPRUNER, SCOPE, VISIONZIP, VISPRUNER, TOME, NONE, RANDOM, GRID,

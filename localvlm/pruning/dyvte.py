@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from localvlm.pruning.base import Kept
 from localvlm.pruning.in_llm import Cut, InLlm, Seen
 
-__all__ = ["Gate", "dyvte"]
+__all__ = ["DYVTE", "Gate", "dyvte"]
 
 Float32 = NDArray[np.float32]
 
@@ -58,5 +58,10 @@ def dyvte(gates: Mapping[int, Gate]) -> InLlm:
         return Kept(np.arange(left, dtype=np.int32))
 
     return InLlm(
-        "dyvte", "all image tokens leave where a trained gate says so", cuts, select, hidden=True, sweeps=False
-    )
+        "dyvte", "all image tokens leave where a gate says so (trained; has a share of its own)", cuts, select,
+        hidden=True, sweeps=False, trained=dyvte,
+    )  # fmt: skip
+
+
+DYVTE = dyvte({})
+"""Without gates: nothing leaves."""

@@ -6,14 +6,17 @@ prompt. Papers give their layers for models of 32, and here they are scaled to a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localvlm.pruning.base import Kept, Need
+
+if TYPE_CHECKING:
+    from localvlm.pruning.dyvte import Gate
 
 __all__ = ["Cut", "InLlm", "Seen", "at_depth", "cuts_for", "mean_kept"]
 
@@ -60,6 +63,8 @@ class InLlm:
             tokens; None: the last row alone.
         hidden: whether ``select`` looks at hidden rows.
         sweeps: whether it goes by the share to keep; else it has a share of its own.
+        trained: the method with the gates that were trained for a model, by the layer before which each stands; None:
+            it is not trained.
     """
 
     name: str
@@ -69,6 +74,7 @@ class InLlm:
     raters: Callable[[Float32, Float32], Sequence[int]] | None = None
     hidden: bool = False
     sweeps: bool = True
+    trained: Callable[[Mapping[int, Gate]], InLlm] | None = None
     aggregation: ClassVar[None] = None
     """It needs no guide, and nothing that is there before the LLM runs."""
     needs: ClassVar[frozenset[Need]] = frozenset()

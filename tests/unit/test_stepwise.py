@@ -17,10 +17,12 @@ from localvlm.pruning import IN_LLM, Tokens, mean_kept
 from localvlm.pruning.dyvte import Gate, dyvte
 from localvlm.stepwise import prefill_in_steps
 from tests.unit.test_cli_eval import LARGE, data, figures  # noqa: F401 - a fixture
+from tests.unit.test_extras import write
 
 PAIR = Pair("fake", *(VlmFiles(Path(f"{role}.gguf"), Path("mmproj.gguf")) for role in ("guide", "model")))
 DEEP = Script("dark red", n_layer=32, pruned_answer="red")
 N = 144
+SWEEPING = [name for name, method in IN_LLM.items() if method.sweeps]
 
 
 class Logged(FakeVlm):
@@ -71,7 +73,7 @@ def test_fastv_keeps_what_the_last_row_attends_to() -> None:
     assert vlm.log == [(2, (-1,))]
 
 
-@pytest.mark.parametrize("name", IN_LLM)
+@pytest.mark.parametrize("name", SWEEPING)
 @pytest.mark.parametrize("keep", [0.64, 0.35, Tokens(50)])
 def test_a_layer_has_the_share_asked_for_on_average(name: str, keep: float | Tokens) -> None:
     vlm = load()
@@ -116,7 +118,7 @@ def test_a_prompt_without_pictures(name: str) -> None:
 # asking
 
 
-@pytest.mark.parametrize("name", IN_LLM)
+@pytest.mark.parametrize("name", SWEEPING)
 def test_an_answer_tells_the_steps(name: str) -> None:
     with opened() as pipeline:
         answer = pipeline.ask([picture()], "what?", AskOptions(name, 0.35))
@@ -174,16 +176,39 @@ def test_ask_says_where_tokens_left(cli, tmp_path) -> None:
     assert (tmp_path / "o.png").exists()
 
 
+def weigh(model: Path, n_layer: int, exits: int) -> None:
+    """Gates for the fake model of that file, the first that opens before layer ``exits``."""
+    arrays = {}
+    for layer in range(1, n_layer):
+        bias = np.array([0, 1] if layer >= exits else [1, 0], np.float32)
+        shapes = {"up.weight": (32, 16), "up.bias": (32,), "down.weight": (2, 32)}
+        arrays |= {f"gate.{layer}.{name}": np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        arrays[f"gate.{layer}.down.bias"] = bias
+    write(model.with_name(f"{model.stem}.dyvte.gguf"), "dyvte", arrays)
+
+
+def test_dyvte_goes_by_the_weights_beside_the_model(tmp_path) -> None:
+    pair = Pair("fake", None, VlmFiles(tmp_path / "model.gguf", tmp_path / "mmproj.gguf"))
+    with Pipeline.open(pair, LoadOptions(), FakeEngine({"model": Script("dark red")})) as pipeline:
+        with pytest.raises(UsageError, match=r"needs weights trained for 'model\.gguf'"):
+            pipeline.ask([picture()], "what?", AskOptions("dyvte"))
+        weigh(tmp_path / "model.gguf", 4, 2)
+        answer = pipeline.ask([picture()], "what?", AskOptions("dyvte"))
+    assert (answer.steps, answer.tokens.mean_kept, answer.kept_indices) == (((0, N), (2, 0)), N / 2, ())
+
+
 # eval
 
 
 def test_eval_prunes_within_the_llm(cli, data, tmp_path) -> None:  # noqa: F811 - the fixture
-    methods = f"{','.join(IN_LLM)},layer,paper-64,paper-9"
+    methods = f"{','.join(SWEEPING)},layer,paper-64,paper-9,dyvte"
+    weigh(Path(cli.pair[cli.pair.index("--model") + 1]), LARGE.layers, 1)
     run = cli("eval", data, *cli.pair, "--methods", methods, "--keep", "0.6,0.09", "--json", tmp_path / "o.json")
     assert run.code == 0, run.err
     rows = figures(tmp_path / "o.json")
+    assert (rows["dyvte"]["keep"], rows["dyvte"]["cost"]["share"]) == (None, 0.25)
     assert [name for name in rows if name.startswith("paper")] == ["paper-64", "paper-9"]
-    for name in (*IN_LLM, "layer"):
+    for name in (*SWEEPING, "layer"):
         row = rows[f"{name} 60%"]
         assert (row["reached"], row["cost"]["mean_kept"]) == (True, pytest.approx(0.6 * N, abs=0.5))
         assert not rows[f"{name} 9%"]["reached"]
