@@ -24,7 +24,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return self.method if self.keep is None else f"{self.method} {100 * self.keep:g}%"
+        return self.method if self.keep is None else f"{self.method} {100 * self.keep:.4g}%"
 
     @property
     def aggregation(self) -> str | None:
@@ -64,15 +64,15 @@ def cells(methods: Sequence[str], keeps: Sequence[float], *, guide: bool) -> lis
         raise UsageError(f"there is no method '{unknown[0]}'", f"choose of {', '.join(CHOICES)}")
     fixed = [c.method for c in (UNPRUNED, BLIND, GUIDE)]
     budgets = sorted(set(keeps), reverse=True)
-    wanted = [
-        Cell(m, keep) for m in dict.fromkeys(methods) if m not in fixed for keep in (budgets if _sweeps(m) else [None])
-    ]
+    wanted = [Cell(m, keep) for m in dict.fromkeys(methods) if m not in fixed for keep in _budgets(m, budgets)]
     needing = [c.method for c in wanted if c.aggregation is not None] + [m for m in methods if m == GUIDE.method]
     if needing and not guide:
         raise UsageError(f"method '{needing[0]}' needs a guide and none was given", "pass --guide, or --pair")
     return [UNPRUNED, BLIND, *([GUIDE] if needing else []), *wanted]
 
 
-def _sweeps(method: str) -> bool:
-    """Whether it goes by a budget; else it has a share of its own."""
-    return method not in PRESETS and (method not in IN_LLM or IN_LLM[method].sweeps)
+def _budgets(method: str, asked: Sequence[float]) -> Sequence[float | None]:
+    """Those that are asked for, unless it has shares of its own."""
+    if method in METHODS and METHODS[method].shares:
+        return METHODS[method].shares
+    return asked if method not in PRESETS and (method not in IN_LLM or IN_LLM[method].sweeps) else [None]

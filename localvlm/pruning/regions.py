@@ -23,21 +23,49 @@ def shares(sides: tuple[int, ...]) -> tuple[float, ...]:
 
 
 def side_for(sides: tuple[int, ...], n: int, k: int) -> int:
-    """The smallest of the rising ``sides`` whose regions are at most k of n tokens; else the largest."""
-    return next((side for side in sides if n <= k * side**2), sides[-1])
+    """The smallest of the rising ``sides`` whose regions leave at most k of n tokens; the largest if none does."""
+    return next((side for side in sides if n // side**2 <= k), sides[-1])
 
 
 def cells(rows: Float32, grid: tuple[int, int], side: int) -> Float32:
-    """(rows of a raster, d) -> (regions, side * side, d), both in raster order."""
-    high, wide = grid[0] // side, grid[1] // side
-    return rows.reshape(high, side, wide, side, -1).transpose(0, 2, 1, 3, 4).reshape(high * wide, side * side, -1)
+    """(rows of a raster, d) -> (regions, side * side, d), both in raster order. Regions that reach beyond the raster
+    repeat its last row and column.
+    """
+    high, wide = (-(-length // side) for length in grid)
+    beyond = (0, high * side - grid[0]), (0, wide * side - grid[1]), (0, 0)
+    raster = np.pad(rows.reshape(*grid, -1), beyond, mode="edge")
+    split = raster.reshape(high, side, wide, side, -1).transpose(0, 2, 1, 3, 4)
+    return split.reshape(high * wide, side * side, -1)
 
 
 def centres(grid: tuple[int, int], side: int) -> Int32:
     """(regions,) the token at the centre of each, the upper left one of four."""
-    at = cells(np.arange(grid[0] * grid[1], dtype=np.float32)[:, None], grid, side)
-    middle = (side - 1) // 2
-    return np.asarray(at[:, middle * side + middle, 0], np.int32)
+    down, along = (
+        np.minimum(np.arange(0, length, side) + (side - 1) // 2, length - 1).astype(np.int32) for length in grid
+    )
+    return (down[:, None] * np.int32(grid[1]) + along).ravel()
+
+
+def pooled(inputs: Inputs, side: int, pool: Callable[[Float32], Float32], name: str) -> Kept:
+    """``pool`` of the cells of every picture, (regions, side * side, d) -> (regions, d), at the regions' centres.
+
+    Raises:
+        UsageError: the tokens of a picture form no raster.
+    """
+    assert inputs.features is not None
+    index, rows, first = [], [], 0
+    for grid, count in zip(inputs.grids, inputs.counts, strict=True):
+        if grid is None:
+            raise UsageError(
+                f"method '{name}' cuts pictures into square regions, and the tokens of this one form no raster",
+                "choose another method",
+            )
+        index.append(np.int32(first) + centres(grid, side))
+        rows.append(pool(cells(inputs.features[first : first + count], grid, side)))
+        first += count
+    at = np.concatenate(index)
+    shown = np.isin(at, inputs.candidates)
+    return Kept(at[shown], np.concatenate(rows)[shown])
 
 
 def normed(x: Float32, weight: Float32) -> Float32:
@@ -49,24 +77,3 @@ def softmax(x: Float32) -> Float32:
     """Over the last axis."""
     raised = np.exp(x - x.max(axis=-1, keepdims=True))
     return np.asarray(raised / raised.sum(axis=-1, keepdims=True), np.float32)
-
-
-def pooled(inputs: Inputs, side: int, pool: Callable[[Float32], Float32], name: str) -> Kept:
-    """``pool`` of the cells of every picture, (regions, side * side, d) -> (regions, d), at the regions' centres.
-
-    Raises:
-        UsageError: the tokens of a picture form no raster that such regions fill.
-    """
-    assert inputs.features is not None
-    index, rows, first = [], [], 0
-    for grid, count in zip(inputs.grids, inputs.counts, strict=True):
-        if grid is None or grid[0] % side or grid[1] % side:
-            shape = "no raster" if grid is None else f"a raster of {grid[0]} x {grid[1]}"
-            raise UsageError(
-                f"method '{name}' cuts a picture into regions of {side} x {side} tokens, and its tokens form {shape}",
-                "choose another method",
-            )
-        index.append(first + centres(grid, side))
-        rows.append(pool(cells(inputs.features[first : first + count], grid, side)))
-        first += count
-    return Kept(np.concatenate(index), np.concatenate(rows))

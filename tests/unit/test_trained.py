@@ -99,12 +99,35 @@ def test_the_share_asked_for_is_a_bound():
     assert [round(144 * share) for share in FLASHSLOTH.shares] == [36, 16, 9]
 
 
-def test_a_raster_that_regions_do_not_fill_is_refused():
-    weights = arrays(filled(trained("flashsloth").Sap()))
-    for grids, told in (((13, 12), "13 x 12"), (None, "no raster")):
-        given = replace(inputs(weights), grids=(grids,))
-        with pytest.raises(UsageError, match=told):
-            FLASHSLOTH.select(given, 36)
+def test_regions_that_reach_beyond_the_raster_repeat_its_edge():
+    given = inputs(arrays(filled(trained("flashsloth").Sap())), grids=[(3, 5)])
+    raster = given.features.reshape(3, 5, WIDTH)
+    wider = np.concatenate([raster, raster[:, -1:]], axis=1)
+    whole = replace(given, features=np.concatenate([wider, wider[-1:]]).reshape(24, WIDTH), n=24, grids=((4, 6),),
+                    counts=(24,), candidates=np.arange(24, dtype=np.int32))  # fmt: skip
+    kept = FLASHSLOTH.average(given, 3)
+    np.testing.assert_array_equal(kept.rows, FLASHSLOTH.average(whole, 6).rows)
+    assert kept.index.tolist() == [0, 2, 4, 10, 12, 14]
+
+
+def test_regions_on_padding_are_left_out():
+    given = inputs(arrays(filled(trained("flashsloth").Sap())))
+    shown = replace(given, candidates=np.arange(48, dtype=np.int32))
+    assert list(FLASHSLOTH.select(shown, 36)) == [i for i in FLASHSLOTH.select(given, 36) if i < 48]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [QUECC, FLASHSLOTH], ids=lambda m: m.name)
+def test_a_picture_of_ten_thousand_tokens(method):
+    module = trained(method.name)
+    given = inputs(arrays(filled(module.Quecc() if method is QUECC else module.Sap())), grids=[(100, 100)])
+    assert [len(method.select(given, round(10_000 * share))) for share in method.shares] == [2500, 1156, 625]
+
+
+def test_tokens_that_form_no_raster_are_refused():
+    given = replace(inputs(arrays(filled(trained("flashsloth").Sap()))), grids=(None,))
+    with pytest.raises(UsageError, match="no raster"):
+        FLASHSLOTH.select(given, 36)
 
 
 def test_a_gate_says_what_the_trained_one_says():
