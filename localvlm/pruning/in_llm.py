@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,7 @@ DEPTH = 32
 """Layers of the models that the papers tell their layers of (LLaVA-1.5-7B)."""
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """From ``layer`` on, ``k`` image tokens stay."""
 
     layer: int
