@@ -135,7 +135,7 @@ int lv_tap_begin(lv_tap *tap, int32_t n_rows, const int32_t *image, const uint8_
         tap->masks[i].key = NULL;
     }
     tap->n_seen = tap->n_moved = 0;
-    tap->stage.mode = LV_STAGE_OFF;
+    tap->stage.end = 0;
     tap->worst = 0.0f;
     tap->phase = LV_LLM;
     return LV_OK;
@@ -235,7 +235,7 @@ bool lv_llm_ask(lv_tap *tap, struct ggml_tensor *t) {
     if (run && tap->status == LV_OK && tap->has_pos && t->op == GGML_OP_ROPE) {
         move_positions(tap, t); /* in layers that are left out too: the input is that of all */
     }
-    const enum lv_step step = run && tap->stage.mode != LV_STAGE_OFF ? lv_stage_ask(tap, t) : LV_RUN;
+    const enum lv_step step = run && tap->stage.end > 0 ? lv_stage_ask(tap, t) : LV_RUN;
     if (step != LV_RUN) {
         return step == LV_CUT;
     }

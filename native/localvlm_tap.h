@@ -31,7 +31,7 @@ extern "C" {
 #define LV_API
 #endif
 
-#define LV_TAP_ABI 2
+#define LV_TAP_ABI 3
 
 enum lv_status {
     LV_OK = 0,
@@ -133,25 +133,22 @@ LV_API float lv_tap_check_worst(const lv_tap *tap);
 
 /* ---- Staged layers --------------------------------------------------------------------------------------------- */
 
-/* Backends skip a node whose GGML_TENSOR_FLAG_COMPUTE is cleared. So two contexts of one model, each with its own tap,
- * share its layers: the front runs those below `layer` and captures the rows after the last of them; the tail leaves
- * these layers out and goes on from rows it is given, which may be fewer. The cut is the node `l_out-<layer-1>`; what
- * a graph adds to it later (Qwen3-VL's deepstack features) is added in the tail. The flags are restored by lv_tap_end,
- * which must follow llama_decode whatever that returned. What KV caches of layers left out hold is lost: on Linux, their
- * pages go back to the system until they are written again. */
-enum lv_stage_mode {
-    LV_STAGE_OFF = 0,
-    LV_STAGE_FRONT = 1, /* logits of this run are garbage: ask for none */
-    LV_STAGE_TAIL = 2,  /* from the first node of layer 0 on */
-};
+/* Backends skip a node whose GGML_TENSOR_FLAG_COMPUTE is cleared. So several contexts of one model, each with its own
+ * tap, share its layers: each runs some of them and leaves out those before and after. What the last layer of one gives
+ * is captured and goes on in the next, on fewer rows if wanted. Rows are handed over at the nodes `l_out-<layer>`; what a
+ * graph adds to them later (Qwen3-VL's deepstack features) is added where the next layer runs. The flags are restored by
+ * lv_tap_end, which must follow llama_decode whatever that returned. What KV caches of layers left out hold is lost: on
+ * Linux, their pages go back to the system until they are written again. */
 
-/* Stages the run that lv_tap_begin has just described; it holds for this run alone. mode: LV_STAGE_FRONT or
- * LV_STAGE_TAIL. 0 < layer < n_layer of lv_tap_llm. width: of a hidden row. hidden: (n_rows, width) float32 for the
- * tail, copied; NULL for the front. Attention is recorded in the layers that run.
- * lv_tap_end returns LV_E_GRAPH when the cut was not met or has another shape, or when a node above it reads a result
- * or a KV cache from below: everything after that was left out, and the run's results are garbage. */
-LV_API int lv_stage(lv_tap *tap, int mode, int32_t layer, int32_t width, const float *hidden);
-/* After lv_tap_end: copies the front's (n_rows, width) float32. size in floats. */
+/* Stages the run that lv_tap_begin has just described, and this run alone: of the layers 0..n_layer-1 of lv_tap_llm those
+ * from `first` to `end` - 1 run, not all. width: of a hidden row. hidden: (n_rows, width) float32 that layer first - 1
+ * gave, copied; NULL where first is 0. keep: the caches of layers below `first` keep what they hold, so that one context
+ * may run some layers on rows whose cells it has filled in the layers before, if the rows come to the same cells again.
+ * Where end < n_layer the logits are garbage: ask for none. Attention is recorded in the layers that run.
+ * lv_tap_end returns LV_E_GRAPH when a cut was not met or has another shape, or when a node above `first` reads a result
+ * or a KV cache from below it: everything after that was left out, and the run's results are garbage. */
+LV_API int lv_stage(lv_tap *tap, int32_t first, int32_t end, int32_t width, const float *hidden, bool keep);
+/* After lv_tap_end, where end < n_layer: copies the (n_rows, width) float32 of layer end - 1. size in floats. */
 LV_API int lv_stage_read(const lv_tap *tap, float *out, size_t size);
 
 /* ---- Vision tower ---------------------------------------------------------------------------------------------- */

@@ -1,5 +1,5 @@
-/* stage.c - a text model's layers run in two contexts: the front captures the hidden rows after a layer and leaves out
- * what follows, the tail leaves out what comes before and goes on from rows it is given. */
+/* stage.c - the layers of a text model in runs of their own: what lies before and after the layers of a run is left out,
+ * hidden rows are given at the one end and captured at the other. */
 #ifdef __linux__
 #include <sys/mman.h>
 #include <unistd.h>
@@ -9,14 +9,16 @@
 
 #include "tap_internal.h"
 
-int lv_stage(lv_tap *tap, int mode, int32_t layer, int32_t width, const float *hidden) {
+static bool is_staged(const lv_tap *tap) { return tap->stage.end > 0; }
+
+int lv_stage(lv_tap *tap, int32_t first, int32_t end, int32_t width, const float *hidden, bool keep) {
     if (tap == NULL) {
         return LV_E_ARG;
     }
-    if (tap->phase != LV_LLM || (mode != LV_STAGE_FRONT && mode != LV_STAGE_TAIL) || layer < 1 ||
-        layer >= tap->n_layer || width < 1 || width > LV_MAX_WIDTH || (hidden != NULL) != (mode == LV_STAGE_TAIL)) {
-        lv_fail(tap, LV_E_ARG, "stage %d at layer %d of %d, width %d: out of range, without rows, or not in a run", mode,
-                layer, tap->n_layer, width);
+    if (tap->phase != LV_LLM || first < 0 || first >= end || end > tap->n_layer || end - first == tap->n_layer ||
+        width < 1 || width > LV_MAX_WIDTH || (hidden != NULL) != (first > 0)) {
+        lv_fail(tap, LV_E_ARG, "layers %d to %d of %d, width %d: out of range, all, without rows, or not in a run", first,
+                end, tap->n_layer, width);
         return LV_E_ARG;
     }
     struct lv_stage *s = &tap->stage;
@@ -27,17 +29,20 @@ int lv_stage(lv_tap *tap, int mode, int32_t layer, int32_t width, const float *h
     if (hidden != NULL) {
         memcpy(s->hidden.data, hidden, size);
     }
-    s->mode = mode;
-    s->layer = layer;
+    s->first = first;
+    s->end = end;
     s->width = width;
-    s->below = s->above = s->held = false;
+    s->keep = keep;
+    s->begun = s->given = s->captured = false;
+    s->place = first > 0 ? LV_BELOW : LV_WITHIN;
     s->n_written = 0;
-    snprintf(s->cut, sizeof s->cut, "l_out-%d", layer - 1);
+    snprintf(s->in, sizeof s->in, "l_out-%d", first - 1);
+    snprintf(s->out, sizeof s->out, "l_out-%d", end - 1);
     return LV_OK;
 }
 
 int lv_stage_read(const lv_tap *tap, float *out, size_t size) {
-    if (tap == NULL || out == NULL || tap->stage.mode != LV_STAGE_FRONT || !tap->stage.held || tap->status != LV_OK ||
+    if (tap == NULL || out == NULL || !is_staged(tap) || !tap->stage.captured || tap->status != LV_OK ||
         size != (size_t)tap->n_rows * (size_t)tap->stage.width) {
         return LV_E_ARG;
     }
@@ -46,8 +51,7 @@ int lv_stage_read(const lv_tap *tap, float *out, size_t size) {
 }
 
 bool lv_stage_runs(const lv_tap *tap, int layer) {
-    const struct lv_stage *s = &tap->stage;
-    return s->mode == LV_STAGE_OFF || (s->mode == LV_STAGE_FRONT) == (layer < s->layer);
+    return !is_staged(tap) || (layer >= tap->stage.first && layer < tap->stage.end);
 }
 
 /* Views and reshapes: no backend computes them. */
@@ -86,11 +90,13 @@ static bool skip(lv_tap *tap, struct ggml_tensor *t) {
     if (is_empty(t) || !lv_clear_flag(tap, t)) {
         return true;
     }
-    /* what it would have written into a cache is missing there */
+    /* what it would have written into a cache is missing there, or was written by a run before this one */
     if (t->view_src != NULL && root(t)->op == GGML_OP_NONE) {
-        give_back(root(t));
+        if (!s->keep || s->place != LV_BELOW) {
+            give_back(root(t));
+        }
         if (s->n_written == LV_MAX_WRITTEN) {
-            lv_fail(tap, LV_E_GRAPH, "layers below %d write to more than %d caches", s->layer, LV_MAX_WRITTEN);
+            lv_fail(tap, LV_E_GRAPH, "layers below %d write to more than %d caches", s->first, LV_MAX_WRITTEN);
             return true;
         }
         s->written[s->n_written++] = root(t);
@@ -105,7 +111,7 @@ static const struct ggml_tensor *missing(const struct lv_stage *s, const struct 
         while (src != NULL && is_empty(src) && src->op != GGML_OP_NONE) {
             src = src->view_src != NULL ? src->view_src : src->src[0];
         }
-        if (src == NULL || strcmp(src->name, s->cut) == 0) {
+        if (src == NULL || strcmp(src->name, s->in) == 0) {
             continue;
         }
         if (src->op != GGML_OP_NONE && (src->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
@@ -120,35 +126,44 @@ static const struct ggml_tensor *missing(const struct lv_stage *s, const struct 
     return NULL;
 }
 
+/* A node where rows are handed over: the last one before the layers that run, or the last one of them. */
+static enum lv_step ask_cut(lv_tap *tap, struct ggml_tensor *t, enum lv_place before, enum lv_place after) {
+    struct lv_stage *s = &tap->stage;
+    if (s->place != before) {
+        lv_fail(tap, LV_E_GRAPH, "the graph has two nodes '%s', or has them in another order", t->name);
+        skip(tap, t);
+        return LV_SKIP;
+    }
+    if (before == LV_BELOW) {
+        skip(tap, t);
+    }
+    s->place = after;
+    return LV_CUT;
+}
+
 enum lv_step lv_stage_ask(lv_tap *tap, struct ggml_tensor *t) {
     struct lv_stage *s = &tap->stage;
     if (tap->status != LV_OK) { /* nothing may run on rows that are not there */
         skip(tap, t);
         return LV_SKIP;
     }
-    if (strcmp(t->name, s->cut) == 0) {
-        if (s->above) {
-            lv_fail(tap, LV_E_GRAPH, "the graph has two nodes '%s'", s->cut);
-            skip(tap, t);
-            return LV_SKIP;
-        }
-        s->above = true;
-        if (s->mode == LV_STAGE_TAIL) {
-            skip(tap, t);
-        }
-        return LV_CUT;
+    if (s->first > 0 && strcmp(t->name, s->in) == 0) {
+        return ask_cut(tap, t, LV_BELOW, LV_WITHIN);
     }
-    if (s->mode == LV_STAGE_FRONT) {
-        return s->above && skip(tap, t) ? LV_SKIP : LV_RUN;
+    if (s->end < tap->n_layer && strcmp(t->name, s->out) == 0) {
+        return ask_cut(tap, t, LV_WITHIN, LV_ABOVE);
     }
-    s->below = s->below || lv_number_after_dash(t->name) == 0;
-    if (!s->above) {
-        return s->below && skip(tap, t) ? LV_SKIP : LV_RUN;
+    if (s->place == LV_BELOW) {
+        s->begun = s->begun || lv_number_after_dash(t->name) == 0;
+        return s->begun && skip(tap, t) ? LV_SKIP : LV_RUN;
     }
-    const bool computed = !is_empty(t) && (t->flags & GGML_TENSOR_FLAG_COMPUTE) != 0;
+    if (s->place == LV_ABOVE) {
+        return skip(tap, t) ? LV_SKIP : LV_RUN;
+    }
+    const bool computed = s->first > 0 && !is_empty(t) && (t->flags & GGML_TENSOR_FLAG_COMPUTE) != 0;
     const struct ggml_tensor *gone = computed ? missing(s, t) : NULL;
     if (gone != NULL) {
-        lv_fail(tap, LV_E_GRAPH, "'%s' above layer %d reads '%s' from below it", t->name, s->layer, gone->name);
+        lv_fail(tap, LV_E_GRAPH, "'%s' above layer %d reads '%s' from below it", t->name, s->first, gone->name);
         skip(tap, t);
         return LV_SKIP;
     }
@@ -157,30 +172,34 @@ enum lv_step lv_stage_ask(lv_tap *tap, struct ggml_tensor *t) {
 
 bool lv_stage_done(lv_tap *tap, struct ggml_tensor *t) {
     struct lv_stage *s = &tap->stage;
-    if (s->mode == LV_STAGE_OFF || strcmp(t->name, s->cut) != 0) {
+    if (!is_staged(tap)) {
+        return false;
+    }
+    const bool given = s->first > 0 && strcmp(t->name, s->in) == 0;
+    if (!given && (s->end == tap->n_layer || strcmp(t->name, s->out) != 0)) {
         return false;
     }
     if (t->type != GGML_TYPE_F32 || !ggml_is_contiguous(t) || t->ne[0] != s->width || ggml_nrows(t) != tap->n_rows) {
-        lv_fail(tap, LV_E_GRAPH, "'%s' is %lld x %lld of %s, expected %d x %d of f32", s->cut, (long long)t->ne[0],
+        lv_fail(tap, LV_E_GRAPH, "'%s' is %lld x %lld of %s, expected %d x %d of f32", t->name, (long long)t->ne[0],
                 (long long)ggml_nrows(t), ggml_type_name(t->type), s->width, tap->n_rows);
         return true;
     }
     const size_t size = ggml_nbytes(t);
-    if (s->mode == LV_STAGE_TAIL) {
-        s->held = lv_write(tap, t, s->hidden.data, size);
+    if (given) {
+        s->given = lv_write(tap, t, s->hidden.data, size);
         return true;
     }
     const void *rows = lv_host(tap, &tap->fetch[5], t, size);
     if (rows != NULL) {
-        memcpy(s->hidden.data, rows, size);
-        s->held = true;
+        memcpy(s->hidden.data, rows, size); /* the rows that were given are in the graph by now */
+        s->captured = true;
     }
     return true;
 }
 
 void lv_stage_complete(lv_tap *tap) {
     const struct lv_stage *s = &tap->stage;
-    if (s->mode != LV_STAGE_OFF && !s->held) {
-        lv_fail(tap, LV_E_GRAPH, "the graph has no node '%s'", s->cut);
+    if (is_staged(tap) && ((s->first > 0 && !s->given) || (s->end < tap->n_layer && !s->captured))) {
+        lv_fail(tap, LV_E_GRAPH, "the graph has no node '%s'", s->first > 0 && !s->given ? s->in : s->out);
     }
 }

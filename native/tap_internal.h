@@ -67,14 +67,17 @@ struct lv_tower {
     int64_t n_window;
 };
 
+enum lv_place { LV_BELOW = 0, LV_WITHIN, LV_ABOVE };
+
 /* What the current run leaves out (lv_stage). */
 struct lv_stage {
-    int mode;
-    int32_t layer, width;
-    char cut[24];       /* name of the node whose rows are handed over */
-    bool below, above;  /* the first node of layer 0 was met; the cut was met */
-    bool held;          /* the rows were read or written */
-    struct lv_buf hidden; /* (n_rows, width) float32 */
+    int32_t first, end, width; /* end 0 = nothing */
+    bool keep;
+    char in[24], out[24];  /* names of the nodes whose rows are given and captured */
+    enum lv_place place;   /* of the node that is asked about, against the layers that run */
+    bool begun;            /* the first node of layer 0 was met */
+    bool given, captured;
+    struct lv_buf hidden;  /* (n_rows, width) float32 */
     const struct ggml_tensor *written[LV_MAX_WRITTEN]; /* caches that nodes left out would have written to */
     int n_written;
 };
@@ -193,7 +196,7 @@ int lv_soft_max_run(lv_tap *tap, const struct ggml_tensor *node, const int32_t *
 /* ---- stage.c ---- */
 enum lv_step { LV_RUN, LV_SKIP, LV_CUT };
 enum lv_step lv_stage_ask(lv_tap *tap, struct ggml_tensor *t);
-bool lv_stage_done(lv_tap *tap, struct ggml_tensor *t); /* whether t was the cut */
+bool lv_stage_done(lv_tap *tap, struct ggml_tensor *t); /* whether t was a cut */
 bool lv_stage_runs(const lv_tap *tap, int layer);       /* false for layers that this run leaves out */
 void lv_stage_complete(lv_tap *tap);
 

@@ -2,9 +2,9 @@
 
 Prints, and leaves with 1 on a miss:
 
-- how far logits are off those of the plain run where nothing is dropped, for each family of the zoo, each layer and
-  each case (prompts longer than llama.cpp's batch are among them), after the prompt and in ``--steps`` decoded tokens:
-  0 is wanted, to the last bit
+- how far logits are off those of the plain run where nothing is dropped, for each family of the zoo, each layer,
+  pauses before several of them, and each case (prompts longer than llama.cpp's batch are among them), after the prompt
+  and in ``--steps`` decoded tokens: 0 is wanted, to the last bit
 - logits with rows dropped at each layer against transformers, where these rows are seen by no row from that layer on
   (committed values; ``--write`` computes them anew, which needs torch)
 - the memory that a prompt and its answer take with tokens dropped at a layer, beside the plain run's
@@ -36,7 +36,7 @@ from localvlm.pruning import PRESETS
 from tests import layer_table, zoo
 from tests.fidelity import Measure, compare
 
-__all__ = ["REFERENCES", "Difference", "committed", "differences", "measure"]
+__all__ = ["REFERENCES", "Difference", "committed", "cut_lists", "differences", "measure", "pauses"]
 
 REFERENCES = ("llava15", "qwen25vl")
 """Families that are compared with transformers: one position a token, and M-RoPE."""
@@ -45,10 +45,12 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Difference:
-    """Staged logits against plain ones. ``largest``: absolute difference; ``rows``: of the prompt."""
+    """Staged logits against plain ones. ``cuts``: layers before which the prompt waited or was pruned; ``largest``:
+    absolute difference; ``rows``: of the prompt.
+    """
 
     case: str
-    layer: int
+    cuts: tuple[int, ...]
     rows: int
     largest: float
 
@@ -76,8 +78,39 @@ def _logits(vlm: Vlm, fed: NDArray[np.int32]) -> Float32:
     return np.concatenate(out)
 
 
+def cut_lists(n_layer: int) -> list[tuple[int, ...]]:
+    """Layers to wait before: before all of them, and before some."""
+    return sorted({tuple(range(n_layer)), tuple(range(1, n_layer)), (0, n_layer - 1)})
+
+
 def differences(engine: Engine, model: zoo.ZooModel, steps: int) -> list[Difference]:
     """Nothing dropped: every case and layer of a family against the plain run, prompt and ``steps`` tokens."""
+
+    def prefill(vlm: Vlm, parts: Sequence[Part], cuts: Sequence[int]) -> None:
+        vlm.prefill(parts, layer=cuts[0])
+
+    return _differences(engine, model, steps, [(k,) for k in range(1, model.row.text.layers)], prefill)
+
+
+def pauses(engine: Engine, model: zoo.ZooModel, steps: int) -> list[Difference]:
+    """As :func:`differences`, with pauses before several layers."""
+
+    def pause(vlm: Vlm, parts: Sequence[Part], cuts: Sequence[int]) -> None:
+        vlm.pause(parts, cuts[0], attend=())
+        for layer in cuts[1:]:
+            vlm.resume(None, layer=layer)
+        vlm.finish(None)
+
+    return _differences(engine, model, steps, cut_lists(model.row.text.layers), pause)
+
+
+def _differences(
+    engine: Engine,
+    model: zoo.ZooModel,
+    steps: int,
+    lists: Sequence[tuple[int, ...]],
+    prefill: Callable[[Vlm, Sequence[Part], Sequence[int]], None],
+) -> list[Difference]:
     vlm = engine.load(model.model, model.mmproj, LoadOptions(threads=1, n_ctx=2048))
     found = []
     try:
@@ -86,10 +119,10 @@ def differences(engine: Engine, model: zoo.ZooModel, steps: int) -> list[Differe
             parts = parts_of(case, _encoded(vlm, case), pruned=False)
             rows = vlm.prefill(parts).n_past
             plain = _logits(vlm, fed)
-            for layer in range(1, vlm.info.n_layer):
-                vlm.prefill(parts, layer=layer)
+            for cuts in lists:
+                prefill(vlm, parts, cuts)
                 off = float(np.abs(_logits(vlm, fed) - plain).max())
-                found.append(Difference(case.name, layer, rows, off))
+                found.append(Difference(case.name, cuts, rows, off))
     finally:
         vlm.close()
     return found
@@ -185,14 +218,15 @@ def _zoo(names: Sequence[str], folder: Path, steps: int) -> int:
     with LlamaEngine() as engine:
         for name in names:
             model = zoo.build(name, folder)
-            found = differences(engine, model, steps)
-            largest = max(d.largest for d in found)
-            missed += largest != 0.0
-            print(
-                f"{name:14} layers 1..{max(d.layer for d in found)}, prompts of {min(d.rows for d in found)} to "
-                f"{max(d.rows for d in found)} rows, {steps} tokens: largest difference {largest}",
-                flush=True,
-            )
+            for what, measured in (("one layer", differences), ("several layers", pauses)):
+                found = measured(engine, model, steps)
+                largest = max(d.largest for d in found)
+                missed += largest != 0.0
+                print(
+                    f"{name:14} cut at {what}, prompts of {min(d.rows for d in found)} to "
+                    f"{max(d.rows for d in found)} rows, {steps} tokens: largest difference {largest}",
+                    flush=True,
+                )
             if name not in REFERENCES:
                 continue
             for m in measure(engine, model, committed(name)):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localvlm.engine.api import LoadOptions
 from localvlm.engine.gguf_header import Header
-from localvlm.engine.llama import Context, Model
+from localvlm.engine.llama import Context, Model, thread_count
 from localvlm.engine.native import ROW_GENERATED, Tap
 from localvlm.engine.rows import PromptRows
-from localvlm.engine.staged import Front
+from localvlm.engine.staged import Batch, Segment, check_places
 from localvlm.errors import ContextOverflow, Interrupted, UsageError
 
 __all__ = ["Cache"]
@@ -29,11 +28,13 @@ def _nothing() -> None:
 
 
 class Cache:
-    """A context with its tap, and the front beside it where image tokens are dropped at a layer.
+    """A context that runs all layers, or where image tokens are dropped at layers the last ones: then others beside it,
+    one after another, run those before.
 
     Attributes:
-        tapping: attention is recorded.
-        layer: where the rows of the prompt were pruned; 0 = before the first layer, without a front.
+        main: the context that gives logits.
+        tapping: attention is recorded, in ``main``.
+        staged: the prompt went from layer to layer; nothing of it can be used again.
         last: (n_vocab,) logits after the last row; None before a prefill.
         mend: makes what was decoded along a draft as it is without one; to be called before anything goes after it.
     """
@@ -42,47 +43,57 @@ class Cache:
         """``causal``: rows of a picture do not see those after them."""
         self._model, self._options, self._header, self._causal = model, options, header, causal
         self.tap = tap
-        self.context = Context(model, options, tap)
-        self._front: Front | None = None
+        self.main = Segment(Context(model, options, tap), causal)
+        self._others: list[Segment] = []
+        """For the layers before those of ``main``, opened as they were needed; the first ``_used`` are in use."""
         self._reset()
 
     def _reset(self) -> None:
         self.keys: Int32 = np.zeros((0, 6), np.int32)
-        """(cells in use, 6) what they hold: :attr:`PromptRows.keys`."""
+        """(cells in use, 6) what those of ``main`` hold: :attr:`PromptRows.keys`."""
         self.stops: list[int] = []
         """Ends of the batches that ran."""
         self.prompt = 0
         """Rows of the last prompt."""
-        self._at = 0
-        """Batch position of the next row: compact, or the true t of an M-RoPE model."""
-        self._shift = 0
-        """True position minus batch position, for models with one number a token."""
-        self.tapping = False
-        self.layer = 0
+        self._used = 0
+        self.tapping = self.staged = False
         self.last: Float32 | None = None
         self.mend: Callable[[], object] = _nothing
 
     def clear(self) -> None:
         self._reset()
-        self.context.clear()
-        if self._front is not None:
-            self._front.clear()
+        for segment in (*self._others, self.main):
+            segment.clear()
 
     def close(self) -> None:
-        if self._front is not None:
-            self._front.close()
-        self.context.close()
+        for segment in self._others:
+            segment.close()
+            segment.tap.close()
+        self.main.close()
 
     def cancel(self) -> None:
         """Stops the graph in progress, from any thread."""
-        if (front := self._front) is not None:
-            front.tap.cancel()
-        self.tap.cancel()
+        for segment in (*self._others, self.main):
+            segment.tap.cancel()
 
     def cancel_reset(self) -> None:
-        if self._front is not None:
-            self._front.tap.cancel_reset()
-        self.tap.cancel_reset()
+        for segment in (*self._others, self.main):
+            segment.tap.cancel_reset()
+
+    @property
+    def context(self) -> Context:
+        """That of ``main``."""
+        return self.main.context
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The contexts in use, in the order of their layers."""
+        return [*self._others[: self._used], self.main]
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Layers at which the prompt goes on in another context."""
+        return tuple(segment.first for segment in self.segments[1:])
 
     @property
     def logits(self) -> Float32:
@@ -97,30 +108,50 @@ class Cache:
 
     @property
     def cells(self) -> tuple[int, ...]:
-        """KV cells in use in each context that runs; the front, where there is one, has all rows and comes last."""
-        front, n = self._front_in_use, len(self.keys)
-        return (n,) if front is None else (n, front.cells)
+        """KV cells in use in each context that runs, ``main`` first."""
+        return (self.main.cells, *(segment.cells for segment in self.segments[:-1]))
 
     @property
     def taken(self) -> int:
         """KV cells in use of the fullest context."""
-        return self.cells[-1]
-
-    @property
-    def _front_in_use(self) -> Front | None:
-        return self._front if self.layer else None
+        return max(self.cells)
 
     # prompts
 
-    def opened_front(self, cells: int) -> Front:
-        """With ``cells`` at least."""
-        if self._front is not None:
-            self._front.context.reserve(cells)
+    def opened(self, first: int, end: int, cells: int) -> Segment:
+        """An emptied context for the layers [first, end), with ``cells`` at least; ``main`` for the last ones.
+
+        Raises:
+            UnsupportedModel: the layers of this model cannot be run apart.
+        """
+        if end == self._model.n_layer:
+            segment = self.main
         else:
-            self._front = Front(self._model, self._options, self._header, cells)
-            if self.tap.cancelled:  # while the front was not there to be told
-                raise Interrupted()
-        return self._front
+            self._used += 1
+            segment = self._others[self._used - 1] if self._used <= len(self._others) else self._open(cells)
+        segment.clear()
+        segment.context.reserve(cells)
+        segment.first, segment.end = first, end
+        return segment
+
+    def _open(self, cells: int) -> Segment:
+        model, options = self._model, self._options
+        check_places(model.path.name, model.n_layer, options.gpu_layers, self._header)
+        tap = Tap(model.path.name, thread_count(options), options.gpu_layers != 0)
+        tap.configure(model.n_layer, model.n_head)
+        self._others.append(Segment(Context(model, options, tap, outputs=1, cells=cells), self._causal))
+        if self.tap.cancelled:  # while the other was not there to be told
+            raise Interrupted()
+        return self._others[-1]
+
+    def extended(self, end: int) -> Segment:
+        """The context opened last, for its rows to run again, from the layer it ended at up to ``end``. It is emptied,
+        so that they come to the same cells.
+        """
+        segment = self.segments[-2]
+        segment.context.clear()
+        segment.end = end
+        return segment
 
     def keep(self, n: int) -> None:
         """Removes all but the first ``n`` rows. Those of an M-RoPE picture go together: they have one t."""
@@ -140,51 +171,7 @@ class Cache:
     def filled(self, rows: PromptRows) -> None:
         """All batches of a prompt were run: what is decoded goes after them."""
         self.prompt, self.last = rows.n, self.context.logits()
-        self._at = rows.next_position if self._model.mrope else rows.n
-        self._shift = 0 if self._model.mrope else rows.next_position - rows.n
-
-    @contextlib.contextmanager
-    def attending(self, context: Context, embedded: Float32 | None) -> Iterator[None]:
-        """Rows of a picture see each other in both directions where the model was trained so."""
-        import llama_cpp
-
-        if self._causal or embedded is None:
-            yield
-            return
-        llama_cpp.llama_set_causal_attn(context.handle, False)
-        try:
-            yield
-        finally:
-            llama_cpp.llama_set_causal_attn(context.handle, True)
-
-    def run(
-        self,
-        ids: Int32,
-        embedded: Float32 | None,
-        positions: Int32,
-        outputs: NDArray[np.int8],
-        image: Int32,
-        classes: NDArray[np.uint8],
-        true: Int32 | None,
-        hidden: Float32 | None,
-    ) -> None:
-        """One batch, from ``hidden`` rows on if a front gave them. The tap stands aside unless attention is recorded,
-        positions differ from the batch's own or layers are left out.
-        """
-        moved = true is not None and not np.array_equal(true, positions)
-        tokens = np.ascontiguousarray(ids) if embedded is None else None
-        if not (self.tapping or moved or hidden is not None):
-            self.context.decode(tokens, embedded, positions, outputs)
-            return
-        if not self.tapping:  # the tap then counts no image tokens
-            image = np.full_like(image, -1)
-        self.tap.begin(np.ascontiguousarray(image), np.ascontiguousarray(classes), true if moved else None)
-        try:
-            if hidden is not None:
-                self.tap.stage(self.layer, self._model.n_embd, np.ascontiguousarray(hidden))
-            self.context.decode(tokens, embedded, positions, outputs)
-        finally:
-            self.tap.end()
+        self.main.filled(rows)
 
     # what comes after
 
@@ -204,33 +191,28 @@ class Cache:
                 f"{self.taken} cells are taken, {n} more were asked for and the context has {self.context.n_ctx}",
                 "raise --ctx-size",
             )
-        tokens, front = np.asarray(ids, np.int32), self._front_in_use
-        self.context.reserve(len(self.keys) + n)
-        if front is not None:
-            front.context.reserve(front.cells + n)
-        hidden = None if front is None else front.feed(self.layer, tokens)
-        positions = np.arange(self._at, self._at + n, dtype=np.int32)
-        classes = np.full(n, ROW_GENERATED if generated and self.tapping else 0, np.uint8)
-        none = np.full(n, -1, np.int32)
-        true = None if self._model.mrope else positions + np.int32(self._shift)
+        for segment in self.segments:
+            segment.context.reserve(segment.cells + n)
+        hidden: Float32 | None = None
+        fed: list[Segment] = []
         try:
-            self.run(tokens, None, positions, np.ones(n, np.int8), none, classes, true, hidden)
+            for segment in self.segments:
+                shift, tapping = None if self._model.mrope else segment.shift, self.tapping and segment is self.main
+                row_class = ROW_GENERATED if generated and tapping else 0
+                batch = Batch.of_text(np.asarray(ids, np.int32), segment.at, shift, row_class)
+                hidden = segment.feed(batch, hidden, tapping)
+                fed.append(segment)
         except Interrupted:
-            self.context.trim(self._at)
-            if front is not None:
-                front.rewind(n)
+            for segment in fed:
+                segment.rewind(n)
             raise
-        self._at += n
-        places = (positions if true is None else true)[:, None]
-        self.ran(np.column_stack([tokens, none, none, places, places, places]))
+        self.ran(batch.keys)
         return np.stack([self.context.logits(i) for i in range(n)])
 
     def forget(self, n: int) -> None:
         """Takes back the last ``n`` tokens that were fed."""
-        self._at -= n
-        self.context.trim(self._at)
+        for segment in self.segments:
+            segment.rewind(n)
         if n:
             self.keys = self.keys[:-n]
             self.stops = [stop for stop in self.stops if stop <= len(self.keys)]
-        if (front := self._front_in_use) is not None:
-            front.rewind(n)

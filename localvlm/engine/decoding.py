@@ -43,7 +43,7 @@ class Decoder:
         sampler = Sampler(sampling)
         likely = self._usable(draft, max_tokens, sampling)
         taken, n_ctx = cache.taken, cache.context.n_ctx
-        deviations = self._memory.at(cache.layer)
+        deviations = self._memory.at(cache.cuts)
         follower = Follower(cache.feed, cache.forget, likely[: max_tokens - 1], cache.cells, n_ctx, deviations)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         ids: list[int] = []

@@ -1,8 +1,8 @@
 """What was measured of drafts, kept between runs: a process that answers one question gains from those before it.
 
-A file holds the deviations of one model, at one layer, run in one way: see :func:`identity`. Kernels are chosen by the
-shape of a batch and not by its values, so what was measured in another process holds as it does later in the same one,
-as long as all that chooses them is the same. It is never held to be so on a GPU: nothing is kept of one.
+A file holds the deviations of one model, cut at the same layers, run in one way: see :func:`identity`. Kernels are
+chosen by the shape of a batch and not by its values, so what was measured in another process holds as it does later in
+the same one, as long as all that chooses them is the same. It is never held to be so on a GPU: nothing is kept of one.
 
 Files are small, private and disposable: written whole or not at all, the oldest go first, and one that cannot be read
 is as one that is not there. Of two runs that write at a time one may lose what it measured, and measures it again.
@@ -29,14 +29,15 @@ __all__ = ["DraftMemory", "identity"]
 MAX_BYTES = 1 << 16
 """Of a file; one that would outgrow it starts anew."""
 MAX_FILES = 64
+MAX_CONTEXTS = 64
 
 
 class DraftMemory:
-    """Deviations of one model by layer, in a folder; in memory alone without one."""
+    """Deviations of one model by where it is cut, in a folder; in memory alone without one."""
 
     def __init__(self, folder: Path | None, identity: str) -> None:
         self._folder, self._identity = folder, identity
-        self._known: dict[int, Deviations] = {}
+        self._known: dict[tuple[int, ...], Deviations] = {}
 
     @classmethod
     def of(cls, header: Header, options: LoadOptions) -> DraftMemory:
@@ -45,16 +46,16 @@ class DraftMemory:
             return cls(None, "")
         return cls(Path(options.cache) / "drafts", identity(header, options))
 
-    def at(self, layer: int) -> Deviations:
-        """Those of prompts pruned at ``layer``."""
-        if layer not in self._known:
-            self._known[layer] = self._opened(layer)
-        return self._known[layer]
+    def at(self, cuts: tuple[int, ...]) -> Deviations:
+        """Those of prompts that go on in another context at the layers ``cuts``."""
+        if cuts not in self._known:
+            self._known[cuts] = self._opened(cuts)
+        return self._known[cuts]
 
-    def _opened(self, layer: int) -> Deviations:
+    def _opened(self, cuts: tuple[int, ...]) -> Deviations:
         if self._folder is None:
             return Deviations()
-        name = hashlib.sha256(f"{layer} {self._identity}".encode()).hexdigest()[:32]
+        name = hashlib.sha256(f"{cuts} {self._identity}".encode()).hexdigest()[:32]
         path = self._folder / f"{name}.json"
         return Deviations(_read(path), lambda measured: _add(path, measured))
 
@@ -86,7 +87,7 @@ def _checked(row: Any) -> tuple[Measured, float]:
     """
     cells, size, deviation = row
     whole = all(type(n) is int and n > 0 and n % CELLS == 0 for n in cells)
-    if not (whole and 1 <= len(cells) <= 2 and size in SIZES and isinstance(deviation, float)):
+    if not (whole and 1 <= len(cells) <= MAX_CONTEXTS and size in SIZES and isinstance(deviation, float)):
         raise ValueError("no measurement")
     if not (math.isfinite(deviation) and deviation >= 0):
         raise ValueError("no deviation")

@@ -14,13 +14,12 @@ from localvlm.errors import AttentionCheckFailed, Interrupted, UnsupportedModel
 
 __all__ = ["ROW_GENERATED", "ROW_LAST", "ROW_PROMPT", "Tap", "TowerMode", "library"]
 
-ABI = 2
+ABI = 3
 ROW_PROMPT, ROW_GENERATED, ROW_LAST = 1, 2, 4
 REDUCTIONS = 3
 REPAIRS = {"llava-cls-order": 1, "internvl-positions": 2, "siglip-gelu": 4}
 """Repairs of llama.cpp's towers by name (enum lv_repair)."""
 _E_CHECK, _E_CANCELLED = -4, -5
-_FRONT, _TAIL = 1, 2
 _LAYER_TOLERANCE = 0.05
 """Largest allowed difference of the self-check, as a share of the row's largest sum of p |v|. llama.cpp sums v in half
 precision: 0.012 was measured on a sound model over 630 cells; a wrong scale, mask or head is off by far more."""
@@ -67,7 +66,7 @@ def library() -> ctypes.CDLL:
         "lv_tap_rows": (ctypes.c_int64, [ptr, i32]),
         "lv_tap_check": (ctypes.c_int, [ptr, ctypes.c_bool, ctypes.c_float]),
         "lv_tap_check_worst": (ctypes.c_float, [ptr]),
-        "lv_stage": (ctypes.c_int, [ptr, ctypes.c_int, i32, i32, f32p]),
+        "lv_stage": (ctypes.c_int, [ptr, i32, i32, i32, f32p, ctypes.c_bool]),
         "lv_stage_read": (ctypes.c_int, [ptr, f32p, ctypes.c_size_t]),
         "lv_tower_begin": (ctypes.c_int, [ptr, i32, i32, i32, ctypes.c_int, u8p, ctypes.c_uint32]),
         "lv_tower_end": (ctypes.c_int, [ptr]),
@@ -157,9 +156,9 @@ class Tap:
         self._checked(self._lib.lv_tap_llm(self._tap, n_layer, n_head))
         self._shape = (n_layer, n_head, 0)
 
-    def reset(self, n_image: int) -> None:
-        """Forgets all sums; all three reductions are recorded over ``n_image`` image tokens from here on."""
-        self._checked(self._lib.lv_tap_reset(self._tap, n_image, (1 << REDUCTIONS) - 1))
+    def reset(self, n_image: int, reductions: int = REDUCTIONS) -> None:
+        """Forgets all sums; the first ``reductions`` are recorded over ``n_image`` image tokens from here on."""
+        self._checked(self._lib.lv_tap_reset(self._tap, n_image, (1 << reductions) - 1))
         self._shape = (*self._shape[:2], n_image)
 
     def begin(
@@ -176,17 +175,17 @@ class Tap:
     def end(self) -> None:
         self._checked(self._lib.lv_tap_end(self._tap))
 
-    def stage(self, layer: int, width: int, hidden: NDArray[np.float32] | None) -> None:
-        """Leaves layers out of the run just begun: those from ``layer`` on, or with ``hidden`` (n_rows, width), what
-        the last layer before it gave, those before it.
+    def stage(self, first: int, end: int, width: int, hidden: NDArray[np.float32] | None, keep: bool) -> None:
+        """Leaves layers out of the run just begun: only those from ``first`` to ``end`` - 1 run, from ``hidden``
+        (n_rows, width), what layer ``first`` - 1 gave (None where ``first`` is 0). With ``keep``, the caches of the
+        layers before them keep what they hold.
         """
         self._staged = True
-        mode = _FRONT if hidden is None else _TAIL
         pointer = None if hidden is None else hidden.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        self._checked(self._lib.lv_stage(self._tap, mode, layer, width, pointer))
+        self._checked(self._lib.lv_stage(self._tap, first, end, width, pointer, keep))
 
     def stage_read(self, n_rows: int, width: int) -> NDArray[np.float32]:
-        """(n_rows, width) float32, what the last layer of a front gave in the run just ended."""
+        """(n_rows, width) float32, what the last layer of the run just ended gave, where others follow it."""
         out = np.empty((n_rows, width), np.float32)
         pointer = out.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         self._checked(self._lib.lv_stage_read(self._tap, pointer, out.size))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +15,14 @@ from localvlm.engine.api import Encoded, ImagePart, Part, Prefilled, Reuse, Text
 from localvlm.engine.cache import Cache
 from localvlm.engine.families import NUMBER
 from localvlm.engine.llama import Model
+from localvlm.engine.native import REDUCTIONS
 from localvlm.engine.rows import Placed, PromptRows, Run, lay_rows
+from localvlm.engine.staged import Batch, Segment
 from localvlm.engine.token_table import TokenTable
 from localvlm.engine.tower import Picture
 from localvlm.errors import ContextOverflow, Interrupted, UnsupportedModel, UsageError
 
-__all__ = ["Prompts"]
+__all__ = ["Prompts", "check_encoded", "prefilled"]
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -71,49 +74,55 @@ class Prompts:
             out += [-1] * part
         return np.array(out, np.int32)
 
-    def prefill(self, parts: Sequence[Part], tap: bool, layer: int, reuse: Reuse, since: int) -> Prefilled:
-        """See :meth:`localvlm.engine.api.Vlm.prefill`."""
+    def prefill(self, parts: Sequence[Part], tap: bool, reuse: Reuse, since: int) -> Prefilled:
+        """See :meth:`localvlm.engine.api.Vlm.prefill`; for a layer, :class:`localvlm.engine.pauses.StagedPrompts`."""
         started = time.perf_counter()
-        cache = self._cache
-        laid, first = self._tokenized(parts, since)
-        rows = self._rows(laid, first)
-        whole = self._rows([_whole(part) for part in laid], first) if layer else rows
-        if not rows.n:
-            raise UsageError("the prompt is empty")
-        if whole.n + 1 > cache.context.n_ctx:
-            raise ContextOverflow(
-                f"the prompt takes {whole.n} cells ({whole.n_kept} of them image tokens) and the context has "
-                f"{cache.context.n_ctx}",
-                "shorten the question, lower --keep or raise --ctx-size",
-            )
+        cache, rows = self._cache, self._rows(*self._tokenized(parts, since))
+        self._check_room(rows)
         batches = self._batches(rows)
-        stay = 0 if layer else self._reusable(rows, batches, tap, reuse)
+        stay = self._reusable(rows, batches, tap, reuse)
         if stay > cache.prompt:
             cache.mend()
         cache.last = None
         cache.keep(stay)
         cache.context.reserve(rows.n)
         cache.tapping = tap
-        if tap:
-            cache.tap.reset(rows.n_image)
-            cache.tap.check(not self._checked)
         try:
-            hidden = self._run_front(layer, whole, rows) if layer else None
-            cache.layer = layer
-            for run in batches:
-                if run.stop > stay:
-                    run = replace(run, start=max(run.start, stay))
-                    self._run_rows(rows, run, None if hidden is None else hidden[run.start : run.stop])
-                    cache.ran(rows.keys[run.start : run.stop])
+            with self._recording(cache.main, rows if tap else None):
+                for run in batches:
+                    if run.stop > stay:
+                        run = replace(run, start=max(run.start, stay))
+                        batch = self._batch(rows, run, rows.classes * tap)
+                        cache.main.run(batch, None, tap)
+                        cache.ran(rows.keys[run.start : run.stop])
         except Interrupted:
-            cache.keep(0 if layer or not self._model.forgets else self._outside(rows, len(cache.keys)))
+            cache.keep(self._outside(rows, len(cache.keys)) if self._model.forgets else 0)
             raise
-        finally:
-            cache.tap.check(False)
-        self._checked = self._checked or tap
         cache.filled(rows)
-        ms = (time.perf_counter() - started) * 1e3
-        return Prefilled(rows.all_ids, rows.n_image, rows.n_kept, rows.n, ms, rows.n - stay)
+        return prefilled(rows, started, rows.n - stay)
+
+    def _check_room(self, rows: PromptRows) -> None:
+        if not rows.n:
+            raise UsageError("the prompt is empty")
+        if rows.n + 1 > (n_ctx := self._cache.context.n_ctx):
+            raise ContextOverflow(
+                f"the prompt takes {rows.n} cells ({rows.n_kept} of them image tokens) and the context has {n_ctx}",
+                "shorten the question, lower --keep or raise --ctx-size",
+            )
+
+    @contextlib.contextmanager
+    def _recording(self, segment: Segment, rows: PromptRows | None, reductions: int = REDUCTIONS) -> Iterator[None]:
+        """Records the attention of a segment to the image tokens of ``rows``, None: not; checks it the first time."""
+        if rows is None:
+            yield
+            return
+        segment.tap.reset(rows.n_image, reductions)
+        segment.tap.check(not self._checked)
+        try:
+            yield
+        finally:
+            segment.tap.check(False)
+        self._checked = True
 
     # what the cache holds already
 
@@ -122,7 +131,7 @@ class Prompts:
         attention is recorded.
         """
         cache = self._cache
-        if reuse == "nothing" or cache.layer or tap != cache.tapping:
+        if reuse == "nothing" or cache.staged or tap != cache.tapping:
             return 0
         n = min(len(cache.keys), rows.n - 1)
         if tap and rows.classes.any():
@@ -145,7 +154,9 @@ class Prompts:
     # rows
 
     def _rows(self, laid: Sequence[Sequence[int] | Placed], first: int) -> PromptRows:
-        rows = lay_rows(laid, first)
+        return self._numbered(lay_rows(laid, first))
+
+    def _numbered(self, rows: PromptRows) -> PromptRows:
         return rows.compact() if self._compact else rows
 
     def _tokenized(self, parts: Sequence[Part], since: int) -> tuple[list[Sequence[int] | Placed], int]:
@@ -203,8 +214,10 @@ class Prompts:
             )
         return [Run(i, min(i + step, r.stop), r.picture) for r in runs for i in range(r.start, r.stop, step)]
 
-    def _embedded(self, rows: PromptRows, run: Run) -> Float32 | None:
-        """(n, width) rows of a batch that holds image tokens, None for one of text alone."""
+    def _embedded(self, rows: PromptRows, run: Run, given: Float32 | None) -> Float32 | None:
+        """(n, width) rows of a batch that holds image tokens, None for one of text alone; of image tokens those that
+        are ``given`` (rows.n, n_embd), if any are.
+        """
         span = slice(run.start, run.stop)
         image = rows.local[span] >= 0
         if not image.any():
@@ -214,46 +227,33 @@ class Prompts:
             lo, hi = max(part.start, run.start), min(part.stop, run.stop)
             if part.picture is not None and lo < hi:
                 out[lo - run.start : hi - run.start] = part.picture.at(rows.local[lo:hi])
+        if given is not None:
+            shows = rows.image[span] >= 0
+            out[shows, : given.shape[1]] = given[span][shows]
         if not image.all():
             assert self._table is not None
             out[~image] = self._table.rows(rows.ids[span][~image])
         return out
 
-    def _inputs(self, rows: PromptRows, run: Run) -> tuple[Float32 | None, Int32]:
-        """Embedding rows, None for a batch of text alone, and batch positions; see :meth:`Context.decode`."""
-        embedded = self._embedded(rows, run)
-        if not self._model.mrope:
-            return embedded, np.arange(run.start, run.stop, dtype=np.int32)
-        places = rows.positions[run.start : run.stop]
-        if embedded is None:
-            return None, np.ascontiguousarray(places[:, 0])
-        return embedded, np.concatenate([places.T.reshape(-1), np.zeros(len(places), np.int32)]).astype(np.int32)
-
-    # runs
-
-    def _run_front(self, layer: int, whole: PromptRows, rows: PromptRows) -> Float32:
-        """(rows.n, n_embd) what the layers below ``layer`` give on the whole prompt, at the rows that stay."""
-        front, hidden = self._cache.opened_front(whole.n), []
-        stays = (whole.image < 0) | np.isin(whole.image, rows.image)
-        for run in self._batches(whole):
-            embedded, positions = self._inputs(whole, run)
-            tokens = None if embedded is not None else np.ascontiguousarray(whole.ids[run.start : run.stop])
-            with self._cache.attending(front.context, embedded):
-                found = front.decode(layer, tokens, embedded, positions, run.stop - run.start)
-            hidden.append(found[stays[run.start : run.stop]])
-        front.at = whole.next_position if self._model.mrope else whole.n
-        return np.concatenate(hidden)
-
-    def _run_rows(self, rows: PromptRows, run: Run, hidden: Float32 | None) -> None:
+    def _batch(self, rows: PromptRows, run: Run, classes: NDArray[np.uint8], given: Float32 | None = None) -> Batch:
         span = slice(run.start, run.stop)
-        embedded, positions = self._inputs(rows, run)
+        embedded = self._embedded(rows, run, given)
         outputs = np.zeros(run.stop - run.start, np.int8)
         outputs[-1] = run.stop == rows.n
-        true = None if self._model.mrope else np.ascontiguousarray(rows.positions[span, 0])
-        cache = self._cache
-        classes = rows.classes[span] * cache.tapping
-        with cache.attending(cache.context, embedded):
-            cache.run(rows.ids[span], embedded, positions, outputs, rows.image[span], classes, true, hidden)
+        positions, true = np.arange(run.start, run.stop, dtype=np.int32), np.ascontiguousarray(rows.positions[span, 0])
+        if self._model.mrope and embedded is None:
+            positions = true
+        elif self._model.mrope:
+            places = rows.positions[span].T.reshape(-1)
+            positions = np.concatenate([places, np.zeros(len(outputs), np.int32)]).astype(np.int32)
+        moves = None if self._model.mrope else true
+        return Batch(rows.ids[span], embedded, positions, moves, outputs, rows.image[span], classes[span])
+
+
+def prefilled(rows: PromptRows, started: float, n_run: int) -> Prefilled:
+    """What a prefill that ``started`` (s) ago, and is done now, returns."""
+    ms = (time.perf_counter() - started) * 1e3
+    return Prefilled(rows.all_ids, rows.n_image, rows.n_kept, rows.n, ms, n_run)
 
 
 def _agreeing(a: NDArray[np.integer[Any]], b: NDArray[np.integer[Any]]) -> int:
@@ -264,24 +264,15 @@ def _agreeing(a: NDArray[np.integer[Any]], b: NDArray[np.integer[Any]]) -> int:
     return int(where[0]) if len(where) else n
 
 
-def _whole(part: Sequence[int] | Placed) -> Sequence[int] | Placed:
-    """With nothing pruned."""
-    if not isinstance(part, Placed):
-        return part
-    if part.again is not None:
-        raise UsageError("more tokens of a picture cannot go into a prompt that is pruned at a layer")
-    _check_encoded(part.picture, None)
-    return replace(part, keep=None)
-
-
 def _checked_keep(part: ImagePart, picture: Picture) -> Int32 | None:
     keep, n = None if part.keep is None else np.asarray(part.keep, np.int32), part.image.layout.n_tokens
     if keep is not None and len(keep) and (keep.min() < 0 or keep.max() >= n or np.any(np.diff(keep) <= 0)):
         raise UsageError(f"kept indices must be sorted, without repeats and within 0..{n - 1}")
-    _check_encoded(picture, keep)
+    check_encoded(picture, keep)
     return None if keep is None or len(keep) == n else keep
 
 
-def _check_encoded(picture: Picture, keep: Int32 | None) -> None:
+def check_encoded(picture: Picture, keep: Int32 | None) -> None:
+    """Raises UsageError if a tile of the tokens ``keep``, or of all, was not encoded."""
     if absent := picture.needs(keep) - picture.tiles.keys():
         raise UsageError(f"tokens of tile {min(absent)} are asked for, and it was not encoded", "encode it too")

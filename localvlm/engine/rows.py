@@ -62,10 +62,37 @@ class PromptRows:
     def n_kept(self) -> int:
         return int(np.count_nonzero(self.image >= 0))
 
+    @property
+    def tokens(self) -> Int32:
+        """(n_kept,) indices of the image tokens that are there."""
+        return self.image[self.image >= 0]
+
     def compact(self) -> PromptRows:
         """The same rows, numbered without gaps."""
         steps = np.arange(self.n, dtype=np.int32)
         return replace(self, positions=np.repeat(steps[:, None], 3, axis=1), next_position=self.n)
+
+    def only(self, stays: NDArray[np.bool_]) -> PromptRows:
+        """The rows that stay (n_rows,), as if the others had been pruned from the start."""
+        places = np.concatenate([[0], np.cumsum(stays)])
+        runs: list[Run] = []
+        for run in self.runs:
+            start, stop = int(places[run.start]), int(places[run.stop])
+            if start == stop:
+                continue
+            if runs and run.picture is None and runs[-1].picture is None:
+                start = runs.pop().start
+            runs.append(Run(start, stop, run.picture))
+        return replace(
+            self,
+            ids=self.ids[stays],
+            positions=self.positions[stays],
+            image=self.image[stays],
+            source=self.source[stays],
+            local=self.local[stays],
+            classes=self.classes[stays],
+            runs=tuple(runs),
+        )
 
     @property
     def keys(self) -> Int32:

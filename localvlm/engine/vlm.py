@@ -33,7 +33,7 @@ from localvlm.engine.draft_memory import DraftMemory
 from localvlm.engine.gguf_header import Header, check_pair, read_header
 from localvlm.engine.llama import Model, thread_count
 from localvlm.engine.native import Tap
-from localvlm.engine.prompts import Prompts
+from localvlm.engine.pauses import StagedPrompts
 from localvlm.engine.token_table import TokenTable
 from localvlm.engine.tower import Picture, VisionTower
 from localvlm.errors import Interrupted, UnsupportedModel, UsageError
@@ -101,10 +101,10 @@ class LlamaVlm:
         tap.configure(self._model.n_layer, self._model.n_head)
         return Cache(self._model, self._options, self._header, tap, self.tower.causal)
 
-    def _over(self, cache: Cache) -> tuple[Prompts, Decoder]:
+    def _over(self, cache: Cache) -> tuple[StagedPrompts, Decoder]:
         """What fills a cache and what goes on from it."""
-        compact = self._options.compact_positions
-        prompts = Prompts(self._model, cache, self._picture, self.tower.causal, self._table, compact)
+        compact, causal = self._options.compact_positions, self.tower.causal
+        prompts = StagedPrompts(self._model, cache, self._picture, causal, self._table, compact, self._embedded)
         return prompts, Decoder(self._model, cache, self._memory)
 
     @property
@@ -179,9 +179,12 @@ class LlamaVlm:
         return replace(image, id=number)
 
     def embed(self, text: str) -> Float32:
+        return self._embedded(np.array(self._model.vocabulary.tokenize_run([(text, False)]), np.int32))
+
+    def _embedded(self, ids: Int32) -> Float32:
         table = self._table or TokenTable(self._header, self._model.n_embd_input)
         try:
-            return table.rows(np.array(self._model.vocabulary.tokenize_run([(text, False)]), np.int32))
+            return table.rows(ids)
         except (NotImplementedError, ValueError) as error:
             raise UnsupportedModel(f"embeddings of '{self._info.name}' cannot be read: {error}") from None
 
@@ -209,12 +212,13 @@ class LlamaVlm:
         since: int = 0,
     ) -> Prefilled:
         self._info.check_layer(layer)
-        return self._prompts.prefill(parts, tap, layer, reuse, since)
+        return self._prompts.prefill(parts, tap, reuse, since, layer)
 
     def pause(
         self, parts: Sequence[Part], layer: int, *, attend: Sequence[int] | None = (-1,), hidden: bool = False
     ) -> Paused:
-        raise NotImplementedError
+        self._info.check_layer(layer)
+        return self._prompts.pause(parts, layer, attend, hidden)
 
     def resume(
         self,
@@ -225,10 +229,11 @@ class LlamaVlm:
         attend: Sequence[int] | None = (-1,),
         hidden: bool = False,
     ) -> Paused:
-        raise NotImplementedError
+        self._info.check_layer(layer)
+        return self._prompts.resume(keep, rows, layer, attend, hidden)
 
     def finish(self, keep: Int32 | None, rows: Float32 | None = None) -> Prefilled:
-        raise NotImplementedError
+        return self._prompts.finish(keep, rows)
 
     # decoding
 
@@ -252,7 +257,7 @@ class LlamaVlm:
             if self._cache.tap.cancelled:  # while the other was not there to be told
                 raise Interrupted()
         prompts, decoder = self._over(self._apart)
-        prompts.prefill(parts, tap=False, layer=0, reuse="nothing", since=0)
+        prompts.prefill(parts, tap=False, reuse="nothing", since=0)
         return decoder.score(ids)
 
     def logits(self) -> Float32:

@@ -1,4 +1,4 @@
-/* stage_test.c - layers in two contexts: a chain of layers run whole, and run as front and tail on fewer rows. */
+/* stage_test.c - a chain of layers run whole, and in pieces, on fewer rows from piece to piece. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -30,7 +30,7 @@ static void fill(float *data, size_t n) {
     }
 }
 
-/* norm, a write to the cache, a product, the sum: every row for itself, so a tail's rows are those of the whole. */
+/* norm, a write to the cache, a product, the sum: every row for itself, so that a piece's rows are those of the whole. */
 static struct ggml_tensor *layer(struct chain *c, struct ggml_tensor *x, int il, enum defect defect,
                                  struct ggml_tensor *below) {
     struct ggml_tensor *norm = ggml_rms_norm(c->ctx, x, 1e-5f);
@@ -73,7 +73,7 @@ static void chain_open(struct chain *c, int n, enum defect defect) {
     c->index = ggml_new_tensor_1d(c->ctx, GGML_TYPE_I64, n);
     ggml_set_input(c->in);
     ggml_set_input(c->index);
-    struct ggml_tensor *x = ggml_scale(c->ctx, c->in, 2.0f), *below = NULL; /* runs in the tail too */
+    struct ggml_tensor *x = ggml_scale(c->ctx, c->in, 2.0f), *below = NULL; /* runs whatever is left out */
     for (int il = 0; il < LAYERS; il++) {
         x = layer(c, x, il, defect, below);
         below = il == 0 ? x : below;
@@ -130,68 +130,102 @@ static lv_tap *tap_new(int n, bool copy) {
     return tap;
 }
 
-/* The front's rows after layer `cut`-1, with caches and flags as they must be. */
-static void front(const float *in, int cut, bool copy, float *hidden) {
-    struct chain c;
-    chain_open(&c, ROWS, SOUND);
-    lv_tap *tap = tap_new(ROWS, copy);
-    for (int twice = 0; twice < 2; twice++) {
-        EXPECT(lv_tap_begin(tap, ROWS, NULL, NULL, NULL) == LV_OK, "begin");
-        EXPECT(lv_stage(tap, LV_STAGE_FRONT, cut, WIDTH, NULL) == LV_OK, "front: %s", lv_tap_error(tap));
-        EXPECT(lv_stage_read(tap, hidden, ROWS * WIDTH) == LV_E_ARG, "read before the run");
-        run(&c, in, lv_tap_eval, tap);
-        EXPECT(lv_tap_end(tap) == LV_OK, "front: %s", lv_tap_error(tap));
-        flags_are_back(&c);
-    }
-    EXPECT(lv_stage_read(tap, hidden, ROWS * WIDTH - 1) == LV_E_ARG && lv_stage_read(tap, NULL, 0) == LV_E_ARG, "size");
-    EXPECT(lv_stage_read(tap, hidden, ROWS * WIDTH) == LV_OK, "read");
-    for (int il = 0; il < LAYERS; il++) {
-        EXPECT(written(&c, il) == (il < cut), "front at %d: cache %d", cut, il);
-    }
-    lv_tap_free(tap);
-    chain_close(&c);
+static int stage(lv_tap *tap, int first, int end, const float *hidden, bool keep) {
+    return lv_stage(tap, first, end, WIDTH, hidden, keep);
 }
 
-/* Rows 1, 4 and 8 alone go on: their results are those of the whole, bit for bit. */
-static void halves_are_the_whole(int cut, bool copy) {
-    static const int kept[] = {1, 4, 8};
-    float in[ROWS * WIDTH], hidden[ROWS * WIDTH], whole[ROWS * WIDTH], some[3 * WIDTH], from[3 * WIDTH], got[3 * WIDTH];
-    struct chain c;
-    fill(in, ROWS * WIDTH);
-    chain_open(&c, ROWS, SOUND);
-    run(&c, in, NULL, NULL);
-    ggml_backend_tensor_get(c.out, whole, 0, sizeof whole);
-    chain_close(&c);
-    front(in, cut, copy, hidden);
-    for (int i = 0; i < 3; i++) {
-        memcpy(some + i * WIDTH, in + kept[i] * WIDTH, WIDTH * sizeof(float));
-        memcpy(from + i * WIDTH, hidden + kept[i] * WIDTH, WIDTH * sizeof(float));
+/* The rows after layer end-1, of n that layer first-1 gave, with caches and flags as they must be; those below are left
+ * as the run before this one in the same context left them. `out` gets the graph's result instead where there are no
+ * layers after these. */
+static void piece(struct chain *c, lv_tap *tap, int first, int end, bool keep, const float *in, const float *hidden,
+                  float *out) {
+    const size_t n = (size_t)c->n * WIDTH;
+    bool before[LAYERS];
+    for (int il = 0; il < LAYERS; il++) {
+        before[il] = written(c, il);
     }
-    chain_open(&c, 3, SOUND);
-    lv_tap *tap = tap_new(3, copy);
-    EXPECT(lv_stage(tap, LV_STAGE_TAIL, cut, WIDTH, from) == LV_OK, "tail: %s", lv_tap_error(tap));
-    memset(from, 0, sizeof from); /* it was copied */
-    run(&c, some, lv_tap_eval, tap);
-    EXPECT(lv_tap_end(tap) == LV_OK, "tail: %s", lv_tap_error(tap));
-    EXPECT(lv_stage_read(tap, got, 3 * WIDTH) == LV_E_ARG, "the tail has nothing to read");
-    flags_are_back(&c);
-    ggml_backend_tensor_get(c.out, got, 0, sizeof got);
-    for (int i = 0; i < 3; i++) {
-        EXPECT(memcmp(got + i * WIDTH, whole + kept[i] * WIDTH, WIDTH * sizeof(float)) == 0, "cut %d, row %d", cut, i);
+    for (int twice = 0; twice < 2; twice++) {
+        float *copy = hidden != NULL ? malloc(n * sizeof(float)) : NULL;
+        if (copy != NULL) {
+            memcpy(copy, hidden, n * sizeof(float));
+        }
+        EXPECT(lv_tap_begin(tap, c->n, NULL, NULL, NULL) == LV_OK, "begin");
+        EXPECT(stage(tap, first, end, copy, keep) == LV_OK, "%d to %d: %s", first, end, lv_tap_error(tap));
+        free(copy); /* it was copied */
+        EXPECT(lv_stage_read(tap, out, n) == LV_E_ARG, "read before the run");
+        run(c, in, lv_tap_eval, tap);
+        EXPECT(lv_tap_end(tap) == LV_OK, "%d to %d: %s", first, end, lv_tap_error(tap));
+        flags_are_back(c);
+    }
+    EXPECT(lv_stage_read(tap, out, n - 1) == LV_E_ARG && lv_stage_read(tap, NULL, 0) == LV_E_ARG, "size");
+    EXPECT(lv_stage_read(tap, out, n) == (end < LAYERS ? LV_OK : LV_E_ARG), "read after %d to %d", first, end);
+    if (end == LAYERS) {
+        ggml_backend_tensor_get(c->out, out, 0, n * sizeof(float));
     }
     for (int il = 0; il < LAYERS; il++) {
-        EXPECT(written(&c, il) == (il >= cut), "tail at %d: cache %d", cut, il);
+        const bool runs = il >= first && il < end;
+        EXPECT(written(c, il) == (runs || before[il]), "%d to %d: cache %d", first, end, il);
+    }
+}
+
+/* Rows kept[i] of n. */
+static void select_rows(float *to, const float *from, const int *kept, int n) {
+    for (int i = 0; i < n; i++) {
+        memcpy(to + i * WIDTH, from + kept[i] * WIDTH, WIDTH * sizeof(float));
+    }
+}
+
+/* Before layers a <= b <= c some rows leave: six at a, none at b if it is another layer, and one at c. What stays is as
+ * in the whole, bit for bit; a to b and b to c share a context. */
+static void pieces_are_the_whole(int a, int b, int c, bool copy) {
+    static const int kept[] = {1, 4, 8}, last[] = {0, 2}, both[] = {1, 8};
+    float in[ROWS * WIDTH], hidden[ROWS * WIDTH], whole[ROWS * WIDTH], some[3 * WIDTH], from[3 * WIDTH], got[3 * WIDTH];
+    struct chain chain;
+    fill(in, ROWS * WIDTH);
+    chain_open(&chain, ROWS, SOUND);
+    run(&chain, in, NULL, NULL);
+    ggml_backend_tensor_get(chain.out, whole, 0, sizeof whole);
+    chain_close(&chain);
+
+    lv_tap *tap = tap_new(ROWS, copy);
+    chain_open(&chain, ROWS, SOUND);
+    piece(&chain, tap, 0, a, false, in, NULL, hidden);
+    chain_close(&chain);
+    select_rows(some, in, kept, 3);
+    select_rows(from, hidden, kept, 3);
+    if (a < c) {
+        chain_open(&chain, 3, SOUND);
+        if (a < b) {
+            piece(&chain, tap, a, b, false, some, from, got);
+            memcpy(from, got, sizeof from);
+        }
+        if (b < c) {
+            piece(&chain, tap, b, c, a < b, some, from, got);
+            memcpy(from, got, sizeof from);
+        }
+        for (int il = 0; il < LAYERS; il++) {
+            EXPECT(written(&chain, il) == (il >= a && il < c), "%d, %d, %d: cache %d", a, b, c, il);
+        }
+        chain_close(&chain);
+    }
+    chain_open(&chain, 2, SOUND);
+    select_rows(some, in, both, 2);
+    select_rows(hidden, from, last, 2);
+    piece(&chain, tap, c, LAYERS, false, some, hidden, got);
+    for (int i = 0; i < 2; i++) {
+        EXPECT(memcmp(got + i * WIDTH, whole + both[i] * WIDTH, WIDTH * sizeof(float)) == 0, "%d, %d, %d: row %d", a, b, c, i);
     }
     /* the next run is whole again */
-    lv_tap_begin(tap, 3, NULL, NULL, NULL);
-    run(&c, some, lv_tap_eval, tap);
-    EXPECT(lv_tap_end(tap) == LV_OK && written(&c, 0), "after: %s", lv_tap_error(tap));
+    lv_tap_begin(tap, 2, NULL, NULL, NULL);
+    run(&chain, some, lv_tap_eval, tap);
+    EXPECT(lv_tap_end(tap) == LV_OK && written(&chain, 0), "after: %s", lv_tap_error(tap));
     lv_tap_free(tap);
-    chain_close(&c);
+    chain_close(&chain);
 }
 
-/* A cache that is left out gives its pages back, wherever it begins; the others keep all they hold. */
-static void left_out_caches_take_no_memory(int mode, int cut) {
+/* A cache that is left out gives its pages back, wherever it begins, unless it lies below and is to be kept; the others
+ * keep all they hold. */
+static void left_out_caches_take_no_memory(int first, int end, bool keep) {
     static float cells[CELLS * WIDTH];
     float rows[ROWS * WIDTH] = {0};
     struct chain c;
@@ -203,9 +237,9 @@ static void left_out_caches_take_no_memory(int mode, int cut) {
         ggml_backend_tensor_set(c.cache[il], cells, 0, sizeof cells);
     }
     lv_tap *tap = tap_new(ROWS, false);
-    EXPECT(lv_stage(tap, mode, cut, WIDTH, mode == LV_STAGE_TAIL ? rows : NULL) == LV_OK, "%s", lv_tap_error(tap));
+    EXPECT(stage(tap, first, end, first > 0 ? rows : NULL, keep) == LV_OK, "%s", lv_tap_error(tap));
     run(&c, rows, lv_tap_eval, tap);
-    EXPECT(lv_tap_end(tap) == LV_OK, "mode %d: %s", mode, lv_tap_error(tap));
+    EXPECT(lv_tap_end(tap) == LV_OK, "%d to %d: %s", first, end, lv_tap_error(tap));
     for (int il = 0; il < LAYERS; il++) {
         int kept = 0;
         ggml_backend_tensor_get(c.cache[il], cells, 0, sizeof cells);
@@ -214,22 +248,22 @@ static void left_out_caches_take_no_memory(int mode, int cut) {
         }
         const int all = (CELLS - ROWS) * WIDTH;
 #ifdef __linux__
-        const bool left_out = (mode == LV_STAGE_FRONT) == (il >= cut);
-        EXPECT(left_out ? kept < all : kept == all, "mode %d, cut %d: cache %d keeps %d of %d", mode, cut, il, kept, all);
+        const bool gone = il >= end || (il < first && !keep);
+        EXPECT(gone ? kept < all : kept == all, "%d to %d: cache %d keeps %d of %d", first, end, il, kept, all);
 #else
-        EXPECT(kept == all, "mode %d, cut %d: cache %d keeps %d of %d", mode, cut, il, kept, all);
+        EXPECT(kept == all, "%d to %d: cache %d keeps %d of %d", first, end, il, kept, all);
 #endif
     }
     lv_tap_free(tap);
     chain_close(&c);
 }
 
-static void wrong_graphs(enum defect defect, int mode, int width, const char *says) {
+static void wrong_graphs(enum defect defect, int first, int end, int width, const char *says) {
     float rows[ROWS * WIDTH] = {0};
     struct chain c;
     chain_open(&c, ROWS, defect);
     lv_tap *tap = tap_new(ROWS, false);
-    EXPECT(lv_stage(tap, mode, 2, width, mode == LV_STAGE_TAIL ? rows : NULL) == LV_OK, "%s", lv_tap_error(tap));
+    EXPECT(lv_stage(tap, first, end, width, first > 0 ? rows : NULL, false) == LV_OK, "%s", lv_tap_error(tap));
     run(&c, rows, lv_tap_eval, tap);
     const int status = lv_tap_end(tap);
     EXPECT(status == LV_E_GRAPH && strstr(lv_tap_error(tap), says) != NULL, "defect %d: %d %s", defect, status,
@@ -252,7 +286,7 @@ static bool stopping_eval(struct ggml_tensor *t, bool ask, void *data) {
     return lv_tap_eval(t, ask, s->tap);
 }
 
-static void cancels(int mode) {
+static void cancels(int first, int end) {
     float rows[ROWS * WIDTH];
     fill(rows, ROWS * WIDTH);
     struct chain c;
@@ -260,7 +294,7 @@ static void cancels(int mode) {
     lv_tap *tap = tap_new(ROWS, false);
     for (int at = 0; at < ggml_graph_n_nodes(c.graph); at++) {
         lv_tap_begin(tap, ROWS, NULL, NULL, NULL);
-        lv_stage(tap, mode, 2, WIDTH, mode == LV_STAGE_TAIL ? rows : NULL);
+        stage(tap, first, end, first > 0 ? rows : NULL, false);
         struct stopper s = {tap, at, 0};
         run(&c, rows, stopping_eval, &s);
         EXPECT(lv_tap_end(tap) == LV_E_CANCELLED, "cancel at %d: %s", at, lv_tap_error(tap));
@@ -275,40 +309,49 @@ static void arguments(void) {
     const float rows[ROWS * WIDTH] = {0};
     lv_tap *tap = tap_new(ROWS, false);
     static const struct {
-        int mode, layer, width;
+        int first, end, width;
         bool rows;
-    } wrong[] = {{LV_STAGE_OFF, 1, WIDTH, false},      {3, 1, WIDTH, false},
-                 {LV_STAGE_FRONT, 0, WIDTH, false},    {LV_STAGE_FRONT, LAYERS, WIDTH, false},
-                 {LV_STAGE_FRONT, -1, WIDTH, false},   {LV_STAGE_FRONT, 1, 0, false},
-                 {LV_STAGE_FRONT, 1, INT32_MAX, false}, {LV_STAGE_FRONT, 1, WIDTH, true},
-                 {LV_STAGE_TAIL, 1, WIDTH, false}};
+    } wrong[] = {{0, LAYERS, WIDTH, false},     {2, 2, WIDTH, true},       {3, 2, WIDTH, true},
+                 {0, 0, WIDTH, false},          {-1, 2, WIDTH, false},     {-1, 2, WIDTH, true},
+                 {1, LAYERS + 1, WIDTH, true},  {0, 1, 0, false},          {0, 1, INT32_MAX, false},
+                 {0, 1, WIDTH, true},           {1, LAYERS, WIDTH, false}, {LAYERS, LAYERS, WIDTH, true}};
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
         EXPECT(lv_tap_begin(tap, ROWS, NULL, NULL, NULL) == LV_OK, "begin");
-        EXPECT(lv_stage(tap, wrong[i].mode, wrong[i].layer, wrong[i].width, wrong[i].rows ? rows : NULL) == LV_E_ARG,
+        EXPECT(lv_stage(tap, wrong[i].first, wrong[i].end, wrong[i].width, wrong[i].rows ? rows : NULL, false) == LV_E_ARG,
                "argument %zu", i);
         EXPECT(lv_tap_end(tap) == LV_E_ARG, "a stage that was refused, %zu", i);
     }
-    EXPECT(lv_stage(tap, LV_STAGE_FRONT, 1, WIDTH, NULL) == LV_E_ARG, "without a run");
-    EXPECT(lv_stage(NULL, LV_STAGE_FRONT, 1, WIDTH, NULL) == LV_E_ARG && lv_stage_read(NULL, NULL, 0) == LV_E_ARG, "no tap");
+    EXPECT(stage(tap, 0, 1, NULL, false) == LV_E_ARG, "without a run");
+    EXPECT(stage(NULL, 0, 1, NULL, false) == LV_E_ARG && lv_stage_read(NULL, NULL, 0) == LV_E_ARG, "no tap");
     lv_tap_free(tap);
 }
 
 void stage_tests(void) {
+    static const int ranges[][2] = {{0, 2}, {2, LAYERS}, {1, 3}, {2, 3}};
     for (int il = 0; il < LAYERS; il++) {
         fill(weights[il], WIDTH * WIDTH);
     }
-    for (int cut = 1; cut < LAYERS; cut++) {
-        halves_are_the_whole(cut, cut % 2 == 0);
+    for (int a = 1; a < LAYERS; a++) {
+        for (int b = a; b < LAYERS; b++) {
+            for (int c = b; c < LAYERS; c++) {
+                pieces_are_the_whole(a, b, c, (a + b + c) % 2 == 0);
+            }
+        }
     }
-    wrong_graphs(READS_BELOW, LV_STAGE_TAIL, WIDTH, "reads 'l_out-0'");
-    wrong_graphs(SHARES_CACHE, LV_STAGE_TAIL, WIDTH, "reads 'cache_k_l0'");
-    for (int mode = LV_STAGE_FRONT; mode <= LV_STAGE_TAIL; mode++) {
-        wrong_graphs(NO_CUT, mode, WIDTH, "no node 'l_out-1'");
-        wrong_graphs(TWO_CUTS, mode, WIDTH, "two nodes 'l_out-1'");
-        wrong_graphs(SOUND, mode, WIDTH - 1, "expected 31 x 9");
-        cancels(mode);
-        left_out_caches_take_no_memory(mode, 1);
-        left_out_caches_take_no_memory(mode, 2);
+    wrong_graphs(READS_BELOW, 2, LAYERS, WIDTH, "reads 'l_out-0'");
+    wrong_graphs(READS_BELOW, 2, 3, WIDTH, "reads 'l_out-0'");
+    wrong_graphs(SHARES_CACHE, 2, LAYERS, WIDTH, "reads 'cache_k_l0'");
+    wrong_graphs(NO_CUT, 1, 2, WIDTH, "no node 'l_out-1'");
+    wrong_graphs(TWO_CUTS, 1, 2, WIDTH, "two nodes 'l_out-1'");
+    for (int i = 0; i < 2; i++) {
+        wrong_graphs(NO_CUT, ranges[i][0], ranges[i][1], WIDTH, "no node 'l_out-1'");
+        wrong_graphs(TWO_CUTS, ranges[i][0], ranges[i][1], WIDTH, "two nodes 'l_out-1'");
+    }
+    for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
+        wrong_graphs(SOUND, ranges[i][0], ranges[i][1], WIDTH - 1, "expected 31 x 9");
+        cancels(ranges[i][0], ranges[i][1]);
+        left_out_caches_take_no_memory(ranges[i][0], ranges[i][1], false);
+        left_out_caches_take_no_memory(ranges[i][0], ranges[i][1], true);
     }
     arguments();
 }

@@ -26,7 +26,7 @@ KEY = (CELLS,)
 
 def measured(folder: Path, deviation: float = 0.0, who: str = "a", layer: int = 0, n_kv: tuple[int, ...] = KEY) -> Path:
     before = set(folder.glob("*.json"))
-    DraftMemory(folder, who).at(layer).measure(n_kv, ROWS, ROWS + np.float32(deviation))
+    DraftMemory(folder, who).at((layer,)).measure(n_kv, ROWS, ROWS + np.float32(deviation))
     return max(folder.glob("*.json"), key=lambda path: (path not in before, path))
 
 
@@ -34,7 +34,7 @@ def test_another_run_knows_what_was_measured(tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "drafts"
     path = measured(folder, 0.5)
     measured(folder, 0.0, n_kv=(CELLS, 2 * CELLS))
-    known = DraftMemory(folder, "a").at(0)
+    known = DraftMemory(folder, "a").at((0,))
     assert (known.of(KEY, 4), known.of((CELLS, 2 * CELLS), 4), known.of(KEY, 8)) == (0.5, 0.0, None)
     assert known.tolerance == 4.0
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -45,7 +45,7 @@ def test_another_run_knows_what_was_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize("other", [{"who": "b"}, {"layer": 1}])
 def test_another_model_or_layer_does_not(tmp_path: Path, other: dict) -> None:
     measured(tmp_path)
-    assert DraftMemory(tmp_path, other.get("who", "a")).at(other.get("layer", 0)).of(KEY, 4) is None
+    assert DraftMemory(tmp_path, other.get("who", "a")).at((other.get("layer", 0),)).of(KEY, 4) is None
 
 
 @pytest.mark.parametrize(
@@ -57,16 +57,16 @@ def test_another_model_or_layer_does_not(tmp_path: Path, other: dict) -> None:
 def test_a_damaged_file_is_as_none(tmp_path: Path, content: bytes) -> None:
     path = measured(tmp_path, 0.5)
     path.write_bytes(content)
-    assert DraftMemory(tmp_path, "a").at(0).of(KEY, 4) is None
+    assert DraftMemory(tmp_path, "a").at((0,)).of(KEY, 4) is None
     measured(tmp_path, 0.25)
-    assert DraftMemory(tmp_path, "a").at(0).of(KEY, 4) == 0.25
+    assert DraftMemory(tmp_path, "a").at((0,)).of(KEY, 4) == 0.25
 
 
 def test_a_folder_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     memory = DraftMemory(tmp_path / "file" / "drafts", "a")
-    memory.at(0).measure(KEY, ROWS, ROWS)
-    assert memory.at(0).of(KEY, 4) == 0.0
+    memory.at((0,)).measure(KEY, ROWS, ROWS)
+    assert memory.at((0,)).of(KEY, 4) == 0.0
     path = measured(tmp_path / "drafts")
     path.unlink()
     path.mkdir()
@@ -79,12 +79,12 @@ def test_files_are_few_and_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for i in range(6):
         measured(tmp_path, who=str(i))
     assert len(list(tmp_path.iterdir())) == 3
-    assert DraftMemory(tmp_path, "5").at(0).of(KEY, 4) == 0.0
-    memory = DraftMemory(tmp_path, "5").at(0)
+    assert DraftMemory(tmp_path, "5").at((0,)).of(KEY, 4) == 0.0
+    memory = DraftMemory(tmp_path, "5").at((0,))
     for i in range(1, 9):
         memory.measure((i * CELLS,), ROWS, ROWS)
         assert max(p.stat().st_size for p in tmp_path.iterdir()) <= 100
-        assert DraftMemory(tmp_path, "5").at(0).of((i * CELLS,), 4) == 0.0
+        assert DraftMemory(tmp_path, "5").at((0,)).of((i * CELLS,), 4) == 0.0
 
 
 MEASURE_MANY = """
@@ -95,7 +95,7 @@ from localvlm.engine.draft_memory import DraftMemory
 from localvlm.engine.drafts import CELLS
 rows = np.zeros((4, 7), np.float32)
 for i in range(20):
-    DraftMemory(Path(sys.argv[1]), "a").at(0).measure(((int(sys.argv[2]) + i) * CELLS,), rows, rows)
+    DraftMemory(Path(sys.argv[1]), "a").at((0,)).measure(((int(sys.argv[2]) + i) * CELLS,), rows, rows)
 """
 
 
@@ -106,7 +106,7 @@ def test_runs_at_a_time_leave_a_whole_file(tmp_path: Path) -> None:
     assert [run.wait() for run in runs] == [0, 0, 0]
     (path,) = tmp_path.iterdir()
     assert 21 <= len(json.loads(path.read_text())) <= 61
-    assert DraftMemory(tmp_path, "a").at(0).of(KEY, 4) == 0.5
+    assert DraftMemory(tmp_path, "a").at((0,)).of(KEY, 4) == 0.5
 
 
 # on llama.cpp
@@ -131,7 +131,7 @@ def test_what_tells_one_way_of_running_from_another(model: zoo.ZooModel, tmp_pat
     assert len({same, *others}) == 4
     assert str(model.model) not in same
     gpu = DraftMemory.of(header, LoadOptions(gpu_layers=1, cache=str(tmp_path / "gpu")))
-    gpu.at(0).measure(KEY, ROWS, ROWS)
+    gpu.at((0,)).measure(KEY, ROWS, ROWS)
     assert not (tmp_path / "gpu").exists()
 
 
