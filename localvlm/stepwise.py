@@ -56,13 +56,14 @@ def prefill_in_steps(vlm: Vlm, parts: Sequence[Part], method: InLlm, keep: Keep)
     steps = [(0, len(there))]
     for cut, after in zip(cuts, [*cuts[1:], None], strict=True):
         kept = chooser.choose(paused, cut.k)
-        there = paused.image[kept.index]
+        there, stay = paused.image[kept.index], None
         if len(there) < steps[-1][1]:
             steps.append((cut.layer, len(there)))
+            stay = there
         if after is None or not len(there):
             break
-        paused = vlm.resume(there, kept.rows, layer=after.layer, attend=chooser.attend, hidden=method.hidden)
-    prompt = vlm.finish(there, kept.rows)
+        paused = vlm.resume(stay, kept.rows, layer=after.layer, attend=chooser.attend, hidden=method.hidden)
+    prompt = vlm.finish(stay, kept.rows)
     ms = (time.perf_counter() - begun) * 1e3 - chooser.ms
     return Stepped(replace(prompt, ms=ms), tuple(steps), tuple(there.tolist()), chooser.ms)
 
