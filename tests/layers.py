@@ -136,25 +136,36 @@ def _path(name: str) -> Path:
 
 
 def committed(name: str) -> dict[str, Float32]:
-    """``case/layer``: (1 + n_fed, n_vocab) logits with the case's rows dropped at that layer."""
+    """See :func:`tests.zoo.reference.dropped_at_layers`."""
     with np.load(_path(name), allow_pickle=False) as arrays:
         return {key: arrays[key] for key in arrays.files}
 
 
 def measure(engine: Engine, model: zoo.ZooModel, want: Mapping[str, Float32]) -> list[Measure]:
-    """Rows dropped at each layer, every case, against what transformers gives."""
+    """Rows dropped at each layer and at two, every case, against what transformers gives."""
+
+    def logits(fed: Sequence[int]) -> Float32:
+        out = [vlm.logits()]
+        for token in fed:
+            vlm.feed(np.array([token], np.int32))
+            out.append(vlm.logits())
+        return np.stack(out)
+
     vlm = engine.load(model.model, model.mmproj, LoadOptions(threads=1))
     found = []
     try:
         for case in zoo.cases(model.row):
-            parts, fed = parts_of(case, _encoded(vlm, case), pruned=True), np.array(case.fed, np.int32)
+            encoded = _encoded(vlm, case)
+            parts = parts_of(case, encoded, pruned=True)
             for layer in range(1, vlm.info.n_layer):
                 vlm.prefill(parts, layer=layer)
-                got = [vlm.logits()]
-                for token in fed:
-                    vlm.feed(np.array([token], np.int32))
-                    got.append(vlm.logits())
-                found.append(compare(case.name, f"dropped at {layer}", np.stack(got), want[f"{case.name}/{layer}"]))
+                found.append(compare(case.name, f"dropped at {layer}", logits(case.fed), want[f"{case.name}/{layer}"]))
+            vlm.pause(parts_of(case, encoded, pruned=False), 1)
+            seen = vlm.resume(model.row.kept(case, half_way=True), layer=2, attend=None).attention
+            assert seen is not None
+            found.append(compare(case.name, "attention at 2", seen, want[f"{case.name}/attention"]))
+            vlm.finish(model.row.kept(case))
+            found.append(compare(case.name, "dropped at 1, 2", logits(case.fed), want[f"{case.name}/1,2"]))
     finally:
         vlm.close()
     return found

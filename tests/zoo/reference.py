@@ -135,11 +135,10 @@ def _selectivity(p: Float32) -> Float32:
     return ((1.0 - entropy / np.log(p.shape[-1])) ** 2).astype(np.float32)
 
 
-def _stays(ids: Int32, keep: list[tuple[int, ...]], counts: list[int]) -> NDArray[np.bool_]:
-    """(n,) which rows the pruned run has: all but the image tokens that are not in ``keep``."""
-    kept = np.concatenate([np.isin(np.arange(n), k) for k, n in zip(keep, counts, strict=True)])
+def _stays(ids: Int32, kept: Int32) -> NDArray[np.bool_]:
+    """(n,) which rows the pruned run has: all but the image tokens that are not ``kept``."""
     stays = np.ones(len(ids), bool)
-    stays[ids == -1] = kept
+    stays[ids == -1] = np.isin(np.arange(np.count_nonzero(ids == -1)), kept)
     return stays
 
 
@@ -165,7 +164,7 @@ def _case(row: Row, reference: Reference, case: Case) -> dict[str, NDArray[np.ge
     out[f"{name}/logits"] = logits[len(prompt) - 1 :]
     out |= _attention(name, attention, ids, len(prompt))
 
-    stays = _stays(ids, [case.keep[i] for i in order], [row.image_tokens(case, i) for i in order])
+    stays = _stays(ids, row.kept(case))
     logits, attention = reference.decode(ids[stays], joined[stays[ids < 0]], where[:, stays])
     n_prompt = int(stays[: len(prompt)].sum())
     out[f"{name}/pruned_logits"] = logits[n_prompt - 1 :]
@@ -195,7 +194,9 @@ def expected(row: Row) -> dict[str, NDArray[np.generic]]:
 
 def dropped_at_layers(row: Row) -> dict[str, NDArray[np.float32]]:
     """``case/layer``: (1 + n_fed, n_vocab) logits after the prompt and each fed token where the tokens that are not in
-    ``Case.keep`` are dropped at that layer."""
+    ``Case.keep`` are dropped at that layer. ``case/1,2``: where they are dropped at two, as :meth:`Row.kept` says;
+    ``case/attention``: then (n_head, m) the mean attention in layer 1 of the prompt rows after the last image token to
+    each of those that are there."""
     reference: Any = row.reference(row.weights())
     out: dict[str, NDArray[np.float32]] = {}
     for case in cases(row):
@@ -203,9 +204,14 @@ def dropped_at_layers(row: Row) -> dict[str, NDArray[np.float32]]:
         ids = np.concatenate([prompt, np.array(case.fed, np.int32)]).astype(np.int32)
         order = [s for s in case.segments if isinstance(s, int)]
         rows = np.concatenate([reference.encode(case.images[i].pixels())[0] for i in order])
-        stays = _stays(ids, [case.keep[i] for i in order], [row.image_tokens(case, i) for i in order])
+        stays, half = _stays(ids, row.kept(case)), _stays(ids, row.kept(case, half_way=True))
         for layer in range(1, row.text.layers):
             with reference.decoder.hidden_from(layer, stays):
                 logits = reference.decode(ids, rows, positions(row, case, ids))[0]
             out[f"{case.name}/{layer}"] = logits[len(prompt) - 1 :].astype(np.float32)
+        with reference.decoder.hidden_from(1, half), reference.decoder.hidden_from(2, stays):
+            logits, attention = reference.decode(ids, rows, positions(row, case, ids))
+        out[f"{case.name}/1,2"] = logits[len(prompt) - 1 :].astype(np.float32)
+        behind, there = int(np.flatnonzero(ids < 0)[-1]) + 1, np.flatnonzero(half & (ids == -1))
+        out[f"{case.name}/attention"] = attention[1][:, behind : len(prompt), there].mean(axis=1).astype(np.float32)
     return out

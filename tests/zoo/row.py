@@ -246,6 +246,18 @@ class Row:
         """Image tokens of a picture of a case, ends of rows not counted."""
         return sum(part.ids().count(-1) for part in self.spelling(case, image) if isinstance(part, Grid))
 
+    def kept(self, case: Case, half_way: bool = False) -> Int32:
+        """Indices, joint over the prompt's pictures, of the image tokens that the pruned run keeps. ``half_way``: of
+        these and every second one, for a prompt that is pruned twice.
+        """
+        out: list[int] = []
+        first = 0
+        for i in (s for s in case.segments if isinstance(s, int)):
+            n = self.image_tokens(case, i)
+            out += (first + token for token in range(n) if token in case.keep[i] or (half_way and token % 2 == 0))
+            first += n
+        return np.array(out, np.int32)
+
 
 @dataclass(frozen=True)
 class ZooModel:
