@@ -81,6 +81,19 @@ def test_a_second_stage_looks_at_a_prompt_that_the_first_has_pruned(model: Vlm) 
     assert (list(done.kept), done.steps) == (twice, ((0, n), first, second))
 
 
+def test_sparsevlm_goes_by_the_heads_that_look_at_the_picture(model: Vlm) -> None:
+    """Its first stage, with all rows of text for raters: what the tap sums over them."""
+    v2, all_rows = IN_LLM["sparsevlm-v2"], lambda _, text: range(len(text))
+    method = replace(v2, raters=all_rows, cuts=lambda *asked: v2.cuts(*asked)[:1])
+    parts = prompt(model)
+    n = model.prefill(parts, tap=True).n_image
+    (cut,) = method.cuts(0.6, n, model.info.n_layer)
+    seen = model.attention().prompt[cut.layer - 1] / model.attention().rows[0]
+    heads = np.argsort(-seen.sum(axis=1), kind="stable")[: round(14 / 32 * len(seen))]
+    want = best(seen[heads].mean(axis=0), range(n), cut.k)
+    assert list(prefill_in_steps(model, parts, method, 0.6).kept) == want
+
+
 def test_rows_in_their_own_places_change_nothing(model: Vlm) -> None:
     parts = prompt(model)
     same = replace(TWICE, hidden=True, select=lambda seen, k: replace(attended(seen, k), rows=_rows(seen, k)))
