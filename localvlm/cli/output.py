@@ -69,6 +69,11 @@ class Reporter:
         tokens = answer.tokens
         if answer.finish == "length":
             self.note(f"answer cut at {tokens.generated} tokens; --max-tokens raises the limit")
+        if len(answer.steps) > 1 and not answer.layer and isinstance(answer.keep, float):
+            share = (tokens.mean_kept or 0.0) / tokens.image
+            if share > answer.keep + 0.5 / tokens.image:
+                kept = f"{share:.0%} of the image tokens here, the mean over the layers"
+                self.note(f"method '{answer.method}' keeps {kept}")
         if self.verbose:
             self._details(answer)
         elif self.terminal:

@@ -176,6 +176,12 @@ def test_ask_says_where_tokens_left(cli, tmp_path) -> None:
     assert (tmp_path / "o.png").exists()
 
 
+def test_ask_says_if_fewer_were_asked_for(cli) -> None:
+    told = "method 'pyramiddrop' keeps 26% of the image tokens here"
+    assert told in cli.ask("--method", "pyramiddrop", "--keep", "0.1").err
+    assert "keeps" not in cli.ask("--method", "pyramiddrop", "--keep", "0.5").err
+
+
 def weigh(model: Path, n_layer: int, exits: int) -> None:
     """Gates for the fake model of that file, the first that opens before layer ``exits``."""
     arrays = {}
