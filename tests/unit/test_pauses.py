@@ -290,3 +290,20 @@ def test_contexts_are_opened_once(compact: bool, folder: Path) -> None:
     vlm.prefill(prompt(vlm))
     assert vlm._cache.cuts == ()
     vlm.close()
+
+
+def test_contexts_grow_with_the_answer(folder: Path) -> None:
+    """All of them, and what they hold moves with them bit for bit."""
+    found = zoo.build("llava15", folder)
+    vlm = LlamaVlm(found.model, found.mmproj, LoadOptions(threads=1, n_ctx=1024))
+    fed = np.random.RandomState(1).randint(3, 200, 500).astype(np.int32)
+    sizes, logits = [], []
+    for _ in range(2):  # the second time they are as large as they get
+        vlm.pause(prompt(vlm), 1)
+        vlm.resume(np.arange(9, dtype=np.int32), layer=2)
+        vlm.finish(np.array([4], np.int32))
+        sizes.append([s.context.size for s in vlm._cache.segments])
+        logits.append(np.concatenate([vlm._cache.feed(fed[i : i + 50]) for i in range(0, 500, 50)]))
+    assert all(before < after for before, after in zip(*sizes, strict=True))
+    assert np.array_equal(*logits)
+    vlm.close()
