@@ -90,6 +90,8 @@ def ask_all(
     needs = frozenset[Need]().union(*(method.needs for method in methods))
     for method in methods:
         pipeline.weights(method)  # those that are missing are told before anything runs
+    for within in (IN_LLM[cell.method] for cell in plan if cell.method in IN_LLM):
+        pipeline.fitted(within)
     for index, question in enumerate(questions):
         if missing := [cell for cell in plan if cell.name not in journal.of(index)]:
             on_done(index)

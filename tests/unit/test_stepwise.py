@@ -208,6 +208,8 @@ def test_dyvte_goes_by_the_weights_beside_the_model(tmp_path) -> None:
 
 def test_eval_prunes_within_the_llm(cli, data, tmp_path) -> None:  # noqa: F811 - the fixture
     methods = f"{','.join(SWEEPING)},layer,paper-64,paper-9,dyvte"
+    run = cli("eval", data, *cli.pair, "--methods", "fastv,dyvte")
+    assert (run.code, "needs weights trained for" in run.err, "questions are answered" in run.err) == (2, True, False)
     weigh(Path(cli.pair[cli.pair.index("--model") + 1]), LARGE.layers, 1)
     run = cli("eval", data, *cli.pair, "--methods", methods, "--keep", "0.6,0.09", "--json", tmp_path / "o.json")
     assert run.code == 0, run.err
