@@ -149,7 +149,10 @@ class Tap:
                 "use a method that needs no attention, such as --method grid",
             )
         if self._staged:
-            raise UnsupportedModel(f"the layers of '{self._name}' cannot be run apart: {message}", "pass --layer 0")
+            raise UnsupportedModel(
+                f"the layers of '{self._name}' cannot be run apart: {message}",
+                "prune before the first layer (--layer 0, --method sgl)",
+            )
         raise UnsupportedModel(f"attention of '{self._name}' cannot be read: {message}")
 
     def configure(self, n_layer: int, n_head: int) -> None:

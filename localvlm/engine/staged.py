@@ -34,13 +34,13 @@ def check_places(name: str, n_layer: int, on_gpu: int, header: Header) -> None:
         raise UnsupportedModel(
             f"'{name}' has {on_gpu} of {n_layer} layers on the GPU, and its layers can be run apart only if all of "
             "them are there, or none",
-            "pass -ngl 0 or -ngl -1, or --layer 0",
+            "pass -ngl 0 or -ngl -1, or prune before the first layer (--layer 0, --method sgl)",
         )
     if on_gpu and header.integer(f"{header.architecture}.expert_count"):
         raise UnsupportedModel(
             f"the layers of '{name}' cannot be run apart on a GPU: llama.cpp moves its experts by lists that layers "
             "left out would have made",
-            "pass -ngl 0 or --layer 0",
+            "pass -ngl 0, or prune before the first layer (--layer 0, --method sgl)",
         )
 
 
