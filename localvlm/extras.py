@@ -30,6 +30,27 @@ def read_weights(model: Path, method: str, shapes: Mapping[str, tuple[int, ...]]
         UsageError: there are none.
         NotGguf: the file is damaged, of another method, or lacks one of them.
     """
+    header = _header(model, method)
+    return {name: _array(header, name, shape) for name, shape in shapes.items()}
+
+
+def read_gates(model: Path, width: int, n_layer: int) -> dict[int, Gate]:
+    """DyVTE's gates of a model of ``n_layer`` layers, by the layer before which each stands; errors as of
+    :func:`read_weights`.
+    """
+    parts = {"up.weight": (4 * width, 2 * width), "up.bias": (4 * width,), "down.weight": (2, 4 * width),
+             "down.bias": (2,)}  # fmt: skip
+    header = _header(model, "dyvte")
+    layers = [layer for layer in range(1, n_layer) if f"gate.{layer}.up.weight" in header.tensors]
+    if not layers:
+        raise NotGguf(f"'{header.path.name}' holds no gate for a layer from 1 to {n_layer - 1}", "export it again")
+    return {
+        layer: Gate(*(_array(header, f"gate.{layer}.{name}", shape) for name, shape in parts.items()))
+        for layer in layers
+    }
+
+
+def _header(model: Path, method: str) -> Header:
     path = weights_path(model, method)
     if not path.exists():
         raise UsageError(
@@ -39,16 +60,7 @@ def read_weights(model: Path, method: str, shapes: Mapping[str, tuple[int, ...]]
     header = read_header(path)
     if header.text("localvlm.method") != method:
         raise NotGguf(f"'{path.name}' holds no weights of method '{method}'")
-    return {name: _array(header, name, shape) for name, shape in shapes.items()}
-
-
-def read_gates(model: Path, width: int, n_layer: int) -> dict[int, Gate]:
-    """DyVTE's gates of a model, by the layer before which each stands: all but the first; see :func:`read_weights`."""
-    parts = {"up.weight": (4 * width, 2 * width), "up.bias": (4 * width,), "down.weight": (2, 4 * width),
-             "down.bias": (2,)}  # fmt: skip
-    shapes = {f"gate.{layer}.{name}": shape for layer in range(1, n_layer) for name, shape in parts.items()}
-    found = read_weights(model, "dyvte", shapes)
-    return {layer: Gate(*(found[f"gate.{layer}.{name}"] for name in parts)) for layer in range(1, n_layer)}
+    return header
 
 
 def _array(header: Header, name: str, shape: tuple[int, ...]) -> Float32:

@@ -24,6 +24,7 @@ from .frozen import AHEAD, Asked, asked, shipped
 from .lm import Vlm
 from .optim import Optimisers
 from .tower import N_PATCHES
+from .train import save
 from .world import scene_rng
 
 SIDES = (2, 3, 4)  # of a region, in image tokens
@@ -150,11 +151,18 @@ def accuracy(vlm: Vlm, compressor: Compressor, work: Path, side: int, scenes: in
 
 
 def fit(compressor: Compressor, work: Path, steps: int, name: str, sides: tuple[int, ...] = SIDES) -> None:
-    """Fit a compressor to answers, one of `sides` a step; the rate rises shortly and falls over the second half."""
-    vlm, pool = shipped(), data.features(data.TRAIN, work)
+    """Fit a compressor to answers, one of `sides` a step, from its checkpoint on; the rate rises shortly and falls over
+    the second half.
+    """
+    vlm, pool, path = shipped(), data.features(data.TRAIN, work), work / f"{name}.pt"
     optimisers = Optimisers(compressor, 0.01, 2e-3)
-    mean = 0.0
-    for step in range(steps):
+    first, spent, mean = 0, -time.process_time(), 0.0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        compressor.load_state_dict(state["model"])
+        optimisers.load_state_dict(state["optimisers"])
+        first, spent = state["step"], spent + state["cpu_seconds"]
+    for step in range(first, steps):
         side, total = sides[step % len(sides)], 0.0
         found = questions(data.TRAIN, step)
         for batch in chunks(pool, found):
@@ -164,11 +172,12 @@ def fit(compressor: Compressor, work: Path, steps: int, name: str, sides: tuple[
             loss.backward()
             total += loss.item()
         optimisers.step(max(0.01, min(1.0, (step + 1) / 20, 2 * (1 - step / steps))))
-        mean = total if step == 0 else 0.97 * mean + 0.03 * total
+        mean = total if step == first else 0.97 * mean + 0.03 * total
         if (step + 1) % 25 == 0:
-            print(f"{name} {step + 1} loss {mean:.4f}, {time.process_time():.0f} s", flush=True)
+            print(f"{name} {step + 1} loss {mean:.4f}, {spent + time.process_time():.0f} s", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == steps:
-            torch.save(compressor.state_dict(), work / f"{name}.pt")
+            save(path, model=compressor.state_dict(), optimisers=optimisers.state_dict(), step=step + 1,
+                 cpu_seconds=spent + time.process_time())  # fmt: skip
             for s in sides:
                 scores = accuracy(vlm, compressor, work, s, 30)
                 print(f"{name} {step + 1} side {s}: {told(scores)}", flush=True)

@@ -55,6 +55,15 @@ def test_weights_come_back_in_their_shapes_whatever_they_are_stored_as(tmp_path,
             assert array.dtype == np.float32
 
 
+def test_a_layer_may_have_no_gate_but_not_half_a_gate(tmp_path):
+    path, arrays = tmp_path / "model.dyvte.gguf", gates(np.random.default_rng(0))
+    write(path, "dyvte", {name: array for name, array in arrays.items() if ".2." in name})
+    assert list(read_gates(tmp_path / "model.gguf", WIDTH, LAYERS)) == [2]
+    write(path, "dyvte", {name: array for name, array in arrays.items() if name != "gate.2.down.bias"})
+    with pytest.raises(NotGguf, match=r"'gate\.2\.down\.bias' of shape \[\]"):
+        read_gates(tmp_path / "model.gguf", WIDTH, LAYERS)
+
+
 def test_a_model_without_weights_says_which_file_it_lacks(tmp_path):
     with pytest.raises(UsageError, match=r"needs weights trained for 'model\.gguf'.*'model\.dyvte\.gguf'"):
         read_gates(tmp_path / "model.gguf", WIDTH, LAYERS)
@@ -67,8 +76,8 @@ def test_weights_of_another_method_or_model_are_refused(tmp_path):
     write(tmp_path / "model.dyvte.gguf", "dyvte", gates(np.random.default_rng(0)))
     with pytest.raises(NotGguf, match=r"shape \[128, 64\], where \[256, 128\]"):
         read_gates(tmp_path / "model.gguf", 2 * WIDTH, LAYERS)
-    with pytest.raises(NotGguf, match=r"'gate\.3\.up\.weight' of shape \[\]"):
-        read_gates(tmp_path / "model.gguf", WIDTH, LAYERS + 1)
+    with pytest.raises(NotGguf, match="no gate for a layer from 1 to 0"):
+        read_gates(tmp_path / "model.gguf", WIDTH, 1)
 
 
 def test_a_damaged_file_is_refused(tmp_path):
