@@ -9,7 +9,8 @@ __all__ = ["ANLS_THRESHOLD", "RELAXED_TOLERANCE", "RULES", "VQA_ANNOTATORS", "an
            "relaxed", "said_yes", "vqa", "vqa_normal", "yes_no"]  # fmt: skip
 
 ANLS_THRESHOLD = 0.5
-"""Normalised distance from which an answer counts for nothing (Biten et al., arXiv 1907.00490, eq. 1: tau)."""
+"""Least likeness that counts. 0.5 itself does, as in the sets' own evaluation; by the letter of the paper (Biten et al.,
+arXiv 1907.00490, eq. 1) it would not."""
 RELAXED_TOLERANCE = 0.05
 """Relative error that a number may have (ChartQA, arXiv 2203.10244, section 5.1)."""
 VQA_ANNOTATORS = 3
@@ -109,15 +110,15 @@ def levenshtein(a: str, b: str) -> int:
 
 
 def anls(said: str, answers: Sequence[str]) -> float:
-    """DocVQA's score: 1 - Levenshtein distance / longer length to the nearest answer, 0 from a distance of 0.5 on."""
+    """DocVQA's score: 1 - Levenshtein distance / longer length to the nearest answer, 0 below a half."""
     best = 0.0
     guess = " ".join(said.lower().split())
     for answer in answers:
         true = " ".join(answer.lower().split())
         longer = max(len(guess), len(true))
         distance = levenshtein(guess, true) / longer if longer else 0.0
-        best = max(best, 1 - distance if distance < ANLS_THRESHOLD else 0.0)
-    return best
+        best = max(best, 1 - distance)
+    return best if best >= ANLS_THRESHOLD else 0.0
 
 
 def said_yes(text: str) -> bool | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from localvlm.scoring import RULES, VQA_ANNOTATORS
@@ -121,31 +122,28 @@ def _pope(content: Any, _: Any) -> Iterator[Row]:
 
 def _llava(content: Any, answers: Any) -> Iterator[Row]:
     """Questions as LLaVA's scripts take them; answers under the same ``question_id``, or in the file of a public set,
-    whose rule is then the score.
+    whose rule is then the score. Where that names pictures, they must be the same: LLaVA numbers POPE's three files
+    through, and they have been published with other questions under the same numbers.
     """
     by_id = _answers_by_id(answers)
     for number, entry in enumerate(content, 1):
         key = _text(entry, "question_id", number)
         if key not in by_id:
             raise Malformed(number, f"has the question_id {key!r}, which the file of answers has not")
-        found, rule = by_id[key]
-        yield Row(
-            key,
-            (_text(entry, "image", number),),
-            _text(entry, "text", number),
-            found,
-            _text(entry, "category", number, ""),
-            rule,
-        )
+        found, image = by_id[key], _text(entry, "image", number)
+        if any(PurePath(name).name != PurePath(image).name for name in found.images):
+            raise Malformed(number, f"has the question_id {key!r}, which is of another picture in the file of answers")
+        kind = _text(entry, "category", number, "")
+        yield Row(key, (image,), _text(entry, "text", number), found.answers, kind, found.rule)
 
 
-def _answers_by_id(content: Any) -> dict[str, tuple[tuple[str, ...], str]]:
-    """Answers and their rule by question_id."""
+def _answers_by_id(content: Any) -> dict[str, Row]:
+    """Rows whose answers are those of a question_id."""
     known = next((f for f in (VQAV2_ANSWERS, GQA, DOCVQA, POPE) if f.knows(content)), None)
     rows = _plain_answers(content, None) if known is None else known.rows(content, None)
-    found: dict[str, tuple[tuple[str, ...], str]] = {}
+    found: dict[str, Row] = {}
     for number, row in enumerate(rows, 1):
-        if found.setdefault(row.id, (row.answers, row.rule)) != (row.answers, row.rule):
+        if found.setdefault(row.id, row).answers != row.answers:
             raise Malformed(number, f"of the file of answers has the question_id {row.id!r} of another one")
     return found
 

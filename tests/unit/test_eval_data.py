@@ -26,7 +26,15 @@ OWN = [
     {"image": "c.png", "question": "What does it say?", "answers": TEN},
     {"image": "c.png", "question": "How much?", "answer": 12.5, "score": "relaxed"},
 ]
-POPE = [{"question_id": 1, "image": "COCO_val2014_000000000001.jpg", "text": "Is there a cat?", "label": "no"}]
+POPE = [
+    {
+        "question_id": 1,
+        "image": "COCO_val2014_000000000001.jpg",
+        "image_id": 1,
+        "text": "Is there a cat?",
+        "label": "no",
+    }
+]
 LLAVA = [{"question_id": 11, "image": "x.jpg", "text": "What is it?\nUse one word.", "category": "default"}]
 VQAV2 = {
     "info": {"version": "2.0"},
@@ -133,9 +141,9 @@ def test_vqav2_is_two_files(tmp_path):
         ([{"question_id": 11, "answer": "A cat"}], ("A cat",), "exact"),
         ([{"question_id": "11", "text": "A cat"}], ("A cat",), "exact"),
         ([{"question_id": 11, "answers": TEN}], tuple(TEN), "vqa"),
-        ({"11": {**GQA["201307251"], "answer": "cat"}}, ("cat",), "exact"),
+        ({"11": {**GQA["201307251"], "imageId": "x", "answer": "cat"}}, ("cat",), "exact"),
         ({"annotations": [{**VQAV2_ANSWERS["annotations"][0], "question_id": 11}]}, tuple(TEN), "vqa"),
-        ([{**POPE[0], "question_id": 11}], ("no",), "yes-no"),
+        ([{**POPE[0], "question_id": 11, "image": "val2014/x.jpg"}], ("no",), "yes-no"),
     ],
 )
 def test_llava_questions_with_answers_from_elsewhere(tmp_path, answers, want, rule):
@@ -208,6 +216,7 @@ def test_files_that_are_missing_or_too_many_are_named(tmp_path):
         ([{"question_id": 12, "answer": "x"}], "'11'"),
         ([{"question_id": 11, "answer": "x"}, {"question_id": 11, "answer": "y"}], "of another one"),
         ({"hello": 1}, "no text"),
+        ([{**POPE[0], "question_id": 11}], "of another picture"),
         ([{"answer": "x"}], "question_id"),
         ([3], "entry 1"),
     ],

@@ -107,7 +107,7 @@ def test_levenshtein_is_the_shortest_way(a, b):
 
 @pytest.mark.parametrize(
     ("said", "answers", "want"),
-    [("Hello World", ["hello  world"], 1.0), ("helo", ["hello"], 0.8), ("abcd", ["abxy"], 0.0),
+    [("Hello World", ["hello  world"], 1.0), ("helo", ["hello"], 0.8), ("abcd", ["abxy"], 0.5), ("abcd", ["axyz"], 0.0),
      ("abcd", ["abcx"], 0.75), ("abc", ["xyz", "abd"], 2 / 3), ("", [""], 1.0), ("", ["a"], 0.0)],
 )  # fmt: skip
 def test_anls(said, answers, want):
