@@ -9,8 +9,8 @@ __all__ = ["ANLS_THRESHOLD", "RELAXED_TOLERANCE", "RULES", "VQA_ANNOTATORS", "an
            "relaxed", "said_yes", "vqa", "vqa_normal", "yes_no"]  # fmt: skip
 
 ANLS_THRESHOLD = 0.5
-"""Least likeness that counts. 0.5 itself does, as in the sets' own evaluation; by the letter of the paper (Biten et al.,
-arXiv 1907.00490, eq. 1) it would not."""
+"""Least likeness that counts. 0.5 itself does, as in the sets' own evaluation; by the letter of the paper (Biten et
+al., arXiv 1907.00490, eq. 1) it would not."""
 RELAXED_TOLERANCE = 0.05
 """Relative error that a number may have (ChartQA, arXiv 2203.10244, section 5.1)."""
 VQA_ANNOTATORS = 3
