@@ -59,4 +59,4 @@ def test_worse_true_positions_are_a_miss() -> None:
 def test_memory_of_the_paper_s_settings(tmp_path: Path) -> None:
     lines: list[str] = []
     assert layers.memories(tmp_path, lines.append) == 0
-    assert len(lines) == 1 + len(layer_table.PAPER)
+    assert len(lines) == 2 + len(layer_table.PAPER)
