@@ -32,6 +32,12 @@ class Sight:
     text: Float32 | None = None
     weights: Mapping[str, Float32] | None = None
 
+    def within(self, method: Method | InLlm) -> InLlm | None:
+        """What goes on within the LLM with the tokens that ``method`` keeps before it."""
+        if isinstance(method, InLlm) or method.within is None or self.features is None or self.weights is None:
+            return None
+        return method.within(self.features, self.weights)
+
 
 def method_of(options: AskOptions, n_pictures: int) -> Method | InLlm:
     """The method that a question asks for; "none" where there is nothing to prune.
@@ -41,7 +47,8 @@ def method_of(options: AskOptions, n_pictures: int) -> Method | InLlm:
             has its own.
     """
     method = method_named(options.method)
-    if isinstance(method, InLlm) and (options.layer or options.preset):
+    within = isinstance(method, InLlm) or method.within is not None
+    if within and (options.layer or options.preset):
         given = f"preset '{options.preset}'" if options.preset else f"layer {options.layer}"
         raise UsageError(
             f"method '{method.name}' says at which layers tokens are dropped, and {given} was given too", "give one"

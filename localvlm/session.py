@@ -185,7 +185,8 @@ class Session:
             given = Given().seen(np.zeros(sum(counts), np.float32), counts).more(0, [None] * len(counts))
         else:
             given = self._chosen(kept, saliency, counts, options.layer_in(self._model.vlm.info.n_layer))
-        answer = self._answer(messages, method, options, given, picked, look, clock, on_text)
+        within = self._pipeline.fitted(method) if isinstance(method, InLlm) else sight.within(method)
+        answer = self._answer(messages, within, options, given, picked, look, clock, on_text)
         answer = replace(answer, layouts=tuple(layouts), saliency=saliency)
         return self._remember(question, answer, self._given if isinstance(method, InLlm) else given)
 
@@ -399,7 +400,7 @@ class Session:
     def _answer(
         self,
         messages: Sequence[Message],
-        method: Method | InLlm,
+        within: InLlm | None,
         options: AskOptions,
         given: Given,
         picked: Sequence[Kept | None] | None,
@@ -414,8 +415,8 @@ class Session:
             encoded = self._model.encode(self.images, None if layer else kept)
         with clock("prefill"), altered(model, encoded, picked) as shown:
             parts = self._parts(model, messages, shown, given)
-            if isinstance(method, InLlm):
-                stepped = prefill_in_steps(model, parts, self._pipeline.fitted(method), options.keep)
+            if within is not None:
+                stepped = prefill_in_steps(model, parts, within, options.keep)
             else:
                 prompt = model.prefill(parts, layer=layer, reuse=self._reuse)
                 stepped = Stepped.at_once(prompt, joint([e.layout for e in encoded], kept), layer)

@@ -32,6 +32,11 @@ class Cell:
         method = "sgl+" if self.method in AT_LAYER else self.method
         return METHODS[method].aggregation if method in METHODS else None
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the share is one of the method's own."""
+        return self.method in METHODS and bool(METHODS[self.method].shares)
+
 
 UNPRUNED, BLIND, GUIDE = Cell("none"), Cell("blind"), Cell("guide")
 """The model from all image tokens, and from none; the guide's own answer."""
@@ -73,6 +78,6 @@ def cells(methods: Sequence[str], keeps: Sequence[float], *, guide: bool) -> lis
 
 def _budgets(method: str, asked: Sequence[float]) -> Sequence[float | None]:
     """Those that are asked for, unless it has shares of its own."""
-    if method in METHODS and METHODS[method].shares:
+    if Cell(method).fixed:
         return METHODS[method].shares
     return asked if method not in PRESETS and (method not in IN_LLM or IN_LLM[method].sweeps) else [None]

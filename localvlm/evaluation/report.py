@@ -127,7 +127,7 @@ def rows_of(
                 _yes_no(cell, questions, results),
                 cost,
                 cost.flops / costs[UNPRUNED].flops,
-                cell.keep is None or cost.mean_kept <= cell.keep * cost.image + 0.5 + 1e-9,
+                cell.keep is None or cell.fixed or cost.mean_kept <= cell.keep * cost.image + 0.5 + 1e-9,
                 "; ".join(sorted({how for r in results if (how := r[cell.name].how)})),
             )
         )

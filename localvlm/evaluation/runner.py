@@ -174,9 +174,13 @@ class _Asking:
         layer, keep = self._at_layer(cell) if cell.method in AT_LAYER else (0, cell.keep)
         picked = pick(method, keep, layouts, saliency, self._seed, sight=sight)
         ms["select"] = (time.perf_counter() - before) * 1e3
+        indices = [kept.index for kept in picked]
         with altered(self._model, encoded, picked) as shown:
+            if (within := sight.within(method)) is not None:
+                stepped = prefill_in_steps(self._model, self._parts(shown, indices), within, None)
+                return self._told(encoded, stepped.prompt, stepped.steps, {"select": ms["select"] + stepped.ms})
             ms = ms if look is None else {**self._guide_ms(), **ms}
-            return self._answered(shown, [kept.index for kept in picked], ms, layer=layer)
+            return self._answered(shown, indices, ms, layer=layer)
 
     def _at_layer(self, cell: Cell) -> tuple[int, Keep]:
         """The layer of the model before which tokens are dropped, and how many stay."""

@@ -49,7 +49,7 @@ def _name(row: Row) -> str:
 
 def _cells(row: Row) -> list[str]:
     accuracy, cost = row.accuracy, row.cost
-    keep = ABSENT if row.cell.keep is None else f"{100 * row.cell.keep:g}%"
+    keep = ABSENT if row.cell.keep is None else f"{100 * row.cell.keep:.4g}%"
     return [
         keep if row.reached else f"min {100 * cost.share:.3g}%",
         f"{100 * accuracy.mean:.1f}",

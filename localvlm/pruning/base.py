@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localvlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from localvlm.pruning.in_llm import InLlm
 
 __all__ = [
     "AUTO_BOUNDS",
@@ -111,6 +114,7 @@ class Method:
         average: the same choice, with what stands in the places of the tokens kept; None: they stand for themselves.
         shares: the only shares of the tokens that it can keep, the largest first; none: any.
         shapes: of the weights that a trained method needs, by name, for a model of that width; None: it is not trained.
+        within: (features, weights) -> what goes on between the layers of the LLM with the tokens kept; None: nothing.
     """
 
     name: str
@@ -121,6 +125,7 @@ class Method:
     average: Callable[[Inputs, int], Kept] | None = None
     shares: tuple[float, ...] = ()
     shapes: Callable[[int], Mapping[str, tuple[int, ...]]] | None = None
+    within: Callable[[Float32, Mapping[str, Float32]], InLlm] | None = None
 
 
 def share_of(keep: Keep, n: int) -> int:

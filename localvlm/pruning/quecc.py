@@ -15,12 +15,11 @@ from __future__ import annotations
 import numpy as np
 
 from localvlm.pruning.base import Float32, Inputs, Int32, Kept, Method
-from localvlm.pruning.regions import normed, pooled, shares, side_for, softmax
+from localvlm.pruning.regions import HEAD, heads, normed, pooled, shares, side_for, softmax
 
 __all__ = ["QUECC"]
 
 SIDES = (2, 3, 4)
-HEAD = 64
 
 
 def shapes(width: int) -> dict[str, tuple[int, ...]]:
@@ -39,16 +38,12 @@ def average(inputs: Inputs, k: int) -> Kept:
     def attended(x: Float32) -> Float32:
         """(regions, p, d) -> (regions, d)."""
         c = np.einsum("rpd,dp->rd", x + asked, w[f"conv.{side}"])
-        q = _heads(normed(c, w["norm_query.weight"]) @ w["q.weight"].T)
-        k, v = _heads(normed(x, w["norm_key.weight"]) @ w["k.weight"].T), _heads(x @ w["v.weight"].T)
+        q = heads(normed(c, w["norm_query.weight"]) @ w["q.weight"].T)
+        k, v = heads(normed(x, w["norm_key.weight"]) @ w["k.weight"].T), heads(x @ w["v.weight"].T)
         weight = softmax(np.einsum("rhc,rphc->rhp", q, k) / np.float32(HEAD**0.5))
         return np.asarray(np.einsum("rhp,rphc->rhc", weight, v).reshape(len(x), -1) @ w["out.weight"].T, np.float32)
 
     return pooled(inputs, side, attended, "quecc")
-
-
-def _heads(x: Float32) -> Float32:
-    return x.reshape(*x.shape[:-1], -1, HEAD)
 
 
 def select(inputs: Inputs, k: int) -> Int32:

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from localvlm.errors import UsageError
 from localvlm.pruning.base import Inputs, Int32, Kept
 
-__all__ = ["cells", "centres", "normed", "pooled", "shares", "side_for", "softmax"]
+__all__ = ["HEAD", "cells", "centres", "heads", "normed", "pooled", "shares", "side_for", "softmax"]
 
 Float32 = NDArray[np.float32]
 
 EPS = np.float32(1e-5)
+HEAD = 64
+"""Channels of a head of attention."""
 
 
 def shares(sides: tuple[int, ...]) -> tuple[float, ...]:
@@ -66,6 +68,11 @@ def pooled(inputs: Inputs, side: int, pool: Callable[[Float32], Float32], name: 
     at = np.concatenate(index)
     shown = np.isin(at, inputs.candidates)
     return Kept(at[shown], np.concatenate(rows)[shown])
+
+
+def heads(x: Float32) -> Float32:
+    """(..., d) -> (..., heads, HEAD)."""
+    return x.reshape(*x.shape[:-1], -1, HEAD)
 
 
 def normed(x: Float32, weight: Float32) -> Float32:

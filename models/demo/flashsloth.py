@@ -24,6 +24,7 @@ from .frozen import write
 from .lm import EPS, HEAD, MODEL
 from .tower import N_PATCHES
 
+SIDES = (3, 4)
 LAYER = 3  # 8 of 32 in the paper
 QUERIES = 4  # 9 beside 81 pooled tokens in the paper
 
@@ -89,11 +90,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="flashsloth", description="Train FlashSloth for the demo model.")
     parser.add_argument("--work", type=Path, required=True, help="where train.py cached features")
     parser.add_argument("--out", type=Path, default=export.HERE)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=240)
     args = parser.parse_args(argv)
     torch.manual_seed(1)
     sloth = FlashSloth()
-    fit(sloth, args.work, args.steps, "flashsloth")
+    fit(sloth, args.work, args.steps, "flashsloth", SIDES)
     write(args.out / "model.flashsloth.gguf", "flashsloth", sloth.state_dict())
     print(f"{time.process_time() / 60:.1f} CPU minutes", file=sys.stderr)
     return 0

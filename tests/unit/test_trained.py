@@ -20,6 +20,7 @@ from localvlm.errors import UsageError
 from localvlm.pruning import Inputs
 from localvlm.pruning.dyvte import Gate
 from localvlm.pruning.flashsloth import FLASHSLOTH
+from localvlm.pruning.in_llm import Cut, Seen
 from localvlm.pruning.quecc import QUECC
 
 torch = pytest.importorskip("torch")
@@ -36,6 +37,12 @@ def filled(module, seed: int = 0):
     for p in module.parameters():
         p.data = torch.randn(p.shape, generator=generator) / p.shape[-1] ** 0.5 + (p.ndim == 1)
     return module.eval()
+
+
+def module_of(method, seed: int = 0):
+    """The PyTorch module of a method."""
+    found = trained(method.name)
+    return filled(found.Quecc() if method is QUECC else found.FlashSloth(), seed)
 
 
 def inputs(weights, seed: int = 0, grids=(GRID,)) -> Inputs:
@@ -65,67 +72,97 @@ def reference(module, given: Inputs, side: int) -> tuple[np.ndarray, list[int]]:
     return rows[0].numpy(), places.tolist()
 
 
-@pytest.mark.parametrize("side", [2, 3, 4])
-@pytest.mark.parametrize(("method", "module"), [(QUECC, ("quecc", "Quecc")), (FLASHSLOTH, ("flashsloth", "Sap"))])
-def test_rows_of_regions_are_those_of_the_module_that_was_trained(method, module, side):
-    made = filled(getattr(trained(module[0]), module[1])(), side)
+@pytest.mark.parametrize(("method", "side"), [(QUECC, 2), (QUECC, 3), (QUECC, 4), (FLASHSLOTH, 3), (FLASHSLOTH, 4)])
+def test_rows_are_those_of_the_module_that_was_trained(method, side):
+    made = module_of(method, side)
     weights = arrays(made)
     assert {name: array.shape for name, array in weights.items()} == method.shapes(WIDTH)
     given = inputs(weights, side)
     want, places = reference(made, given, side)
     kept = method.average(given, given.n // side**2)
     np.testing.assert_allclose(kept.rows, want, rtol=1e-4, atol=1e-4)
-    assert list(kept.index) == places == sorted(places)
+    assert list(kept.index) == places == sorted(set(places))
     assert list(method.select(given, given.n // side**2)) == places
+
+
+def test_queries_become_those_of_the_module_that_was_trained():
+    made, rng = module_of(FLASHSLOTH), np.random.default_rng(0)
+    features, rows, text = (rng.normal(size=(n, WIDTH)).astype(np.float32) for n in (144, 20, 8))
+    within = FLASHSLOTH.within(features, arrays(made))
+    assert within.cuts(1.0, 20, 12) == (Cut(made.layer, 20),)
+    ahead = torch.nn.functional.pad(torch.from_numpy(text)[None], (0, 0, 0, 5), value=9.0)
+    used = torch.arange(13)[None] < 8
+    with torch.no_grad():
+        want = made.again(torch.from_numpy(rows)[None], torch.from_numpy(features)[None], ahead, used)[0].numpy()
+    kept = within.select(Seen(made.layer, np.zeros((3, 20), np.float32), rows, text), 20)
+    np.testing.assert_allclose(kept.rows, want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(kept.rows[:16], rows[:16])
+    assert not np.allclose(kept.rows[16:], rows[16:], atol=0.1)
+    assert kept.index.tolist() == list(range(20))
 
 
 @pytest.mark.parametrize("method", [QUECC, FLASHSLOTH], ids=lambda m: m.name)
 def test_pictures_are_cut_into_regions_one_by_one(method):
-    module = trained(method.name)
-    made = filled(module.Quecc() if method is QUECC else module.Sap())
-    both = inputs(arrays(made), grids=[GRID, GRID])
-    joint = method.average(both, 72)
+    weights = arrays(module_of(method))
+    both = inputs(weights, grids=[GRID, GRID])
+    joint = method.average(both, 32)
     for i in range(2):
         part = slice(144 * i, 144 * (i + 1))
-        one = method.average(replace(inputs(arrays(made)), text=both.text, features=both.features[part]), 36)
-        np.testing.assert_allclose(joint.rows[36 * i : 36 * (i + 1)], one.rows, rtol=1e-5, atol=1e-5)
-        assert list(joint.index[36 * i : 36 * (i + 1)]) == list(one.index + 144 * i)
+        one = method.average(replace(inputs(weights), text=both.text, features=both.features[part]), 16)
+        np.testing.assert_allclose(joint.rows[16 * i : 16 * (i + 1)], one.rows[:16], rtol=1e-5, atol=1e-5)
+        assert list(joint.index[16 * i : 16 * (i + 1)]) == list(one.index[:16] + 144 * i)
+    if method is FLASHSLOTH:
+        assert list(joint.index[32:]) == [284, 285, 286, 287]
+        np.testing.assert_array_equal(joint.rows[32:], weights["queries"])
 
 
 def test_the_share_asked_for_is_a_bound():
-    given = inputs(arrays(filled(trained("flashsloth").Sap())))
-    kept = {k: len(FLASHSLOTH.average(given, k).index) for k in (144, 36, 35, 16, 15, 9, 2)}
+    given = inputs(arrays(module_of(QUECC)))
+    kept = {k: len(QUECC.average(given, k).index) for k in (144, 36, 35, 16, 15, 9, 2)}
     assert kept == {144: 36, 36: 36, 35: 16, 16: 16, 15: 9, 9: 9, 2: 9}, "9 is the fewest there is"
-    assert [round(144 * share) for share in FLASHSLOTH.shares] == [36, 16, 9]
+    assert [round(144 * share) for share in QUECC.shares] == [36, 16, 9]
 
 
 def test_regions_that_reach_beyond_the_raster_repeat_its_edge():
-    given = inputs(arrays(filled(trained("flashsloth").Sap())), grids=[(3, 5)])
+    given = inputs(arrays(module_of(QUECC)), grids=[(3, 5)])
     raster = given.features.reshape(3, 5, WIDTH)
     wider = np.concatenate([raster, raster[:, -1:]], axis=1)
     whole = replace(given, features=np.concatenate([wider, wider[-1:]]).reshape(24, WIDTH), n=24, grids=((4, 6),),
                     counts=(24,), candidates=np.arange(24, dtype=np.int32))  # fmt: skip
-    kept = FLASHSLOTH.average(given, 3)
-    np.testing.assert_array_equal(kept.rows, FLASHSLOTH.average(whole, 6).rows)
+    kept = QUECC.average(given, 3)
+    np.testing.assert_array_equal(kept.rows, QUECC.average(whole, 6).rows)
     assert kept.index.tolist() == [0, 2, 4, 10, 12, 14]
 
 
 def test_regions_on_padding_are_left_out():
-    given = inputs(arrays(filled(trained("flashsloth").Sap())))
+    given = inputs(arrays(module_of(QUECC)))
     shown = replace(given, candidates=np.arange(48, dtype=np.int32))
-    assert list(FLASHSLOTH.select(shown, 36)) == [i for i in FLASHSLOTH.select(given, 36) if i < 48]
+    assert list(QUECC.select(shown, 36)) == [i for i in QUECC.select(given, 36) if i < 48]
+
+
+def test_queries_stand_on_the_picture_and_never_on_a_region():
+    weights = arrays(module_of(FLASHSLOTH))
+    shown = replace(inputs(weights), candidates=np.arange(60, dtype=np.int32))
+    kept = FLASHSLOTH.average(shown, 16)
+    assert kept.index.tolist() == [13, 16, 19, 22, 49, 52, 55, 56, 57, 58, 59], "58 is a centre"
+    np.testing.assert_array_equal(kept.rows[-4:], weights["queries"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [QUECC, FLASHSLOTH], ids=lambda m: m.name)
-def test_a_picture_of_ten_thousand_tokens(method):
-    module = trained(method.name)
-    given = inputs(arrays(filled(module.Quecc() if method is QUECC else module.Sap())), grids=[(100, 100)])
-    assert [len(method.select(given, round(10_000 * share))) for share in method.shares] == [2500, 1156, 625]
+@pytest.mark.parametrize(("method", "counts"), [(QUECC, [2500, 1156, 625]), (FLASHSLOTH, [1158, 629])])
+def test_a_picture_of_ten_thousand_tokens(method, counts):
+    given = inputs(arrays(module_of(method)), grids=[(100, 100)])
+    assert [len(method.select(given, round(10_000 * share))) for share in method.shares] == counts
+
+
+def test_a_picture_of_twelve_tokens():
+    for method, count in ((QUECC, 4), (FLASHSLOTH, 6)):
+        kept = method.average(inputs(arrays(module_of(method)), grids=[(3, 4)]), 3)
+        assert len(kept.index) == len(kept.rows) == len(set(kept.index.tolist())) == count
 
 
 def test_tokens_that_form_no_raster_are_refused():
-    given = replace(inputs(arrays(filled(trained("flashsloth").Sap()))), grids=(None,))
+    given = replace(inputs(arrays(module_of(FLASHSLOTH))), grids=(None,))
     with pytest.raises(UsageError, match="no raster"):
         FLASHSLOTH.select(given, 36)
 
