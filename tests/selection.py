@@ -37,6 +37,9 @@ def tokens(n: int, width: int, seed: int) -> Inputs:
     )
 
 
+UNTRAINED = [name for name, method in METHODS.items() if method.shapes is None]
+
+
 def seconds(run: Callable[[], object]) -> float:
     begun = time.perf_counter()
     run()
@@ -69,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=",".join(UNTRAINED))
     args = parser.parse_args(argv)
     found = measured(tokens(args.n, args.width, args.seed), args.keep, args.rounds, args.methods.split(","))
     product = statistics.median(found["product"])

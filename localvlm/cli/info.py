@@ -67,7 +67,13 @@ def methods(json: bool) -> None:
     from localvlm.evaluation.plan import AT_LAYER, CONTROLS, GUIDE
     from localvlm.pruning import IN_LLM, METHODS
 
-    needs = {name: ["guide"] * bool(m.aggregation) + sorted(m.needs) for name, m in METHODS.items()}
+    needs = {
+        name: ["guide"] * bool(m.aggregation)
+        + sorted(m.needs)
+        + ["layers"] * bool(m.within)
+        + ["weights"] * bool(m.shapes)
+        for name, m in METHODS.items()
+    }
     summaries = {name: m.summary for name, m in METHODS.items()} | {name: m.summary for name, m in IN_LLM.items()}
     summaries |= AT_LAYER | CONTROLS
     needs |= {name: ["layers"] + ["weights"] * bool(m.trained) for name, m in IN_LLM.items()}

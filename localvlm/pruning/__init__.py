@@ -13,6 +13,7 @@ from localvlm.pruning.fastv import FASTV
 from localvlm.pruning.in_llm import InLlm, Seen, mean_kept
 from localvlm.pruning.presets import PRESETS, preset_named
 from localvlm.pruning.pyramiddrop import PYRAMIDDROP
+from localvlm.pruning.quecc import QUECC
 from localvlm.pruning.scope import SCOPE
 from localvlm.pruning.sgl import SGL, SGL_PLUS
 from localvlm.pruning.sparsevlm import SPARSEVLM, SPARSEVLM_V2
@@ -26,7 +27,8 @@ __all__ = ["IN_LLM", "METHODS", "PRESETS", "InLlm", "Inputs", "Keep", "Kept", "M
 IN_LLM: dict[str, InLlm] = {m.name: m for m in (FASTV, SPARSEVLM, SPARSEVLM_V2, PYRAMIDDROP, DYVTE)}
 """Methods that drop tokens between layers; METHODS choose them before the first."""
 METHODS: dict[str, Method] = {m.name: m for m in (
-    SGL_PLUS, SGL, FASTERVLM, VTC_CLS, DIVPRUNE, CDPRUNER, SCOPE, VISIONZIP, VISPRUNER, TOME, NONE, RANDOM, GRID,
+    SGL_PLUS, SGL, FASTERVLM, VTC_CLS, DIVPRUNE, CDPRUNER, SCOPE, VISIONZIP, VISPRUNER, TOME, QUECC, NONE, RANDOM,
+    GRID,
 )}  # fmt: skip
 
 

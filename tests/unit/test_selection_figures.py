@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from localvlm.pruning import METHODS
 from tests import selection
 
 
 def test_every_method_is_measured(capsys):
     assert selection.main(["--n", "40", "--width", "8", "--keep", "6", "--rounds", "2"]) in (0, 1)
     told = capsys.readouterr().out.splitlines()[2:]
-    assert [line.split()[0] for line in told if not line.startswith("MISSED")] == ["product", *METHODS]
+    assert [line.split()[0] for line in told if not line.startswith("MISSED")] == ["product", *selection.UNTRAINED]
 
 
 @pytest.mark.parametrize(("scope", "tome", "missed"), [(2.9, 0.9, []), (3.1, 0.9, ["scope"]), (2.9, 1.1, ["tome"])])

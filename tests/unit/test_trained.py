@@ -16,7 +16,11 @@ except ModuleNotFoundError:  # a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     demo = importlib.import_module("models.demo")
 
+from localvlm import images
+from localvlm.catalog import pair_named
+from localvlm.engine.api import LoadOptions
 from localvlm.errors import UsageError
+from localvlm.pipeline import AskOptions, Pipeline
 from localvlm.pruning import Inputs
 from localvlm.pruning.dyvte import Gate
 from localvlm.pruning.flashsloth import FLASHSLOTH
@@ -25,6 +29,7 @@ from localvlm.pruning.quecc import QUECC
 
 torch = pytest.importorskip("torch")
 WIDTH, GRID, WORDS = 192, (12, 12), 7
+EXAMPLE = images.load(Path(demo.__file__).with_name("example.png"))
 
 
 def trained(name: str):
@@ -180,3 +185,24 @@ def test_a_gate_says_what_the_trained_one_says():
             said.append(gate.exits(text))
             assert said[-1] == bool(leave > stay)
     assert 0 < sum(said) < len(said)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    with Pipeline.open(pair_named("demo"), LoadOptions(threads=1)) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(("keep", "count"), [(0.35, 36), (0.2, 16), (0.09, 9)])
+def test_the_demo_model_answers_from_rows_of_regions(pipeline, keep, count):
+    answer = pipeline.ask([EXAMPLE], "What is below the moon?", AskOptions("quecc", keep))
+    assert answer.text == "bottom right orange triangle"
+    assert len(answer.kept_indices) == answer.tokens.kept == count
+
+
+def test_a_pair_without_weights_is_refused_before_it_answers():
+    with (
+        Pipeline.open(pair_named("demo-tiles"), LoadOptions(threads=1)) as tiles,
+        pytest.raises(UsageError, match=r"method 'quecc' needs weights trained for 'tiles-model\.gguf'"),
+    ):
+        tiles.ask([EXAMPLE], "What is below the moon?", AskOptions("quecc"))
