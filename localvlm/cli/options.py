@@ -22,7 +22,7 @@ __all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "Setting", "ShareType", "S
 
 METHODS = (
     "sgl+", "sgl", "fastervlm", "vtc-cls", "divprune", "cdpruner", "scope", "visionzip", "vispruner", "tome",
-    "quecc", "none", "random", "grid", "fastv", "sparsevlm", "sparsevlm-v2", "pyramiddrop", "dyvte",
+    "quecc", "flashsloth", "none", "random", "grid", "fastv", "sparsevlm", "sparsevlm-v2", "pyramiddrop", "dyvte",
 )  # fmt: skip
 """Names of localvlm.pruning.METHODS and IN_LLM, known here without loading numpy."""
 PRESETS = ("paper-64", "paper-35", "paper-9")

@@ -10,6 +10,7 @@ from localvlm.pruning.controls import GRID, NONE, RANDOM
 from localvlm.pruning.divprune import DIVPRUNE
 from localvlm.pruning.dyvte import DYVTE
 from localvlm.pruning.fastv import FASTV
+from localvlm.pruning.flashsloth import FLASHSLOTH
 from localvlm.pruning.in_llm import InLlm, Seen, mean_kept
 from localvlm.pruning.presets import PRESETS, preset_named
 from localvlm.pruning.pyramiddrop import PYRAMIDDROP
@@ -27,8 +28,8 @@ __all__ = ["IN_LLM", "METHODS", "PRESETS", "InLlm", "Inputs", "Keep", "Kept", "M
 IN_LLM: dict[str, InLlm] = {m.name: m for m in (FASTV, SPARSEVLM, SPARSEVLM_V2, PYRAMIDDROP, DYVTE)}
 """Methods that drop tokens between layers; METHODS choose them before the first."""
 METHODS: dict[str, Method] = {m.name: m for m in (
-    SGL_PLUS, SGL, FASTERVLM, VTC_CLS, DIVPRUNE, CDPRUNER, SCOPE, VISIONZIP, VISPRUNER, TOME, QUECC, NONE, RANDOM,
-    GRID,
+    SGL_PLUS, SGL, FASTERVLM, VTC_CLS, DIVPRUNE, CDPRUNER, SCOPE, VISIONZIP, VISPRUNER, TOME, QUECC, FLASHSLOTH,
+    NONE, RANDOM, GRID,
 )}  # fmt: skip
 
 

@@ -18,7 +18,7 @@ except ModuleNotFoundError:  # a checkout that is not installed
 
 from localvlm import images
 from localvlm.catalog import pair_named
-from localvlm.engine.api import LoadOptions
+from localvlm.engine.api import ImagePart, LoadOptions, Message, TextPart
 from localvlm.errors import UsageError
 from localvlm.pipeline import AskOptions, Pipeline
 from localvlm.pruning import Inputs
@@ -26,6 +26,8 @@ from localvlm.pruning.dyvte import Gate
 from localvlm.pruning.flashsloth import FLASHSLOTH
 from localvlm.pruning.in_llm import Cut, Seen
 from localvlm.pruning.quecc import QUECC
+from localvlm.speaker import altered
+from localvlm.stepwise import prefill_in_steps
 
 torch = pytest.importorskip("torch")
 WIDTH, GRID, WORDS = 192, (12, 12), 7
@@ -193,11 +195,50 @@ def pipeline():
         yield opened
 
 
-@pytest.mark.parametrize(("keep", "count"), [(0.35, 36), (0.2, 16), (0.09, 9)])
-def test_the_demo_model_answers_from_rows_of_regions(pipeline, keep, count):
-    answer = pipeline.ask([EXAMPLE], "What is below the moon?", AskOptions("quecc", keep))
-    assert answer.text == "bottom right orange triangle"
+@pytest.mark.parametrize(
+    ("name", "keep", "count"),
+    [("quecc", 0.35, 36), ("quecc", 0.2, 16), ("quecc", 0.09, 9), ("flashsloth", 0.2, 20), ("flashsloth", 0.09, 13)],
+)
+def test_the_demo_model_answers_from_rows_of_regions(pipeline, name, keep, count):
+    answer = pipeline.ask([EXAMPLE], "What does the card say?", AskOptions(name, keep))
+    assert answer.text == "42"
     assert len(answer.kept_indices) == answer.tokens.kept == count
+
+
+def test_queries_look_within_llama_cpp_as_they_do_in_pytorch(pipeline):
+    """What they look at, and so what they become, is the same but for the rounding of Q8_0."""
+    compress, frozen, text = trained("compress"), trained("frozen"), trained("text")
+    made, question, became = module_of(FLASHSLOTH), "What is below the moon?", []
+    weights, model = arrays(made), pipeline.vlm("model")
+    encoded = model.encode(EXAMPLE.rgb)
+    features = model.features(encoded)
+    kept = FLASHSLOTH.average(replace(inputs(weights), features=features), 16)
+    within = FLASHSLOTH.within(features, weights)
+
+    def seen(*args):
+        became.append(within.select(*args))
+        return became[0]
+
+    with altered(model, [encoded], [kept]) as (shown,):
+        chat = model.chat([Message("user", question, 1)])
+        parts = [part if isinstance(part, TextPart) else ImagePart(shown, kept.index) for part in chat]
+        stepped = prefill_in_steps(model, parts, replace(within, select=seen), None)
+    model.release(encoded)
+    assert stepped.steps == ((0, 20),)
+
+    def again(*args):
+        became.append(type(made).again(made, *args)[0].numpy())
+        return torch.from_numpy(became[1])[None]
+
+    vlm, ids = frozen.shipped(), torch.tensor([text.ids(question + "\nASSISTANT:")])
+    vlm.project, made.again = lambda rows: rows, again
+    words = torch.tensor([text.ids(question)])
+    batch = compress.Batch(torch.from_numpy(features)[None], words, ids, torch.tensor([ids.shape[1]]), ids, [""])
+    with torch.no_grad():
+        compress.run(vlm, made, batch, 3)
+    native, want = became[0].rows, became[1]
+    assert np.abs(native - want).max() < 0.05 * np.abs(want).max()
+    assert np.corrcoef(native[16:].ravel(), want[16:].ravel())[0, 1] > 0.999
 
 
 def test_a_pair_without_weights_is_refused_before_it_answers():
