@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="quecc", description="Train QueCC's projector for the demo model.")
     parser.add_argument("--work", type=Path, required=True, help="where train.py cached features")
     parser.add_argument("--out", type=Path, default=export.HERE)
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=450)
     args = parser.parse_args(argv)
     torch.manual_seed(1)
     quecc = Quecc()

@@ -205,6 +205,18 @@ def test_the_demo_model_answers_from_rows_of_regions(pipeline, name, keep, count
     assert len(answer.kept_indices) == answer.tokens.kept == count
 
 
+def test_queries_have_a_layer_of_their_own(pipeline):
+    with pytest.raises(UsageError, match="method 'flashsloth' says at which layers"):
+        pipeline.ask([EXAMPLE], "What does the card say?", AskOptions("flashsloth", 0.2, layer=2))
+
+
+def test_rows_of_regions_are_made_for_one_question(pipeline):
+    with pipeline.session([EXAMPLE]) as session:
+        assert session.ask("What does the card say?", AskOptions("flashsloth", 0.2)).text == "42"
+        with pytest.raises(UsageError, match="averages tokens"):
+            session.ask("Where is the star?", AskOptions("flashsloth", 0.2))
+
+
 def test_queries_look_within_llama_cpp_as_they_do_in_pytorch(pipeline):
     """What they look at, and so what they become, is the same but for the rounding of Q8_0."""
     compress, frozen, text = trained("compress"), trained("frozen"), trained("text")
