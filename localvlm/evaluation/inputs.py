@@ -16,7 +16,9 @@ from localvlm.engine.api import LoadOptions
 from localvlm.errors import ImageError
 from localvlm.evaluation.data import Question
 from localvlm.evaluation.runner import RunOptions
+from localvlm.extras import weights_path
 from localvlm.pipeline import Pair, VlmFiles
+from localvlm.pruning import IN_LLM, METHODS
 
 __all__ = ["digest", "inputs_of"]
 
@@ -42,6 +44,7 @@ def inputs_of(
         "pictures": _pictures(questions),
         "guide": _weights(pair.guide),
         "model": _weights(pair.model),
+        "trained": _trained(pair.model),
         "options": asdict(options),
         "loading": [_loading(guide), _loading(model)],
     }
@@ -69,6 +72,14 @@ def _pictures(questions: Sequence[Question]) -> str:
                 f"image '{name}' cannot be read: {error.strerror}", "--images names their folder"
             ) from error
     return found.hexdigest()
+
+
+def _trained(files: VlmFiles | None) -> dict[str, str]:
+    """Of what methods learnt for the model, by their names."""
+    if files is None:
+        return {}
+    paths = {name: weights_path(files.model, name) for name in (*METHODS, *IN_LLM)}
+    return {name: hashlib.sha256(fingerprint(path)).hexdigest() for name, path in paths.items() if path.exists()}
 
 
 def _weights(files: VlmFiles | None) -> str | None:

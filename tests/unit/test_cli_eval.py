@@ -289,6 +289,7 @@ def test_methods_that_come_later_are_run_alone(cli, data, tmp_path):
         (["--max-tokens", "3"], None, "options"),
         (["--limit", "2"], None, "pictures, questions"),
         ([], "model.gguf", "model"),
+        ([], "model.quecc.gguf", "trained"),
         ([], "0.png", "pictures"),
     ],
 )
