@@ -19,7 +19,7 @@ from random import Random
 import psutil
 from localvlm.models.demo import scenes as scene_maker
 
-METHODS = "sgl+,random,grid,downscale"
+METHODS = "sgl+,random,divprune,fastv,downscale"
 
 
 def start(folder: Path, name: str, pair: str) -> psutil.Popen:
