@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["N_STYLES", "Point", "Series", "chart", "swatch"]
+__all__ = ["Point", "Series", "chart", "swatch"]
 
 WIDTH, HEIGHT = 400, 300
 LEFT, RIGHT, TOP, BOTTOM = 36, 62, 14, 44
@@ -22,8 +22,7 @@ _MARKS: tuple[Callable[[float, float], str], ...] = (
     lambda x, y: f'<path d="M{x:.1f} {y + 4.8:.1f}l4.6 -8.2h-9.2z"/>',
 )
 N_COLOURS = 6
-N_STYLES = N_COLOURS * len(_MARKS)
-"""Series that can be told apart: by colour and by shape."""
+"""With the marks, so many times their number of series can be told apart."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one method, joined from left to right; ``style`` counts from 0."""
+    """Points of one method, joined from left to right; ``number`` counts from 0 and is the name of its class, "m0"."""
 
     name: str
-    style: int
+    number: int
     points: Sequence[Point]
 
 
@@ -67,17 +66,17 @@ def chart(title: str, x_name: str, series: Sequence[Series], levels: Sequence[tu
     )
 
 
-def swatch(style: int) -> str:
+def swatch(number: int) -> str:
     """The mark of a series, for a legend."""
-    return f'<svg class="swatch {_classes(style)}" viewBox="0 0 12 12" aria-hidden="true">{_mark(style)(6, 6)}</svg>'
+    return f'<svg class="swatch {_classes(number)}" viewBox="0 0 12 12" aria-hidden="true">{_mark(number)(6, 6)}</svg>'
 
 
-def _mark(style: int) -> Callable[[float, float], str]:
-    return _MARKS[(style // N_COLOURS + style) % len(_MARKS)]
+def _mark(number: int) -> Callable[[float, float], str]:
+    return _MARKS[(number // N_COLOURS + number) % len(_MARKS)]
 
 
-def _classes(style: int) -> str:
-    return f"s c{style % N_COLOURS}"
+def _classes(number: int) -> str:
+    return f"s c{number % N_COLOURS}"
 
 
 class _Axes:
@@ -116,14 +115,14 @@ class _Axes:
     def curve(self, series: Series) -> Iterator[str]:
         """The points of a series with their intervals, each telling its figures when pointed at."""
         points = sorted(series.points, key=lambda p: p.x)
-        yield f'<g class="{_classes(series.style)}">'
+        yield f'<g class="{_classes(series.number)} m{series.number}">'
         if len(points) > 1:
             joined = "L".join(f"{self.x(p.x):.1f} {self.y(p.y):.1f}" for p in points)
             yield f'<path class="line" d="M{joined}"/>'
         for p in points:
             x = self.x(p.x)
             bar = f'<path class="bar" d="M{x:.1f} {self.y(p.low):.1f}V{self.y(p.high):.1f}"/>'
-            yield f"<g><title>{escape(p.text)}</title>{bar}{_mark(series.style)(x, self.y(p.y))}</g>"
+            yield f"<g><title>{escape(p.text)}</title>{bar}{_mark(series.number)(x, self.y(p.y))}</g>"
         yield "</g>"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 
-from localvlm.evaluation.chart import N_STYLES, Point, Series, chart, swatch
+from localvlm.evaluation.chart import Point, Series, chart, swatch
 from localvlm.evaluation.plan import BLIND, GUIDE, UNPRUNED
 from localvlm.evaluation.report import Report, Row
 from localvlm.evaluation.table import ABSENT, columns
@@ -45,6 +45,7 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--faint); }
 .c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); }
 .c3 { color: var(--c3); } .c4 { color: var(--c4); } .c5 { color: var(--c5); }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; list-style: none; margin: 0; padding: 0; }
+.legend input { margin: 0 .35em 0 0; vertical-align: -.08em; accent-color: var(--faint); }
 .swatch { width: .9em; height: .9em; margin-right: .35em; vertical-align: -.08em; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; font-size: .92rem; }
@@ -52,17 +53,19 @@ th, td { padding: .2rem .55rem; text-align: right; border-bottom: 1px solid var(
 th { font-weight: 600; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
 """
-_HEAD = f"""<!DOCTYPE html>
+_HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>localvlm eval</title>
-<style>{_STYLE}</style>
+<style>{style}</style>
 </head>
 <body>
 """
+_HIDDEN = "body:has(#m{n}:not(:checked)) .m{n} {{ display: none; }}\n"
+"""A series is there where its box in the legend is ticked: many in one chart hide each other."""
 
 
 def as_page(report: Report) -> str:
@@ -88,14 +91,21 @@ def as_page(report: Report) -> str:
         ),
         "</div>",
         '<ul class="legend">',
-        *(f"<li>{swatch(s.style)}{escape(s.name)}</li>" for s in series),
+        *(_entry(s) for s in series),
         "</ul>",
         *(_table(caption, rows) for caption, rows in columns(report)),
         '<ul class="notes">',
         *(f"<li>{escape(note)}</li>" for note in report.notes()),
         "</ul>",
     ]
-    return _HEAD + "\n".join(body) + "\n</body>\n</html>\n"
+    style = _STYLE + "".join(_HIDDEN.format(n=s.number) for s in series)
+    return _HEAD.format(style=style) + "\n".join(body) + "\n</body>\n</html>\n"
+
+
+def _entry(series: Series) -> str:
+    """Of the legend."""
+    box = f'<input type="checkbox" id="m{series.number}" checked>'
+    return f"<li><label>{box}{swatch(series.number)}{escape(series.name)}</label></li>"
 
 
 def _facts(report: Report) -> str:
@@ -118,8 +128,8 @@ def _series(rows: Sequence[Row], x: Callable[[Row], float]) -> Iterator[Series]:
     for row in rows:
         if row.cell != BLIND:
             by_method.setdefault(row.cell.method, []).append(row)
-    for style, (name, found) in enumerate(by_method.items()):
-        yield Series(name, style % N_STYLES, [_point(row, x(row)) for row in found])
+    for number, (name, found) in enumerate(by_method.items()):
+        yield Series(name, number, [_point(row, x(row)) for row in found])
 
 
 def _point(row: Row, x: float) -> Point:

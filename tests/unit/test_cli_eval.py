@@ -163,7 +163,7 @@ def test_rules_are_those_that_there_are():
 
 
 class Reader(HTMLParser):
-    VOID = {"meta", "circle", "rect", "path"}
+    VOID = {"meta", "input", "circle", "rect", "path"}
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,6 +203,11 @@ def test_the_page_stands_alone_and_tells_what_the_table_does(cli, data, tmp_path
     assert "<b>" not in page
     assert "odd <b>&? (2)" in reader.text
     assert "prefers-color-scheme: dark" in page
+    boxes = re.findall(r'type="checkbox" id="(m\d+)"', page)
+    assert len(boxes) == len(set(boxes)) == reader.seen.count("li") - page.split('class="notes"')[1].count("<li>")
+    for box in boxes:  # what it hides is there
+        assert f"#{box}:not(:checked)) .{box} {{ display: none; }}" in page
+        assert re.search(rf'<g class="s c\d {box}">', page)
     for word in ("sgl+ 25%", "random", "unpruned", "blind", "data.jsonl (JSONL), 6 questions"):
         assert word in reader.text
     lines = run.out.split("All questions\n")[1].split("\n\n")[0].splitlines()[1:]
