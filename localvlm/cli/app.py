@@ -12,7 +12,7 @@ from localvlm.config import directories
 
 if TYPE_CHECKING:
     from localvlm.engine.api import Engine, LoadOptions
-    from localvlm.pipeline import Pair, Pipeline
+    from localvlm.pipeline import Pair, Pipeline, VlmFiles
 
 __all__ = ["App", "load_options"]
 
@@ -41,14 +41,17 @@ class App:
         engine = self.engine(params["verbose"] > 1)
         with Interrupts(engine):
             try:
-                guide, model = load_options(params)
+                guide, model = load_options(params, pair)
                 yield Pipeline(pair, engine, guide=guide, model=model)
             finally:
                 engine.close()
 
 
-def load_options(params: dict[str, Any]) -> tuple[LoadOptions, LoadOptions]:
-    """How a command's engine options say that guide and model are loaded."""
+def load_options(params: dict[str, Any], pair: Pair) -> tuple[LoadOptions, LoadOptions]:
+    """How a command's engine options say that guide and model are loaded.
+
+    A guide whose tower takes pictures of any size looks at the fewest tokens that show it enough, if nothing is said.
+    """
     from localvlm.engine.api import LoadOptions
 
     options = LoadOptions(
@@ -63,4 +66,20 @@ def load_options(params: dict[str, Any]) -> tuple[LoadOptions, LoadOptions]:
         cache=str(directories().cache),
     )
     guide_image_tokens = params["guide_image_max_tokens"] or options.image_tokens
+    if not params["guide_image_max_tokens"] and _takes_any_size(pair.guide):
+        from localvlm.planning.plans import GUIDE_TOKENS
+
+        guide_image_tokens = min(GUIDE_TOKENS[0], options.image_tokens or GUIDE_TOKENS[0])
     return replace(options, image_tokens=guide_image_tokens), options
+
+
+def _takes_any_size(guide: VlmFiles | None) -> bool:
+    """Whether its tower does; no where that cannot be read, which loading it tells."""
+    from localvlm.engine.gguf_header import read_header
+    from localvlm.errors import ModelError
+    from localvlm.planning.shapes import takes_any_size
+
+    try:
+        return guide is not None and takes_any_size(read_header(guide.mmproj))
+    except ModelError:
+        return False
