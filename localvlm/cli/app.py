@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["App", "load_options"]
 
 
+TINY = 20_000_000
+"""Bytes of a tower below which it takes less time to run than to be looked into."""
+
+
 def _worker_engine(verbose: bool) -> Engine:
     from localvlm.engine.client import Engine as WorkerEngine
 
@@ -74,12 +78,15 @@ def load_options(params: dict[str, Any], pair: Pair) -> tuple[LoadOptions, LoadO
 
 
 def _takes_any_size(guide: VlmFiles | None) -> bool:
-    """Whether its tower does; no where that cannot be read, which loading it tells."""
-    from localvlm.engine.gguf_header import read_header
+    """Whether its tower does; no where it is small, or cannot be read, which loading it tells."""
     from localvlm.errors import ModelError
-    from localvlm.planning.shapes import takes_any_size
 
     try:
-        return guide is not None and takes_any_size(read_header(guide.mmproj))
-    except ModelError:
+        if guide is None or guide.mmproj.stat().st_size < TINY:
+            return False
+        from localvlm.engine.gguf_header import read_header
+        from localvlm.planning.shapes import takes_any_size
+
+        return takes_any_size(read_header(guide.mmproj))
+    except (ModelError, OSError):
         return False
