@@ -321,7 +321,7 @@ answer_options = _group(
         default="auto",
         show_default=True,
         help="How image tokens are chosen; `localvlm methods` lists the names. auto: as the guide looks (sgl+) where "
-        "that is predicted to be sooner than the model alone, else not at all.",
+        "that is predicted to be clearly sooner than the model alone, else not at all.",
     ),
     setting(
         "--accuracy",

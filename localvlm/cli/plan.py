@@ -1,4 +1,4 @@
-"""--method auto: the quickest way to answer that --accuracy allows, never one predicted slower than the model alone."""
+"""--method auto: the quickest way to answer that --accuracy allows, plain where no other is clearly sooner."""
 
 from __future__ import annotations
 

@@ -213,8 +213,15 @@ def test_a_guide_that_costs_what_it_saves_is_left_out(shapes, guide, model, gain
     assert [plan.name for plan in plans] == ["plain", "guided"]
     assert plans[0].total / plans[1].total == pytest.approx(gains, abs=0.1)
     assert quickest(plans).name == "plain"
-    seen_less = planner(shapes, model, guide).plans(replace(asked, guide_tokens=None))
+    seen_less = planner(shapes, model, guide).plans(replace(asked, guide_tokens=None, keep=0.09))
     assert quickest(seen_less).name == "guided, at most 512 tokens"
+
+
+def test_plain_stays_where_little_is_saved():
+    plain, others = Plan("plain", "none", ms={"prefill": 100.0}), [89.0, 95.0]
+    plans = [plain, *(Plan(str(ms), "sgl+", 0, {"prefill": ms}) for ms in others)]
+    assert quickest(plans).name == "89.0"
+    assert quickest([plain, plans[2]]) is plain
 
 
 def test_what_accuracy_allows(shapes):
