@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,10 @@ __all__ = ["Planned", "method_asked", "plan_answer"]
 
 SMALL = 400_000_000
 """Bytes of a model below which it answers so soon that a sample of the machine would take longer."""
+
+
+BUSY = 1.5
+"""Processes a core that want to run, over the last minute, from which on times tell nothing. An answer makes it 1."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,8 @@ class Planned:
             reporter.note(f"plan: {plan.name}, {plan.total / 1e3:.1f} s predicted ({stages}){exits}{mark}")
 
     def learn(self, answer: Answer) -> None:
-        """Remembers how far the prediction was off."""
-        if self.chosen is not None and self._planner is not None and self._asked is not None:
+        """Remembers how far the prediction was off, unless other work was in the way."""
+        if self.chosen is not None and self._planner is not None and self._asked is not None and not _busy():
             self._planner.learn(self._asked, self.chosen, answer)
 
     def shown(self) -> dict[str, object]:
@@ -67,6 +72,12 @@ class Planned:
         others = {plan.name: round(plan.total) for plan in self.plans if plan is not self.chosen}
         predicted = {**ms, "total": round(self.chosen.total)}
         return {"plan": {"name": self.chosen.name, "predicted_ms": predicted, "others_ms": others}}
+
+
+def _busy() -> bool:
+    """Whether more runs on this machine than it has cores for."""
+    cores = os.cpu_count() or 1
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > BUSY * cores
 
 
 def method_asked(ctx: click.Context, pair: Pair) -> str:
@@ -173,6 +184,8 @@ def _sampled(
     llms, towers = memory.rates.missing((s.llm for s in shapes), (s.tower for s in shapes))
     if not llms and not towers:
         return ""
+    if _busy():
+        return "this machine is too busy to be timed now"
     from localvlm.planning.sample import sample
 
     if reporter.terminal or reporter.verbose:

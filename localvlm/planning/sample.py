@@ -37,6 +37,8 @@ _WIDE = 1.5
 """Bytes a weight from which on one layer is enough to outgrow the CPU's caches."""
 _LEAST = 1e-18
 """Of a rate, where noise would make it 0 or less."""
+_MOST = 20
+"""Weights that a channel of a cell takes as long as, at most: more is noise. Two products, in half precision."""
 
 
 def full(kind: str) -> MiniLlm:
@@ -99,9 +101,10 @@ class _Bench:
         far = _one(vlm, DEEP)
         vlm.close()
         channels = LEAN.width * LEAN.layers
-        row = max((far - near) / ((DEEP - NEAR) * channels), _LEAST)
-        tiled = max((after - many) / (BATCH * DEEP * channels), _LEAST)
-        return replace(rates, layer=layer, tile=tile, cell=(row, tiled))
+        most = _MOST * many / (BATCH * LEAN.weights)
+        row = min((far - near) / ((DEEP - NEAR) * channels), most)
+        tiled = min((after - many) / (BATCH * DEEP * channels), most)
+        return replace(rates, layer=layer, tile=tile, cell=(max(row, _LEAST), max(tiled, _LEAST)))
 
     def rows(self, rates: Rates, shape: MiniLlm) -> tuple[float, ...]:
         """Seconds a weight takes, by KNOTS."""
@@ -125,7 +128,7 @@ class _Bench:
             vlm.close()
         few, many = (side**2 for side in _SIDES)
         pair = rates.pair or (taken[1] - taken[0]) / ((many - few) * shape.width * shape.layers)
-        pair = max(pair, _LEAST)
+        pair = max(min(pair, _MOST * taken[0] / shape.weights), _LEAST)
         patch = (taken[1] - pair * many * shape.width * shape.layers) / shape.weights
         return max(patch, _LEAST), pair
 

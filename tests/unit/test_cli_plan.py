@@ -28,6 +28,7 @@ def memory() -> RateMemory:
 def timed(cli, tmp_path, monkeypatch):
     """A command line on a machine that was timed before; ``timed(model, guide)`` puts their headers in place."""
     monkeypatch.setenv("LOCALVLM_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
     memory().add(rates())
 
     def put(model: Real = LLAVA7, guide: Real = GUIDE028):
@@ -137,6 +138,19 @@ def test_a_machine_that_cannot_be_timed_is_no_obstacle(timed, monkeypatch, tmp_p
         run = cli.ask("-v")
         assert (run.code, run.out) == (0, MODEL_SAYS + "\n")
         assert f"could not be timed: {error}" in run.err
+
+
+def test_times_of_a_busy_machine_are_neither_taken_nor_learnt(timed, monkeypatch, tmp_path):
+    cli = timed()
+    monkeypatch.setattr("os.getloadavg", lambda: (99.0 * 64, 0.0, 0.0))
+    before = [path.read_bytes() for path in directories().cache.rglob("*.json")]
+    assert "plan" in json.loads(cli.ask("--json").out)
+    assert [path.read_bytes() for path in directories().cache.rglob("*.json")] == before
+    monkeypatch.setenv("LOCALVLM_HOME", str(tmp_path / "another"))
+    monkeypatch.setattr(sample, "sample", None)
+    run = cli.ask("-v")
+    assert (run.code, run.out) == (0, MODEL_SAYS + "\n")
+    assert "plan: as asked; this machine is too busy to be timed now" in run.err
 
 
 def test_answers_are_learnt_from(timed):
