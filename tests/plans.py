@@ -1,7 +1,8 @@
 """Predicted against measured seconds of each stage, for one pair on this machine.
 
-    python -m tests.plans --model M.gguf --mmproj P.gguf [--guide G.gguf --guide-mmproj Q.gguf] [--picture FILE]
-                          [--keep 0.35] [--max-tokens 16] [--threads 0] [--rounds 3] [--only NAME] [--cache FOLDER]
+    python -m tests.plans --model M.gguf --mmproj P.gguf [--guide G.gguf --guide-mmproj Q.gguf]
+                          [--picture FILE | --size WIDTH HEIGHT] [--keep 0.35] [--max-tokens 16] [--threads 0]
+                          [--rounds 3] [--only NAME] [--cache FOLDER]
 
 Samples the machine (unless ``--cache`` has its rates), and runs every plan of class "fast" in turns, models loaded and
 warm, pictures encoded anew. Of each stage three figures: what was predicted before, what is predicted with the tokens,
@@ -15,9 +16,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+import PIL.Image
 
 from localvlm import images
 from localvlm.answers import Answer, AskOptions, Pair, VlmFiles
@@ -40,6 +45,7 @@ def parsed() -> argparse.Namespace:
         parser.add_argument(name, type=Path, required=True)
     for name in ("--guide", "--guide-mmproj", "--picture"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--size", type=int, nargs=2, help="of a picture of noise")
     parser.add_argument("--keep", type=float, default=0.35)
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--threads", type=int, default=0)
@@ -59,6 +65,17 @@ def rates_of(shapes: list[VlmShape], options: LoadOptions) -> RateMemory:
             memory.add(sample(engine, options, memory.rates, llms, towers))
         print(f"sampled {', '.join([*llms, *towers])} in {time.perf_counter() - started:.1f} s")
     return memory
+
+
+def picture_of(args: argparse.Namespace) -> images.Image:
+    if args.size is None:
+        return images.load(args.picture or example_image())
+    width, height = args.size
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        PIL.Image.fromarray(noise).save(file, "PNG")
+        file.flush()
+        return images.load(file.name)
 
 
 def run(pair: Pair, plan: Plan, picture: images.Image, args: argparse.Namespace) -> Answer:
@@ -91,7 +108,7 @@ def main() -> int:
     pair = Pair(None, guide, VlmFiles(args.model, args.mmproj))
     shapes = [VlmShape(files) for files in (pair.model, pair.guide) if files is not None]
     memory = rates_of(shapes, LoadOptions(threads=args.threads, cache=args.cache))
-    picture = images.load(args.picture or example_image())
+    picture = picture_of(args)
     planner = Planner(shapes[0], shapes[1] if guide else None, memory)
     asked = Asked((picture.size,), QUESTION, args.keep, args.max_tokens, loaded=True)
     plans = planner.plans(asked, "fast")
