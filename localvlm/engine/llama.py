@@ -228,6 +228,7 @@ class Context:
         n_ctx: most cells there may be.
         n_batch: most rows of a batch.
         size: cells there are.
+        tapped: the tap sees what is run.
     """
 
     def __init__(
@@ -237,6 +238,7 @@ class Context:
         self._lib = backend()
         self.model, self.tap = model, tap
         self._options, self._outputs = options, outputs
+        self.tapped = options.tap
         wanted = options.n_ctx or min(model.n_ctx_train or DEFAULT_CTX, DEFAULT_CTX)
         self.n_ctx = _padded(wanted)
         self.n_batch = min(MICRO_BATCH, wanted)
@@ -260,8 +262,9 @@ class Context:
         quantized = options.kv_type != "f16"
         params.flash_attn_type = 1 if quantized else flash_attention(options)  # V can be quantized with it alone
         params.type_k = params.type_v = getattr(lib, f"GGML_TYPE_{options.kv_type.upper()}")
-        params.cb_eval = lib.ggml_backend_sched_eval_callback(self.tap.function("lv_tap_eval"))
-        params.cb_eval_user_data = self.tap.user_data
+        if options.tap:
+            params.cb_eval = lib.ggml_backend_sched_eval_callback(self.tap.function("lv_tap_eval"))
+            params.cb_eval_user_data = self.tap.user_data
         params.no_perf = True
         _log.clear()
         self.handle = lib.llama_init_from_model(model.handle, params)
