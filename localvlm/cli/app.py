@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from localvlm.cli.interrupt import Interrupts
 from localvlm.config import directories
 
 if TYPE_CHECKING:
+    from localvlm.bench.cases import Bench
     from localvlm.engine.api import Engine, LoadOptions
     from localvlm.pipeline import Pair, Pipeline, VlmFiles
 
@@ -25,6 +26,21 @@ def _worker_engine(verbose: bool) -> Engine:
     from localvlm.engine.client import Engine as WorkerEngine
 
     return WorkerEngine(verbose=verbose)
+
+
+class _All:
+    """Engines of which one works at a time, as those that cancel see them."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._engines = engines
+
+    def cancel(self) -> None:
+        for engine in self._engines:
+            engine.cancel()
+
+    def close(self) -> None:
+        for engine in self._engines:
+            getattr(engine, "kill", engine.close)()
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,18 @@ class App:
                 yield Pipeline(pair, engine, guide=guide, model=model)
             finally:
                 engine.close()
+
+    @contextmanager
+    def bench(self, params: dict[str, Any], make: Callable[[Callable[[], Engine]], Bench]) -> Iterator[Bench]:
+        """What ``make`` makes of something that makes engines; Ctrl-C cancels all of them."""
+        engines: list[Engine] = []
+
+        def engine() -> Engine:
+            engines.append(self.engine(params["verbose"] > 1))
+            return engines[-1]
+
+        with make(engine) as bench, Interrupts(_All(engines)):
+            yield bench
 
 
 def load_options(params: dict[str, Any], pair: Pair) -> tuple[LoadOptions, LoadOptions]:

@@ -521,3 +521,5 @@ class Backend:
     ggml: str
     system_info: str
     devices: tuple[str, ...] = field(default=())
+    commit: str = ""
+    """Of ggml, where the build knew it."""

@@ -363,11 +363,12 @@ def describe_backend() -> dict[str, Any]:
     from importlib.metadata import version
 
     lib = backend()
-    ggml = library().ggml_version  # of libggml, which the tap is linked to
-    ggml.restype = ctypes.c_char_p
+    ggml = library()  # the tap, which is linked to libggml
+    ggml.ggml_version.restype = ggml.ggml_commit.restype = ctypes.c_char_p
     return {
         "llama_cpp_python": version("llama-cpp-python"),
-        "ggml": ggml().decode(),
+        "ggml": ggml.ggml_version().decode(),
+        "commit": ggml.ggml_commit().decode(),
         "system_info": lib.llama_print_system_info().decode(),
         "devices": (),
     }
