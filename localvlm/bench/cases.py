@@ -40,7 +40,8 @@ STAGES = (*CLOCKED[1:4], "select", *CLOCKED[4:7])
 tokens."""
 NEVER, ALWAYS = 2.0, 0.0
 """Scores from which a guide's answer is final; no score is over 1."""
-HIGHEST_PRICE = 1 << 20
+HIGHEST_PRICE = 20
+"""Binary logarithm of the price that is tried last."""
 LONGEST_QUESTION = 4096
 
 
@@ -53,7 +54,8 @@ class Case:
         keep: share of the image tokens; None: all.
         exits: the guide's answer is final.
         replay: the model's own answer is its draft.
-        tiles: the guide sees the overview, and so many tiles of the model are encoded; 0: it sees all.
+        tiles: the guide sees the overview, and so many tiles of the model are encoded, or more if the kept tokens
+            cannot be of so few; 0: it sees all.
         forced: what was not left to the weights.
     """
 
@@ -80,8 +82,7 @@ def cases(keeps: Sequence[float], n_tiles: int, most_tiles: int, *, guided: bool
         found.append(Case(f"guided, {at}", "ours", keep, forced="no exit"))
         found.append(Case(f"guided, {at}, own answer replayed", "ours", keep, replay=True, forced="no exit, draft"))
         if n_tiles > 1:
-            name, forced = f"guided, {at}, overview, {most_tiles} tiles", "no exit, tiles"
-            found.append(Case(name, "ours", keep, tiles=most_tiles, forced=forced))
+            found.append(Case(f"guided, {at}, overview", "ours", keep, tiles=most_tiles, forced="no exit, tiles"))
     if guided:
         found.append(Case("early exit", "ours", keeps[0], exits=True, forced="exit"))
         if n_tiles > 1:
@@ -350,19 +351,17 @@ def parts_of(
 
 
 def _price(case: Case, answer: Answer) -> float:
-    """The least price of a tile, of powers of two, at which the kept tokens are of no more tiles than asked for.
-
-    Raises:
-        UsageError: they do not fit in so few.
+    """The least price of a tile, of powers of two, at which the kept tokens are of no more tiles than asked for, or of
+    as few as any price brings them to.
     """
-    price, method = 1.0, method_named("sgl+")
-    while price <= HIGHEST_PRICE:
-        kept = select(method, case.keep, answer.layouts, answer.saliency, tile_price=price)
-        tiles = [np.unique(layout.tiles[k]) for layout, k in zip(answer.layouts, kept, strict=True)]  # type: ignore[index]
-        if sum(len(found) for found in tiles) <= case.tiles:
-            return price
-        price *= 2
-    raise UsageError(f"{case.tiles} tiles do not hold {case.keep:g} of the tokens", "raise --tiles or lower --keep")
+    found: dict[float, int] = {}
+    for price in (float(1 << i) for i in range(HIGHEST_PRICE)):
+        kept = select(method_named("sgl+"), case.keep, answer.layouts, answer.saliency, tile_price=price)
+        tiles = (layout.tiles for layout in answer.layouts)
+        found[price] = sum(len(np.unique(t[k])) for t, k in zip(tiles, kept, strict=True) if t is not None)
+        if found[price] <= case.tiles:
+            break
+    return min(found, key=lambda price: found[price])
 
 
 def _resized(image: Image, size: tuple[int, int]) -> NDArray[np.uint8]:
