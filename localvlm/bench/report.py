@@ -26,7 +26,7 @@ _FORCED = {
     "exit": "exit: the guide's answer was made final, by a threshold of 0",
     "no exit": "no exit: the guide's answer was never final, by a threshold over 1",
     "draft": "own answer replayed: the draft was the model's own answer to the same prompt",
-    "tiles": "overview: a tile's price was raised until kept tokens were of as few as --tiles says, and so many encoded",
+    "tiles": "overview: a tile's price rose until kept tokens were of as few as --tiles says; so many are encoded",
 }
 _ALWAYS = (
     "answers have one length and go on past their end",
