@@ -11,6 +11,7 @@ from localvlm.answers import AskOptions
 from localvlm.bench.cases import PLAIN, Bench, Case, drawn, parts_of
 from localvlm.bench.report import Grown
 from localvlm.engine.api import Message
+from localvlm.errors import EngineCrashed, NotEnoughMemory
 from localvlm.images import Image
 from localvlm.speaker import release
 
@@ -25,6 +26,8 @@ GROWING: dict[str, tuple[int, ...]] = {
 """What grows, and how far."""
 NEAR = 1.3
 """A picture is taken for one of n tokens if it has no more than so many times as many, nor as few."""
+SPARE = 256
+"""Cells of a context that are left for text."""
 SIDES = range(28, 4096, 28)
 """Sides of square pictures that are tried, in pixels."""
 
@@ -41,40 +44,48 @@ def grow(
         return
     for n in upto:
         tell(f"{what} {n}")
-        answer = bench.setting.answer
-        shown = images
-        if what == "tokens":
-            found = _of_tokens(bench, n)
-            if found is None:
-                yield f"tokens {n}: no picture of this family has so many"
-                continue
-            shown = [found]
-        elif what == "images":
-            shown = [drawn(*images[0].size, seed=i) for i in range(n)]
+        shown = _shown(bench, what, n, images)
+        answer = n if what == "answers" else bench.setting.answer
+        image = sum(bench.plain.layout(*one.size).n_tokens for one in shown)
+        if not shown:
+            yield f"tokens {n}: no picture of this family has so many; --image-max-tokens bounds them"
+        elif image + answer > bench.plain.info.n_ctx - SPARE:
+            yield f"{what} {n}: {image} image tokens do not fit a context of {bench.plain.info.n_ctx}; raise --ctx-size"
         else:
-            answer = n
-        needed = sum(bench.plain.layout(*image.size).n_tokens for image in shown) + answer
-        if needed > bench.plain.info.n_ctx - 256:
-            yield f"{what} {n}: {needed} rows do not fit the context of {bench.plain.info.n_ctx}; raise --ctx-size"
-            continue
-        with bench.answering(answer):
-            times = {case.name: list[float]() for case in (PLAIN, *ours)}
-            for i in range(runs):
-                for case in [PLAIN, *ours][:: 1 if i % 2 == 0 else -1]:
-                    times[case.name].append(bench.run(case, shown, question).total_ms)
-        yield _row(what, n, needed - answer, times)
+            try:
+                with bench.answering(answer):
+                    times = _timed(bench, ours, shown, question, runs)
+            except (EngineCrashed, NotEnoughMemory) as error:
+                bench.rest()
+                yield f"{what} {n}: {error.message}"
+            else:
+                yield _row(what, n, image, times)
+
+
+def _shown(bench: Bench, what: str, n: int, images: Sequence[Image]) -> Sequence[Image]:
+    """The pictures that are asked about; none if there are none such."""
+    if what == "images":
+        return [drawn(*images[0].size, seed=i) for i in range(n)]
+    if what != "tokens":
+        return images
+    tokens = {side: bench.plain.layout(side, side).n_tokens for side in SIDES}
+    side = min(tokens, key=lambda s: abs(tokens[s] - n))
+    return [drawn(side, side)] if n / NEAR <= tokens[side] <= n * NEAR else []
+
+
+def _timed(
+    bench: Bench, ours: Sequence[Case], images: Sequence[Image], question: str, runs: int
+) -> dict[str, list[float]]:
+    times = {case.name: list[float]() for case in (PLAIN, *ours)}
+    for i in range(runs):
+        for case in [PLAIN, *ours][:: 1 if i % 2 == 0 else -1]:
+            times[case.name].append(bench.run(case, images, question).total_ms)
+    return times
 
 
 def _row(what: str, n: int, image: int, times: dict[str, list[float]]) -> Grown:
     medians = {name: statistics.median(ms) for name, ms in times.items()}
     return Grown(what, n, image, medians.pop(PLAIN.name), medians)
-
-
-def _of_tokens(bench: Bench, n: int) -> Image | None:
-    """A square picture of about ``n`` image tokens, the smallest of the nearest."""
-    tokens = {side: bench.plain.layout(side, side).n_tokens for side in SIDES}
-    side = min(tokens, key=lambda s: abs(tokens[s] - n))
-    return drawn(side, side) if n / NEAR <= tokens[side] <= n * NEAR else None
 
 
 def _turns(

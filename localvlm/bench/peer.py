@@ -12,6 +12,7 @@ from pathlib import Path
 
 from localvlm.answers import VlmFiles
 from localvlm.bench.cases import STAGES, Run
+from localvlm.bench.start import Process
 from localvlm.engine.api import LoadOptions, VlmInfo
 from localvlm.errors import ModelError, UsageError
 
@@ -53,8 +54,8 @@ class Peer:
         if model.chat_template is None:
             self._command += ["--chat-template", "vicuna" if model.family.startswith("llava") else "chatml"]
 
-    def run(self) -> tuple[Run, float]:
-        """What it says of itself, and seconds from its start to its end.
+    def run(self) -> tuple[Run, Process]:
+        """What it says of itself, and the process.
 
         Raises:
             ModelError: it failed, or says nothing of its time.
@@ -69,7 +70,7 @@ class Peer:
         if process.returncode:
             last = text.strip().splitlines()[-1:] or ["nothing"]
             raise ModelError(f"'{self._command[0]}' left with code {process.returncode} and said: {last[0][:300]}")
-        return run_of(text, peak), seconds
+        return run_of(text, peak), Process(None, seconds, peak)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from localvlm.bench.bars import Bar, bars
 from localvlm.bench.cases import PLAIN, STAGES, Case, Run
+from localvlm.bench.start import Process
 
 __all__ = ["Grown", "Report", "Row", "Started"]
 
@@ -78,11 +79,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Started:
-    """Seconds from the start of a process to the first token (None: not known) and to its end, run by run."""
+    """Processes of one case, round by round."""
 
     name: str
-    first: tuple[float | None, ...]
-    whole: tuple[float, ...]
+    processes: tuple[Process, ...]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Report:
         if self.rows:
             blocks.append(_aligned([_HEAD, *map(_cells, self.rows)]))
         if self.started:
-            blocks.append("From process start, in s\n" + _aligned(_start_cells(self.started)))
+            blocks.append("From process start\n" + _aligned(_start_cells(self.started)))
         for what in dict.fromkeys(one.what for one in self.grown):
             grown = [one for one in self.grown if one.what == what]
             blocks.append(f"As {what} grow, in s\n" + _aligned(_grown_cells(grown)))
@@ -172,22 +172,24 @@ def _cells(row: Row) -> list[str]:
         str(one.prompt),
         f"{one.accepted}/{one.drafted}" if one.drafted else "-",
         f"{one.encoded}/{one.tiles}",
-        "-" if peak is None else f"{peak / 1e9:.2f} GB",
+        _bytes(peak),
     ]
 
 
 def _start_cells(started: Sequence[Started]) -> list[list[str]]:
-    plain = started[0]
-    rows = [["", "first", "end", "x first", "x end"]]
+    rows = [["s", "first", "end", "x first", "x end", "peak"]]
     for one in started:
-        firsts = [(p, o) for p, o in zip(plain.first, one.first, strict=True) if p is not None and o is not None]
+        pairs = list(zip(started[0].processes, one.processes, strict=True))
+        firsts = [(p.first, o.first) for p, o in pairs if p.first is not None and o.first is not None]
+        peak = max((o.peak for _, o in pairs if o.peak is not None), default=None)
         rows.append(
             [
                 one.name,
                 f"{statistics.median(o for _, o in firsts):.2f}" if firsts else "-",
-                f"{statistics.median(one.whole):.2f}",
+                f"{statistics.median(o.whole for _, o in pairs):.2f}",
                 f"{statistics.median(p / o for p, o in firsts):.2f}" if firsts else "-",
-                f"{statistics.median(p / o for p, o in zip(plain.whole, one.whole, strict=True)):.2f}",
+                f"{statistics.median(p.whole / o.whole for p, o in pairs):.2f}",
+                _bytes(peak),
             ]
         )
     return rows
@@ -206,6 +208,10 @@ def _grown_cells(grown: Sequence[Grown]) -> list[list[str]]:
 
 def _seconds(ms: float) -> str:
     return f"{ms / 1e3:.3f}" if ms < 1e4 else f"{ms / 1e3:.2f}"
+
+
+def _bytes(n: int | None) -> str:
+    return "-" if n is None else f"{n / 1e9:.2f} GB"
 
 
 def _said(value: Any) -> str:

@@ -11,6 +11,7 @@ import PIL.Image
 from localvlm.bench.cases import PLAIN, Bench, Case, Run
 from localvlm.bench.peer import Peer
 from localvlm.bench.report import Report, Row, Started
+from localvlm.bench.start import Process
 from localvlm.bench.start import from_start as timed_from_start
 from localvlm.images import Image
 
@@ -39,13 +40,13 @@ def measure(
         bench.prepare(ways, images, question)
         order = [*ways, *([PEER] if other is not None else [])]
         found = {case.name: list[Run]() for case in order}
-        whole = {case.name: list[tuple[float | None, float]]() for case in order}
+        processes = {case.name: list[Process]() for case in order}
         for i in range(runs):
             for case in order[:: 1 if i % 2 == 0 else -1]:
                 tell(f"round {i + 1} of {runs}: {case.name}")
                 if other is not None and case == PEER:
-                    run, seconds = other.run()
-                    whole[case.name].append((None, seconds))
+                    run, process = other.run()
+                    processes[case.name].append(process)
                     found[case.name].append(run)
                 else:
                     found[case.name].append(bench.run(case, images, question))
@@ -58,7 +59,7 @@ def measure(
             for case in ways[:: 1 if i % 2 == 0 else -1]:
                 if case.way != "downscale":
                     tell(f"from start, round {i + 1} of {runs}: {case.name}")
-                    whole[case.name].append(timed_from_start(bench, case, picture, question))
-        for name, times in whole.items():
+                    processes[case.name].append(timed_from_start(bench, case, picture, question))
+        for name, times in processes.items():
             if times:
-                report.started.append(Started(name, *map(tuple, zip(*times, strict=True))))
+                report.started.append(Started(name, tuple(times)))

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,22 @@ from localvlm.engine.api import LoadOptions
 from localvlm.errors import EngineCrashed
 from localvlm.images import load
 
-__all__ = ["from_start"]
+__all__ = ["Process", "from_start"]
 
 
-def from_start(bench: Bench, case: Case, picture: Path, question: str) -> tuple[float, float]:
-    """Seconds from the start of a process to the first token of its answer, and to its end.
+@dataclass(frozen=True)
+class Process:
+    """Seconds from the start of a process to the first token of its answer (None: not known) and to its end, and the
+    most bytes that its worker held, of this case alone.
+    """
+
+    first: float | None
+    whole: float
+    peak: int | None
+
+
+def from_start(bench: Bench, case: Case, picture: Path, question: str) -> Process:
+    """One answer by a process of its own.
 
     Raises:
         EngineCrashed: it failed.
@@ -32,7 +43,8 @@ def from_start(bench: Bench, case: Case, picture: Path, question: str) -> tuple[
     whole = time.perf_counter() - started
     if done.returncode:
         raise EngineCrashed(f"case '{case.name}' failed from its start: {done.stderr.strip()[-300:]}")
-    return float(done.stdout) - began, whole
+    told = json.loads(done.stdout)
+    return Process(told["first"] - began, whole, told["peak"])
 
 
 def _packed(bench: Bench, case: Case, picture: Path, question: str) -> dict[str, Any]:
@@ -50,8 +62,8 @@ def _packed(bench: Bench, case: Case, picture: Path, question: str) -> dict[str,
     }
 
 
-def _answer(order: dict[str, Any]) -> float:
-    """Time of day of the first token."""
+def _answer(order: dict[str, Any]) -> dict[str, Any]:
+    """Time of day of the first token, and the worker's peak."""
     from localvlm.engine.client import Engine
 
     files = {role: found and VlmFiles(*map(Path, found)) for role, found in order["files"].items()}
@@ -64,8 +76,8 @@ def _answer(order: dict[str, Any]) -> float:
         began = time.time()
         run = bench.run(case, [picture], order["question"])
         total = time.time() - began  # loading included, which the first token of plain's clock may not be
-        return began + total - (run.total_ms - run.first_ms) / 1e3
+        return {"first": began + total - (run.total_ms - run.first_ms) / 1e3, "peak": run.peak}
 
 
 if __name__ == "__main__":
-    sys.stdout.write(str(_answer(json.load(sys.stdin))))
+    sys.stdout.write(json.dumps(_answer(json.load(sys.stdin))))

@@ -276,8 +276,9 @@ def test_every_preset_runs_every_case(native, name, tmp_path):
         if name == "smolvlm2":
             PIL.Image.fromarray(images[0].rgb).save(tmp_path / "picture.png")
             for case in (PLAIN, Case("early exit", "ours", 0.35, exits=True)):
-                first, whole = from_start(bench, case, tmp_path / "picture.png", question)
-                assert 0 < first <= whole
+                process = from_start(bench, case, tmp_path / "picture.png", question)
+                assert 0 < process.first <= process.whole
+                assert process.peak > 1 << 24
         peak = Peak(bench.ours.engine)
         peak.begin()
         assert 1 << 24 < (peak.read() or 0) < 1 << 30
