@@ -73,8 +73,8 @@ PRESETS = {
         ),
         Preset(
             "next",
-            VlmShape("next-0.28b", LLAMA_028B, CLIP_L_TILES, "Q8_0"),
-            VlmShape("next-7b", VICUNA_7B, CLIP_L_TILES, "Q4_0"),
+            VlmShape("llava-0.28b", LLAMA_028B, CLIP_L_TILES, "Q8_0"),
+            VlmShape("llava-7b", VICUNA_7B, CLIP_L_TILES, "Q4_0"),
             (672, 672),
             "LLaVA-NeXT: 0.28B -> 7B, 5 tiles of 576 image tokens",
         ),

@@ -63,7 +63,9 @@ class VlmShape:
 
     @property
     def files(self) -> tuple[str, str]:
-        return f"{self.name}-{self.quant}.gguf", f"mmproj-{self.name}-F16.gguf"
+        """Names of the model's and the projector's; a tower for tiles goes with the LLM of one without."""
+        tiles = "-tiles" if self.tower.pinpoints else ""
+        return f"{self.name}-{self.quant}.gguf", f"mmproj-{self.name}{tiles}-F16.gguf"
 
 
 GUIDE_028B = VlmShape(
