@@ -45,6 +45,24 @@ def test_parameters_are_those_of_the_published_models(name):
     assert tuple(found) == pytest.approx(PARAMS[name], rel=0.01)
 
 
+@pytest.mark.parametrize("quant", shapes.QUANTS)
+@pytest.mark.parametrize("name", PRESETS)
+def test_rows_are_whole_blocks(name, quant):
+    preset = PRESETS[name].quantized(quant)
+    for vlm in (preset.guide, preset.model):
+        for tensor in (t for part in shapes._parts(vlm) for t in part):
+            assert tensor.shape[-1] % KINDS[tensor.kind].weights == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "quant", "gigabytes"),
+    [("llava15", "Q4_0", 3.83), ("llava15", "Q4_K_M", 4.08), ("llava15", "Q8_0", 7.16), ("qwen25vl", "Q4_K_M", 4.68)],
+)
+def test_files_are_as_large_as_published_ones(name, quant, gigabytes):
+    tensors, _ = shapes._parts(PRESETS[name].quantized(quant).model)
+    assert sum(t.n_bytes for t in tensors) / 1e9 == pytest.approx(gigabytes, rel=0.01)
+
+
 def test_the_same_seed_writes_the_same_bytes(tmp_path):
     preset = tiny(PRESETS["smolvlm2"])
     first = write_vlms(tmp_path / "a", [preset.model])[0]
