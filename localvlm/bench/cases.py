@@ -230,7 +230,8 @@ class Bench:
     # runs
 
     def run(self, case: Case, images: Sequence[Image], question: str) -> Run:
-        """One answer, of which nothing is encoded yet."""
+        """One answer, of which nothing is encoded and no row is in a KV cache yet."""
+        self.ours.forget()
         peak = Peak(self.bare.engine if case.way == "plain" else self.ours.engine)
         peak.begin()
         if case.way == "plain":

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from localvlm.engine.api import Completion, Encoded, Engine, LoadOptions, SamplingOptions, Vlm
+from localvlm.engine.api import Completion, Encoded, Engine, LoadOptions, SamplingOptions, TextPart, Vlm
 
 __all__ = ["Fixed", "FixedEngine"]
 
@@ -95,6 +95,11 @@ class FixedEngine:
         if key not in self._loaded:
             self._loaded[key] = FixedVlm(self.engine.load(*key), None if model == self._guide else self.fixed)
         return cast(Vlm, self._loaded[key])
+
+    def forget(self) -> None:
+        """Leaves nothing in the KV caches that a prompt could go on with."""
+        for loaded in self._loaded.values():
+            loaded.vlm.prefill([TextPart("-")])
 
     def cancel(self) -> None:
         """See :meth:`localvlm.engine.api.Engine.cancel`."""

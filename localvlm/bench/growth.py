@@ -120,6 +120,7 @@ def _plain_turns(bench: Bench, case: Case, images: Sequence[Image], question: st
 
 def _our_turns(bench: Bench, case: Case, images: Sequence[Image], question: str, n: int) -> list[float]:
     out = []
+    bench.ours.forget()
     began = time.perf_counter()
     options: AskOptions = replace(bench.options(case), exit_at=None)
     with bench.pipeline().session(images) as session:

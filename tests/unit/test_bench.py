@@ -25,7 +25,7 @@ from localvlm.bench.start import from_start
 from localvlm.cli import bench as command
 from localvlm.engine.api import LoadOptions
 from localvlm.engine.client import Engine
-from localvlm.engine.fake import FakeEngine, Script
+from localvlm.engine.fake import FakeEngine, FakeVlm, Script
 from localvlm.errors import ModelError
 
 LOG = """
@@ -94,6 +94,21 @@ def test_plain_has_no_tap_and_is_apart(fake):
     fake.run(PLAIN, [drawn(64, 64)], "what?")
     assert [vlm.options.tap for vlm in fake.bare.engine.loaded] == [False]
     assert fake.ours.engine.loaded == []
+
+
+def test_nothing_of_the_run_before_is_in_a_cache(fake, monkeypatch):
+    ran = []
+    prefill = FakeVlm.prefill
+
+    def counted(vlm, parts, **options):
+        done = prefill(vlm, parts, **options)
+        ran.append(done.n_run - done.n_past)
+        return done
+
+    monkeypatch.setattr(FakeVlm, "prefill", counted)
+    for _ in range(2):
+        fake.run(cases([0.25], 5, 3)[1], [drawn(64, 64)], "what?")
+    assert min(ran) >= -1  # the begin-of-sequence token
 
 
 def test_tokens_that_need_more_tiles_get_them(fake):
