@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,13 @@ from localvlm.errors import UsageError
 
 if TYPE_CHECKING:
     from localvlm.answers import Pair
-    from localvlm.bench.cases import Bench
+    from localvlm.bench.cases import Bench, Case
     from localvlm.bench.report import Report
     from localvlm.images import Image
 
 __all__ = ["bench"]
 
+ROUNDS, TAP_ROUNDS = 3, 9
 TAP_LIMIT = 1.03
 """The tap may cost this much of the guide's own LLM time."""
 PRESETS = ("llava15", "next", "internvl3", "smolvlm2", "qwen25vl")
@@ -81,8 +82,10 @@ class GrowthType(click.ParamType):  # type: ignore[type-arg] # generic since cli
          help="Tokens of every answer.")  # fmt: skip
 @setting("--tiles", metavar="N", type=WholeType(1),
          help="Tiles that are encoded where the guide sees the overview [default: 40 % of them].")  # fmt: skip
-@setting("--runs", metavar="N", type=WholeType(1), default=3, show_default=True,
-         help="Rounds; in each, every case runs once.")  # fmt: skip
+@setting("--runs", metavar="N", type=WholeType(1),
+         help="Rounds; in each, every case runs once [default: 3; 9 of the tap].")  # fmt: skip
+@setting("--case", metavar="TEXT", multiple=True,
+         help="Only cases whose names hold TEXT, and llama.cpp alone; may be given several times.")  # fmt: skip
 @setting("--peer", metavar="PROGRAM", help="A llama-mtmd-cli to run on the same files.")
 @setting("--from-start", is_flag=True, help="Time whole processes too.")
 @setting("--growth", metavar="WHAT[=N,...]", type=GrowthType(), multiple=True,
@@ -126,7 +129,7 @@ def _tap(params: dict[str, Any], target: Path | None) -> bool:
 
     from localvlm.bench.tap import measure
 
-    cost = measure(max(3, params["runs"]), params["threads"])
+    cost = measure(params["runs"] or TAP_ROUNDS, params["threads"])
     if target is not None:
         found = {
             "what": "tap",
@@ -217,16 +220,28 @@ def _measured(
             question = question_of(found.plain, params["text"])
             n_tiles = sum(found.plain.layout(*image.size).n_tiles for image in images)
             tiles = params["tiles"] or max(1, round(TILES * n_tiles))
-            ways = cases(params["keep"], n_tiles, tiles, guided=pair.guide is not None)
+            ways = _asked(cases(params["keep"], n_tiles, tiles, guided=pair.guide is not None), params["case"])
             report = Report({"what": what, **machine(), "build": build(found.bare.engine), "picture": images[0].name})
             if params["growth"]:
                 _grow(found, report, images, question, params, tell)
             else:
-                measure(found, report, ways, images, question, params["runs"], tell,
+                measure(found, report, ways, images, question, params["runs"] or ROUNDS, tell,
                         peer=params["peer"], from_start=params["from_start"])  # fmt: skip
         finally:
             reporter.clear()
     return report
+
+
+def _asked(ways: list[Case], parts: Sequence[str]) -> list[Case]:
+    """The first, which the others are held against, and those whose names hold one of ``parts``; all if there are none.
+
+    Raises:
+        UsageError: no name does.
+    """
+    found = [case for case in ways[1:] if not parts or any(part in case.name for part in parts)]
+    if not found:
+        raise UsageError(f"no case holds {parts[0]!r} in its name", f"there are: {'; '.join(c.name for c in ways)}")
+    return [ways[0], *found]
 
 
 def _grow(
@@ -246,7 +261,7 @@ def _grow(
     ours = [Case(f"guided, {100 * keep:g} %", "ours", keep, forced="no exit") for keep in params["keep"]]
     found.prepare([PLAIN, *ours], images, question)
     for what, upto in asked.items():
-        for row in grow(found, what, upto or GROWING[what], ours, images, question, params["runs"], tell):
+        for row in grow(found, what, upto or GROWING[what], ours, images, question, params["runs"] or ROUNDS, tell):
             (report.skipped if isinstance(row, str) else report.grown).append(row)  # type: ignore[arg-type]
 
 

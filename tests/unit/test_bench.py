@@ -231,6 +231,19 @@ def test_wrong_arguments(cli, arguments, said):
     assert said in done.err
 
 
+def test_only_some_cases(cli, tmp_path):
+    out = tmp_path / "o.json"
+    assert cli("bench", *cli.pair, "--runs", 1, "--case", "exit", "--case", "all", "--json", out).code == 0
+    assert [case["name"] for case in json.loads(out.read_text())["cases"]] == [
+        "plain llama.cpp",
+        "all tokens",
+        "early exit",
+    ]
+    done = cli("bench", *cli.pair, "--case", "nothing")
+    assert done.code == 2
+    assert "early exit" in done.err
+
+
 def test_growth_is_told_in_place_of_cases(cli, tmp_path):
     out = tmp_path / "o.json"
     what = [part for one in ("answers=2,4", "turns=1,3", "images=1,2", "tokens=144,5000") for part in ("--growth", one)]
