@@ -27,7 +27,7 @@ from localvlm.errors import UsageError
 from localvlm.evaluation.downscale import pooled, shrunk
 from localvlm.images import Image
 from localvlm.pipeline import Pipeline
-from localvlm.pruning import method_named, share_of
+from localvlm.pruning import METHODS, share_of
 from localvlm.selection import select
 from localvlm.speaker import altered, release
 
@@ -357,7 +357,7 @@ def _price(case: Case, answer: Answer) -> float:
     """
     found: dict[float, int] = {}
     for price in (float(1 << i) for i in range(HIGHEST_PRICE)):
-        kept = select(method_named("sgl+"), case.keep, answer.layouts, answer.saliency, tile_price=price)
+        kept = select(METHODS["sgl+"], case.keep, answer.layouts, answer.saliency, tile_price=price)
         tiles = (layout.tiles for layout in answer.layouts)
         found[price] = sum(len(np.unique(t[k])) for t, k in zip(tiles, kept, strict=True) if t is not None)
         if found[price] <= case.tiles:

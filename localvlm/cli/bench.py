@@ -212,7 +212,7 @@ def _measured(
     from localvlm.bench.report import Report
     from localvlm.bench.rounds import measure
 
-    guide, model = load_options(params)
+    guide, model = load_options(params, pair)
     tell = reporter.note if reporter.verbose else reporter.stage
     with app.bench(params, lambda engine: Bench(Setting(pair, guide, model, params["answer"]), engine)) as found:
         try:
