@@ -185,6 +185,7 @@ def test_exit_on_the_command_line(cli):
     assert list(answer["score"]) == ["confidence", "consistency", "combined", "threshold"]
     assert answer["score"]["threshold"] == 0.9
     assert [v.info.name for v in cli.engine.loaded] == ["guide"]
+    assert "score" not in json.loads(cli.ask("--json", "--exit-at", "off").out)
     assert cli.ask("--exit-at", "always").out == GUIDE_SAYS + "\n"
     assert cli.ask("--exit-at", "off").out == MODEL_SAYS + "\n"
     assert cli.ask("--exit-at", "always", "--guide-max-tokens", 2).out == MODEL_SAYS + "\n"
