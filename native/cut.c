@@ -49,13 +49,16 @@ int64_t lv_tower_cut_read(const lv_tap *tap, float *out, size_t n) {
     return (int64_t)have;
 }
 
-/* Whether a node behind the cut reads what one before it gave, but for the cut itself: the first tensor, NULL = none. */
-static const struct ggml_tensor *missing(const lv_tap *tap, const struct ggml_tensor *t) {
-    struct ggml_tensor *const *before = tap->cleared.data;
+/* The first result of the blocks, but for the cut itself, that a node reads, NULL = none. Most lie shortly before it. */
+static const struct ggml_tensor *read_of_blocks(const lv_tap *tap, const struct ggml_tensor *t) {
+    struct ggml_tensor *const *blocks = tap->cleared.data;
     for (int i = 0; i < GGML_MAX_SRC; i++) {
         const struct ggml_tensor *src = lv_computed(t->src[i]);
-        for (size_t j = 0; src != NULL && src != tap->cut.node && j < tap->n_cleared; j++) {
-            if (before[j] == src) {
+        if (src == NULL || src->op == GGML_OP_NONE || src == tap->cut.node) {
+            continue;
+        }
+        for (size_t j = tap->n_cleared; j > 0; j--) {
+            if (blocks[j - 1] == src) {
                 return src;
             }
         }
@@ -65,7 +68,7 @@ static const struct ggml_tensor *missing(const lv_tap *tap, const struct ggml_te
 
 static void look_behind(lv_tap *tap, const struct ggml_tensor *t) {
     struct lv_cut *cut = &tap->cut;
-    const struct ggml_tensor *gone = cut->open || lv_is_empty(t) ? NULL : missing(tap, t);
+    const struct ggml_tensor *gone = cut->open || lv_is_empty(t) ? NULL : read_of_blocks(tap, t);
     if (gone == NULL) {
         return;
     }
@@ -75,8 +78,13 @@ static void look_behind(lv_tap *tap, const struct ggml_tensor *t) {
     }
 }
 
-/* Nodes come in order: from the first of block 0 to the cut they make nothing but the cut, unless a later one reads
- * them, which is looked for. */
+/* Whether a node, of those from the first of block 0 to the cut, belongs to a block: by its name, or by what it reads.
+ * Others may come in between, such as a weight that the projector has transposed. */
+static bool is_of_blocks(const lv_tap *tap, const struct ggml_tensor *t) {
+    return (t->flags & GGML_TENSOR_FLAG_COMPUTE) != 0 && !lv_is_empty(t) &&
+           (lv_number_after_dash(t->name) >= 0 || read_of_blocks(tap, t) != NULL);
+}
+
 enum lv_step lv_cut_ask(lv_tap *tap, struct ggml_tensor *t) {
     struct lv_cut *cut = &tap->cut;
     if (!is_cut(tap)) {
@@ -86,13 +94,16 @@ enum lv_step lv_cut_ask(lv_tap *tap, struct ggml_tensor *t) {
         look_behind(tap, t);
         return LV_RUN;
     }
-    const bool met = strcmp(t->name, cut->name) == 0;
     cut->begun = cut->begun || lv_number_after_dash(t->name) == 0;
-    cut->node = met ? t : NULL;
-    if (cut->begun && (t->flags & GGML_TENSOR_FLAG_COMPUTE) != 0 && !lv_is_empty(t)) {
+    const bool left_out = cut->begun && is_of_blocks(tap, t);
+    if (left_out) {
         cut->given ? lv_clear_flag(tap, t) : lv_note_node(tap, t);
     }
-    return met ? LV_CUT : cut->begun && cut->given ? LV_SKIP : LV_RUN;
+    if (strcmp(t->name, cut->name) == 0) {
+        cut->node = t;
+        return LV_CUT;
+    }
+    return left_out && cut->given ? LV_SKIP : LV_RUN;
 }
 
 bool lv_cut_done(lv_tap *tap, struct ggml_tensor *t) {

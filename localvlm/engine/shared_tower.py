@@ -40,11 +40,13 @@ class Output:
     Attributes:
         rows: (n,) float32, all rows of the last block; empty once there was no room.
         attention: (n_layer, n_tokens) float32, None if it was not read.
-        taken: whether it was gone on from.
+        by: whose tower ran.
+        taken: whether another VLM has gone on from it.
     """
 
     rows: Float32
     attention: Float32 | None
+    by: Member
     taken: bool = False
 
     @property
@@ -103,16 +105,16 @@ class Member:
         """Of towers known to be the same; None before the first tile."""
 
     def find(self, pixels: RGB, attention: bool) -> Output | None:
-        """What the same tower gave for a tile of these pixels, with its attention if that is asked."""
+        """What the same tower gave another VLM for a tile of these pixels, with its attention if that is asked."""
         output = self._towers._outputs.get(self._key(pixels))
-        if output is None or (attention and output.attention is None):
+        if output is None or output.by is self or (attention and output.attention is None):
             return None
         output.taken = True
         return output
 
     def keep(self, pixels: RGB, rows: Float32, attention: Float32 | None) -> Output | None:
         """Keeps what the tower gave for a tile as long as the result is referred to. None: there is no room."""
-        key, output = self._key(pixels), Output(rows, attention)
+        key, output = self._key(pixels), Output(rows, attention, self)
         known = self._towers._outputs.pop(key, None)
         if known is not None:
             known.drop()

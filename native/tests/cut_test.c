@@ -10,7 +10,7 @@
 #define ROWS 40
 #define BLOCKS 3
 
-enum shape_of { PLAIN, WEIGHT_FIRST, DEEP, STACKED };
+enum shape_of { PLAIN, WEIGHT_FIRST, WEIGHT_AMID, DEEP, STACKED };
 
 /* An encoder like clip.cpp's: a projector of its own behind blocks that another has as well. */
 struct encoder {
@@ -36,7 +36,7 @@ static void fill(struct ggml_tensor *t) {
     ggml_backend_tensor_set(t, data, 0, ggml_nbytes(t));
 }
 
-static struct ggml_tensor *run_blocks(struct encoder *e) {
+static struct ggml_tensor *run_blocks(struct encoder *e, enum shape_of shape) {
     struct ggml_tensor *cur = e->before = ggml_scale(e->ctx, e->x, 0.5f);
     ggml_set_name(cur, "pos_embed");
     ggml_set_output(cur);
@@ -48,6 +48,9 @@ static struct ggml_tensor *run_blocks(struct encoder *e) {
         ggml_format_name(cur, "layer_out-%d", il);
         ggml_set_output(cur); /* its memory is not used again, so that a test sees whether it was written */
         e->outs[il] = cur;
+        if (shape == WEIGHT_AMID && il == 0) { /* Gemma 3: clip.cpp puts all but the last block into the graph first */
+            ggml_build_forward_expand(e->graph, cur);
+        }
     }
     return cur;
 }
@@ -64,9 +67,10 @@ static struct encoder *encoder_new(enum shape_of shape) {
     for (int il = 0; il < BLOCKS; il++) {
         e->blocks[il] = input(e, WIDTH, WIDTH);
     }
-    e->projector = shape == WEIGHT_FIRST ? input(e, OUT, WIDTH) : input(e, WIDTH, OUT);
-    struct ggml_tensor *cur = run_blocks(e), *weight = e->projector;
-    if (shape == WEIGHT_FIRST) { /* Gemma 3: computed before the blocks, and used behind them */
+    const bool turned = shape == WEIGHT_FIRST || shape == WEIGHT_AMID;
+    e->projector = turned ? input(e, OUT, WIDTH) : input(e, WIDTH, OUT);
+    struct ggml_tensor *cur = run_blocks(e, shape), *weight = e->projector;
+    if (turned) { /* computed before the cut, and used behind it */
         weight = ggml_cont(e->ctx, ggml_transpose(e->ctx, weight));
     } else if (shape == DEEP) { /* Qwen3-VL: what an earlier block gave comes in later */
         cur = ggml_add(e->ctx, cur, ggml_reshape_2d(e->ctx, e->outs[0], WIDTH, ROWS));
@@ -248,6 +252,7 @@ static void cancelled_midway(void) {
 void cut_tests(void) {
     takes_over(PLAIN, false);
     takes_over(WEIGHT_FIRST, true);
+    takes_over(WEIGHT_AMID, false);
     cannot_be_cut(DEEP);
     cannot_be_cut(STACKED);
     refusals();
