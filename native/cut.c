@@ -49,18 +49,25 @@ int64_t lv_tower_cut_read(const lv_tap *tap, float *out, size_t n) {
     return (int64_t)have;
 }
 
-/* The first result of the blocks, but for the cut itself, that a node reads, NULL = none. Most lie shortly before it. */
-static const struct ggml_tensor *read_of_blocks(const lv_tap *tap, const struct ggml_tensor *t) {
+/* The node of the blocks whose result a tensor is, or is a copy of for another device, which has its name alone; NULL =
+ * none. Most were met shortly before. */
+static const struct ggml_tensor *node_of(const lv_tap *tap, const struct ggml_tensor *t) {
     struct ggml_tensor *const *blocks = tap->cleared.data;
-    for (int i = 0; i < GGML_MAX_SRC; i++) {
-        const struct ggml_tensor *src = lv_computed(t->src[i]);
-        if (src == NULL || src->op == GGML_OP_NONE || src == tap->cut.node) {
-            continue;
+    const bool copy = t->op == GGML_OP_NONE && strchr(t->name, '#') != NULL;
+    for (size_t i = t->op != GGML_OP_NONE || copy ? tap->n_cleared : 0; i > 0; i--) {
+        if (blocks[i - 1] == t || (copy && lv_is_copy_of(t, blocks[i - 1]->name))) {
+            return blocks[i - 1];
         }
-        for (size_t j = tap->n_cleared; j > 0; j--) {
-            if (blocks[j - 1] == src) {
-                return src;
-            }
+    }
+    return NULL;
+}
+
+/* The first result of the blocks, but for the cut itself, that a node reads, NULL = none. */
+static const struct ggml_tensor *read_of_blocks(const lv_tap *tap, const struct ggml_tensor *t) {
+    for (int i = 0; i < GGML_MAX_SRC; i++) {
+        const struct ggml_tensor *src = lv_computed(t->src[i]), *node = src != NULL ? node_of(tap, src) : NULL;
+        if (node != NULL && node != tap->cut.node) {
+            return node;
         }
     }
     return NULL;

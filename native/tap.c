@@ -118,6 +118,12 @@ bool lv_has_name(const struct ggml_tensor *t, const char *name) {
     return hash != NULL && strncmp(hash + 1, name, n) == 0 && (hash[1 + n] == '#' || hash[1 + n] == '\0');
 }
 
+bool lv_is_copy_of(const struct ggml_tensor *t, const char *name) {
+    const char *hash = t->op == GGML_OP_NONE ? strchr(t->name, '#') : NULL;
+    const size_t n = strlen(name);
+    return hash != NULL && n > 0 && strncmp(hash + 1, name, n) == 0 && (hash[1 + n] == '#' || hash[1 + n] == ' ');
+}
+
 bool lv_starts(const struct ggml_tensor *t, const char *prefix) {
     return strncmp(t->name, prefix, strlen(prefix)) == 0;
 }

@@ -151,6 +151,8 @@ bool lv_grow(lv_tap *tap, struct lv_buf *buf, size_t size);
 const void *lv_host(lv_tap *tap, struct lv_buf *buf, const struct ggml_tensor *t, size_t size);
 bool lv_write(lv_tap *tap, struct ggml_tensor *t, const void *data, size_t size);
 bool lv_has_name(const struct ggml_tensor *t, const char *name); /* exact, or a scheduler's copy of it */
+/* Whether t is a scheduler's copy of a tensor, or of a view of it: "CUDA1#l_out-3 (view)#0". */
+bool lv_is_copy_of(const struct ggml_tensor *t, const char *name);
 bool lv_starts(const struct ggml_tensor *t, const char *prefix);
 int lv_number_after_dash(const char *name); /* "Qcur-3 (view)" -> 3, else -1 */
 void lv_parallel(lv_tap *tap, int n, void (*task)(void *ctx, int i, int thread), void *ctx);

@@ -10,7 +10,10 @@
 #define ROWS 40
 #define BLOCKS 3
 
-enum shape_of { PLAIN, WEIGHT_FIRST, WEIGHT_AMID, DEEP, STACKED };
+enum shape_of { PLAIN, WEIGHT_FIRST, WEIGHT_AMID, DEEP, STACKED, COPIED };
+
+/* Name of what COPIED reads behind the cut, as a scheduler makes it for another device. */
+static const char *copied = "";
 
 /* An encoder like clip.cpp's: a projector of its own behind blocks that another has as well. */
 struct encoder {
@@ -76,6 +79,9 @@ static struct encoder *encoder_new(enum shape_of shape) {
         cur = ggml_add(e->ctx, cur, ggml_reshape_2d(e->ctx, e->outs[0], WIDTH, ROWS));
     } else if (shape == STACKED) { /* Granite: several blocks' outputs put together on the way */
         cur = ggml_add(e->ctx, ggml_add(e->ctx, e->outs[0], e->outs[1]), cur);
+    }
+    if (shape == COPIED) {
+        cur = ggml_add(e->ctx, cur, ggml_set_name(input(e, WIDTH, ROWS), copied));
     }
     e->out = ggml_mul_mat(e->ctx, weight, ggml_reshape_2d(e->ctx, cur, WIDTH, ROWS));
     ggml_set_output(e->out);
@@ -184,6 +190,24 @@ static void cannot_be_cut(enum shape_of shape) {
     encoder_free(e);
 }
 
+static void copies(void) {
+    static const char *const lost[] = {"GPU1#layer_out-0#0", "GPU1#layer_inp_normed-2 (reshaped)#0"};
+    static const char *const there[] = {"GPU1#layer_out-2#0", "GPU1#layer_out-22#0", "GPU1#pos_embed#0", "layer_out-0"};
+    for (size_t i = 0; i < sizeof lost / sizeof lost[0]; i++) {
+        copied = lost[i];
+        cannot_be_cut(COPIED);
+    }
+    for (size_t i = 0; i < sizeof there / sizeof there[0]; i++) {
+        copied = there[i];
+        struct encoder *e = encoder_new(COPIED);
+        lv_tap *tap = lv_tap_new();
+        EXPECT(run_cut(e, tap, BLOCKS - 1, NULL, 0) == LV_OK && lv_tower_cut_read(tap, NULL, 0) == WIDTH * ROWS,
+               "'%s': %s", copied, lv_tap_error(tap));
+        lv_tap_free(tap);
+        encoder_free(e);
+    }
+}
+
 static void refusals(void) {
     struct encoder *e = encoder_new(PLAIN);
     lv_tap *tap = lv_tap_new();
@@ -255,6 +279,7 @@ void cut_tests(void) {
     takes_over(WEIGHT_AMID, false);
     cannot_be_cut(DEEP);
     cannot_be_cut(STACKED);
+    copies();
     refusals();
     cancelled_midway();
 }
