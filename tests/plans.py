@@ -109,7 +109,8 @@ def main() -> int:
     shapes = [VlmShape(files) for files in (pair.model, pair.guide) if files is not None]
     memory = rates_of(shapes, LoadOptions(threads=args.threads, cache=args.cache))
     picture = picture_of(args)
-    planner = Planner(shapes[0], shapes[1] if guide else None, memory)
+    one_tower = guide is not None and shapes[1].shares_tower(shapes[0])
+    planner = Planner(shapes[0], shapes[1] if guide else None, memory, one_tower=one_tower)
     asked = Asked((picture.size,), QUESTION, args.keep, args.max_tokens, loaded=True)
     plans = planner.plans(asked, "fast")
     plans = [p for p in plans if not args.only or p.name in ("plain", *args.only)]

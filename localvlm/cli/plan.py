@@ -119,7 +119,9 @@ def plan_answer(
     memory = RateMemory.of(model)
     if why := _sampled(ctx, shapes, memory, model, reporter):
         return Planned(options, why=why)
-    planner = Planner(shapes[0], shapes[1] if len(shapes) > 1 else None, memory)
+    model_shape, guide_shape = shapes[0], shapes[1] if len(shapes) > 1 else None
+    one_tower = guide_shape is not None and guide_shape.shares_tower(model_shape)
+    planner = Planner(model_shape, guide_shape, memory, one_tower=one_tower)
     asked = _asked(ctx, pair, pictures, question, options, guide, model)
     plans = planner.plans(asked, ctx.params["accuracy"])
     if not plans:

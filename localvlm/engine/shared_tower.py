@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from localvlm.engine.gguf_header import Header, TensorInfo
 
-__all__ = ["LIMIT", "Member", "Output", "Towers"]
+__all__ = ["LIMIT", "Member", "Output", "Towers", "same_tower"]
 
 Float32 = NDArray[np.float32]
 RGB = NDArray[np.uint8]
@@ -133,6 +133,13 @@ class Member:
         if self.group is None:
             self.group = self._towers._join(self)
         return self.group, repr(pixels.shape).encode() + hashlib.sha256(pixels.tobytes()).digest()
+
+
+def same_tower(one: Header, other: Header, row_end: str) -> bool:
+    """Whether two projector files have one tower. ``row_end`` as of :class:`Member`."""
+    towers = Towers()
+    a, b = (Member(towers, mmproj, row_end, ()) for mmproj in (one, other))
+    return a.signature == b.signature and _same_bytes(a, b)
 
 
 def _signature(mmproj: Header, tensors: dict[str, TensorInfo]) -> Hashable:

@@ -100,9 +100,14 @@ def quickest(plans: Sequence[Plan]) -> Plan:
 
 
 class Planner:
-    """Plans for one pair on this machine; rates of all types of its weights must be known."""
+    """Plans for one pair on this machine; rates of all types of its weights must be known.
 
-    def __init__(self, model: VlmShape, guide: VlmShape | None, memory: RateMemory) -> None:
+    Args:
+        one_tower: guide and model share it, as :meth:`VlmShape.shares_tower` tells.
+    """
+
+    def __init__(self, model: VlmShape, guide: VlmShape | None, memory: RateMemory, *, one_tower: bool = False) -> None:
+        self._one_tower = one_tower
         self._model = Speed(model, memory)
         self._guide = None if guide is None else Speed(guide, memory)
         self._memory = memory
@@ -145,7 +150,8 @@ class Planner:
             counts = replace(counts, tiles=float(answer.tiles.encoded))
         if answer.tokens.drafted:
             counts = replace(counts, guide_answer=answer.tokens.drafted)
-        exits = float(answer.answered_by == "guide") if plan.guide_tokens is not None else None
+        might = plan.guide_tokens is not None and asked.exits is not None
+        exits = float(answer.answered_by == "guide") if might else None
         told = replace(asked, exits=exits)
         return Plan(plan.name, plan.method, plan.guide_tokens, *self._ms(told, counts, plan.guide_tokens))
 
@@ -156,18 +162,22 @@ class Planner:
         if answer.tokens.drafted:  # a draft that was taken over makes any other time
             told.pop("decode", None)
         told.pop("guide_decode", None)  # of a length that is not told
+        if answer.tiles.shared:  # what a projector takes tells nothing of its tower
+            told.pop("encode", None)
         self._memory.learn(ratios(self._speed, told, answer.ms))
 
     def _ms(self, asked: Asked, counts: Counts, guide_tokens: int | None) -> tuple[dict[str, float], float]:
         """Milliseconds by stage, and the share of exits among them."""
         exits = (asked.exits or 0.0) if guide_tokens is not None else 0.0
-        model = self._model.answer(self._views(asked) or [], counts)
+        views = self._views(asked) or []
+        seen = [] if guide_tokens is None else self._guide_views(asked, guide_tokens) or []
+        model = self._model.answer(views, counts, shared=seen == views and self._one_tower)
         ms = {stage: (1 - exits) * taken for stage, taken in model.items()}
         load = 0.0 if asked.loaded else (1 - exits) * self._model.load()
         if guide_tokens is not None:
             assert self._guide is not None
             load += 0.0 if asked.loaded else self._guide.load()
-            ms = self._guide.look(self._guide_views(asked, guide_tokens) or [], counts) | ms
+            ms = self._guide.look(seen, counts, checked=asked.exits is not None) | ms
         return {"load": load} | ms, exits
 
     def _speed(self, stage: str) -> Speed:

@@ -79,8 +79,10 @@ class Rates:
         fed = max(tokens - 1, 0)
         return fed * self.batch(llm, 1, before + fed // 2)
 
-    def tile_of(self, tower: Tower, patches: int, tokens: int) -> float:
-        """One pass of a tower."""
+    def tile_of(self, tower: Tower, patches: int, tokens: int, *, shared: bool = False) -> float:
+        """One pass of a tower; ``shared``: of its projector alone, on what another VLM's tower gave."""
+        if shared:
+            return self.tile + sum(n * self.patch[kind] for kind, n in tower.token.items()) * tokens
         inside = sum(n * self.patch[kind] for kind, n in tower.patch.items())
         after = sum(n * self.patch[kind] for kind, n in tower.token.items())
         attended = self.pair * tower.width * tower.pairs(patches)

@@ -13,6 +13,7 @@ from localvlm.answers import VlmFiles
 from localvlm.engine.families import Block, Family, describe
 from localvlm.engine.gguf_header import Header, TensorInfo, read_header
 from localvlm.engine.price import tile_price
+from localvlm.engine.shared_tower import same_tower
 
 __all__ = ["Llm", "Run", "Tower", "View", "VlmShape", "stamp", "takes_any_size", "weights_by_type"]
 
@@ -131,6 +132,11 @@ class VlmShape:
     def any_size(self) -> bool:
         """See :func:`takes_any_size`."""
         return takes_any_size(self._mmproj)
+
+    def shares_tower(self, other: VlmShape) -> bool:
+        """Whether both have one vision tower, run in one way: a tile is then encoded once for both."""
+        family = self.family(0)
+        return family.name == other.family(0).name and same_tower(self._mmproj, other._mmproj, family.row_end)
 
     def view(self, width: int, height: int, max_tokens: int = 0) -> View | None:
         """A width x height picture; None where the family is not known."""

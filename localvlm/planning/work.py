@@ -49,11 +49,11 @@ class Speed:
     def load(self) -> float:
         return self._rates.load * self.shape.n_bytes * 1e3
 
-    def encode(self, views: Sequence[View], tiles: float | None = None) -> float:
-        """``tiles``: how many of them; None: all."""
-        taken = [self._rates.tile_of(self.shape.tower, *tile) for view in views for tile in view.tiles]
+    def encode(self, views: Sequence[View], tiles: float | None = None, *, shared: bool = False) -> float:
+        """``tiles``: how many of them; None: all. ``shared``: the other VLM's tower gave them."""
+        taken = [self._rates.tile_of(self.shape.tower, *tile, shared=shared) for view in views for tile in view.tiles]
         share = 1.0 if tiles is None else tiles / max(len(taken), 1)
-        return self._corrected("encode", sum(taken) * share)
+        return sum(taken) * share * 1e3 if shared else self._corrected("encode", sum(taken) * share)
 
     def prefill(self, batches: Sequence[int]) -> float:
         return self._corrected("prefill", self._rates.prompt(self.shape.llm, batches))
@@ -67,24 +67,27 @@ class Speed:
     def decode(self, tokens: int, before: int) -> float:
         return self._corrected("decode", self._rates.decoded(self.shape.llm, tokens, before))
 
-    def look(self, views: Sequence[View], counts: Counts) -> dict[str, float]:
-        """The stages of a guide: it sees all, answers, and its answer is checked on what it looked at most."""
+    def look(self, views: Sequence[View], counts: Counts, *, checked: bool) -> dict[str, float]:
+        """The stages of a guide: it sees all, answers, and where that may be final its answer is checked on what it
+        looked at most.
+        """
         rows = prompt_rows(views, counts.before, counts.after)
-        few = math.ceil(CONSISTENCY_KEEP * sum(view.tokens for view in views))
-        checked = prompt_rows(views, counts.before, counts.after, few)
         read = self.prefill(prompt_batches(views, counts.before, counts.after))
+        if checked:
+            few = math.ceil(CONSISTENCY_KEEP * sum(view.tokens for view in views))
+            read += self.check(prompt_rows(views, counts.before, counts.after, few), counts.guide_answer)
         return {
             "guide_encode": self.encode(views),
-            "guide_prefill": read + self.check(checked, counts.guide_answer),
+            "guide_prefill": read,
             "guide_decode": self.decode(counts.guide_answer, rows),
         }
 
-    def answer(self, views: Sequence[View], counts: Counts) -> dict[str, float]:
-        """The stages of a model."""
+    def answer(self, views: Sequence[View], counts: Counts, *, shared: bool = False) -> dict[str, float]:
+        """The stages of a model; ``shared`` as of :meth:`encode`."""
         rows = prompt_rows(views, counts.before, counts.after, counts.kept)
         batches = _steps(rows) if counts.kept is not None else prompt_batches(views, counts.before, counts.after)
         return {
-            "encode": self.encode(views, counts.tiles),
+            "encode": self.encode(views, counts.tiles, shared=shared),
             "prefill": self.prefill(batches),
             "decode": self.decode(counts.answer, rows),
         }

@@ -216,6 +216,19 @@ def test_a_guide_that_costs_what_it_saves_is_left_out(shapes, guide, model, gain
     assert quickest(seen_less).name == "guided, at most 512 tokens"
 
 
+def test_one_tower_runs_once(shapes):
+    model, guide, memory = shapes["llava-7b"], shapes["guide-0.28b"], RateMemory(None, "")
+    memory.rates = rates()
+    apart, joint = (
+        by_name(Planner(model, guide, memory, one_tower=one).plans(Asked(PHOTO, QUESTION))) for one in (False, True)
+    )
+    assert joint["guided"].ms["encode"] < 0.1 * apart["guided"].ms["encode"]
+    assert joint["guided"].ms["guide_encode"] == apart["guided"].ms["guide_encode"]
+    assert joint["plain"] == apart["plain"]
+    assert model.shares_tower(model)
+    assert not model.shares_tower(shapes["smolvlm2-2.2b"])
+
+
 def test_plain_stays_where_little_is_saved():
     plain, others = Plan("plain", "none", ms={"prefill": 100.0}), [89.0, 95.0]
     plans = [plain, *(Plan(str(ms), "sgl+", 0, {"prefill": ms}) for ms in others)]
@@ -241,7 +254,9 @@ def test_what_accuracy_allows(shapes):
 def test_exits_shorten_what_comes_after_the_guide(shapes):
     asked = Asked(PHOTO, QUESTION)
     pair = planner(shapes, "llava-7b", "guide-0.28b")
-    never, half = (by_name(pair.plans(replace(asked, exits=share)))["guided"] for share in (None, 0.5))
+    unchecked, never, half = (by_name(pair.plans(replace(asked, exits=share)))["guided"] for share in (None, 0.0, 0.5))
+    assert unchecked.ms["guide_prefill"] < never.ms["guide_prefill"]
+    assert unchecked.ms["decode"] == never.ms["decode"]
     for stage, ms in never.ms.items():
         if stage != "load":
             assert half.ms[stage] == pytest.approx(ms * (1.0 if stage.startswith("guide_") else 0.5))
@@ -327,6 +342,8 @@ def test_answers_correct_the_predictions(learning):
 
 def test_of_an_exit_the_guide_alone_is_learnt(learning):
     planned, asked, plan, _ = learning
+    asked = replace(asked, exits=0.0)
+    plan = by_name(planned.plans(asked))["guided"]
     for _ in range(3):
         by_guide = told(asked, plan, planned, 2.0, answered_by="guide", tokens=TokenCounts(576, None, 616, 3))
         assert by_guide.ms["encode"] == by_guide.ms["prefill"] == by_guide.ms["decode"] == 0
