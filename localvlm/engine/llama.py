@@ -339,7 +339,7 @@ class Context:
             logits=outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
         status = self._lib.llama_decode(self.handle, batch)
-        if status == 2:
+        if status == 2 or self.tap.cancelled:  # a graph whose nodes the tap left out ends well, on a GPU any
             raise Interrupted()
         if status != 0:
             raise UnsupportedModel(f"llama.cpp refused a batch of {n} rows (code {status}): {_why('no reason given')}")
