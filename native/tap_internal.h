@@ -13,7 +13,7 @@
 #define LV_MAX_ROWS (1 << 20)
 #define LV_MAX_IMAGE (1 << 22)
 #define LV_MAX_THREADS 64
-#define LV_MAX_MAPS 8      /* KV caches of one model; sliding-window models have two */
+#define LV_MAX_MAPS 32     /* KV caches of one model, on each of 16 devices; sliding-window models have two */
 #define LV_MAX_INPUTS 32   /* copies of one input tensor over the splits of a graph */
 #define LV_MAX_WIDTH (1 << 20)
 #define LV_MAX_WRITTEN 4096 /* keys and values of every layer, and then some */

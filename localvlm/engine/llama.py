@@ -341,6 +341,7 @@ class Context:
 
         Raises:
             Interrupted: the tap was cancelled; the caller must trim the cache.
+            NotEnoughMemory: a graph of this size has no room.
         """
         n = len(outputs)
         as_i32 = ctypes.POINTER(ctypes.c_int32)
@@ -356,6 +357,8 @@ class Context:
         status = self._lib.llama_decode(self.handle, batch)
         if status == 2 or self.tap.cancelled:  # a graph whose nodes the tap left out ends well, on a GPU any
             raise Interrupted()
+        if status == -2:
+            raise NotEnoughMemory(f"there is no memory to run {n} rows: {_why('no reason given')}", "lower --ctx-size")
         if status != 0:
             raise UnsupportedModel(f"llama.cpp refused a batch of {n} rows (code {status}): {_why('no reason given')}")
 

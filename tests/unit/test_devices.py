@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import llama_cpp
 import pytest
 
 from localvlm.engine import tower
-from localvlm.engine.api import LoadOptions
+from localvlm.engine.api import LoadOptions, TextPart
 from localvlm.engine.client import Engine
 from localvlm.engine.devices import check_gpu
 from localvlm.engine.fake import FakeEngine, Script
+from localvlm.engine.vlm import LlamaVlm
 from localvlm.errors import NotEnoughMemory, UnsupportedModel, UsageError
 from tests import zoo
 from tests.unit.cli_help import Cli
@@ -57,6 +59,18 @@ def test_the_fake_has_no_gpu_unless_the_script_says_so() -> None:
     with pytest.raises(UsageError, match="-ngl 3"):
         FakeEngine().load(Path("m.gguf"), Path("p.gguf"), LoadOptions(gpu_layers=3))
     FakeEngine(Script(gpus=CARD)).load(Path("m.gguf"), Path("p.gguf"), LoadOptions(gpu_layers=3))
+
+
+def test_a_graph_without_room_is_told(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = zoo.build("llava15", tmp_path)
+    vlm = LlamaVlm(model.model, model.mmproj, LoadOptions(threads=1))
+    for code, error in ((-2, NotEnoughMemory), (-3, UnsupportedModel)):
+        with monkeypatch.context() as patched:
+            patched.setattr(llama_cpp, "llama_decode", lambda *_, code=code: code)
+            with pytest.raises(error):
+                vlm.prefill([TextPart("USER: ")])
+    assert vlm.prefill([TextPart("USER: ")]).n_past
+    vlm.close()
 
 
 def test_a_full_gpu_is_told_from_a_bad_projector(monkeypatch: pytest.MonkeyPatch) -> None:
