@@ -75,10 +75,17 @@ def ngl(request: pytest.FixtureRequest, engine: Engine) -> int:
     return int(request.param)
 
 
-def families(*on_cpu: str) -> list[object]:
+def families(on_cpu: Iterable[str], on_gpu: Iterable[str] = zoo.FAMILIES) -> list[object]:
     """(family, layers on a GPU): a few on the CPU, all on a GPU."""
     quick = [pytest.param(name, 0, id=f"{name}-cpu") for name in on_cpu]
-    return quick + [pytest.param(name, -1, id=f"{name}-gpu", marks=pytest.mark.gpu) for name in zoo.FAMILIES]
+    return quick + [pytest.param(name, -1, id=f"{name}-gpu", marks=pytest.mark.gpu) for name in on_gpu]
+
+
+WITH_WIDE = (*zoo.FAMILIES, WIDE.name)
+
+
+def built(name: str, folder: Path) -> zoo.ZooModel:
+    return zoo.write(WIDE, folder) if name == WIDE.name else zoo.build(name, folder)
 
 
 def close(got: np.ndarray, want: np.ndarray, ngl: int) -> bool:
@@ -93,7 +100,7 @@ def test_no_gpu_is_a_reason_to_skip_or_to_fail(expected: bool, monkeypatch: pyte
     need_gpu(Backend("", "", "", ("CUDA0: a card",), ("CUDA", "CPU")))
 
 
-@pytest.mark.parametrize(("name", "ngl"), families("smolvlm"))
+@pytest.mark.parametrize(("name", "ngl"), families(["smolvlm"]))
 def test_what_transformers_gives(name: str, ngl: int, engine: Engine, folder: Path) -> None:
     """Embeddings, the tower's and the model's attention, logits, all of it from kept tokens too."""
     if ngl:
@@ -168,11 +175,11 @@ def test_flash_attention_gives_what_the_cpu_gives(kv_type: str, ngl: int, engine
     assert [m for m in measures if not m.ok] == []
 
 
-@pytest.mark.parametrize(("name", "ngl"), families("llava15"))
+@pytest.mark.parametrize(("name", "ngl"), families(["llava15"], WITH_WIDE))
 def test_looking_changes_nothing(name: str, ngl: int, engine: Engine, folder: Path) -> None:
     if ngl:
         need_gpu(engine.backend())
-    model = zoo.build(name, folder)
+    model = built(name, folder)
     vlm = engine.load(model.model, model.mmproj, LoadOptions(threads=1, gpu_layers=ngl))
     parts, fed, found = prompt(vlm, [vlm.encode(picture())]), np.array([83, 266, 7], np.int32), []
     for tap in (False, True, False):
@@ -185,13 +192,13 @@ def test_looking_changes_nothing(name: str, ngl: int, engine: Engine, folder: Pa
     assert close(np.stack(found[2]), np.stack(found[0]), ngl)
 
 
-@pytest.mark.parametrize(("name", "ngl"), families("qwen25vl"))
+@pytest.mark.parametrize(("name", "ngl"), families(["qwen25vl", WIDE.name], WITH_WIDE))
 def test_layers_apart_give_the_plain_logits(name: str, ngl: int, engine: Engine, folder: Path) -> None:
     """Nothing dropped: cut at each layer, and with pauses before several."""
     if ngl:
         need_gpu(engine.backend())
     for measured in (layers.differences, layers.pauses):
-        found = measured(engine, zoo.build(name, folder), 4, ngl)
+        found = measured(engine, built(name, folder), 4, ngl)
         assert len(found) >= 3
         assert [d for d in found if d.largest > (CLOSE * d.scale if ngl else 0.0)] == []
 
