@@ -139,7 +139,7 @@ class Answer:
         keep: the budget asked for: a share (1.0 = all), "auto", or "64 tokens".
         layer: of the model, before which the other tokens were dropped, of methods that choose them before it runs.
         steps: (layer, image tokens from it on) in the model, the first at layer 0; empty if the guide answered.
-        score: of the guide's answer, whenever the guide ran; it was final if this reached ``threshold``.
+        score: of the guide's answer, where it could be final; it was if this reached ``threshold``.
         layouts: where the image tokens of the VLM that answered lie, picture by picture.
         saliency: (N,) scores of these tokens, joint over all pictures; None if no guide led the choice.
         ran: cells that the guide and the model prefilled for this question; in a session others were there already.

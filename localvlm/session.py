@@ -164,7 +164,7 @@ class Session:
             layouts = self._check_fit("model", messages, method, options)
         if guided:
             max_tokens = min(options.max_tokens, options.guide_max_tokens)
-            look = self._look(messages, max_tokens, clock, check=guiding(method))
+            look = self._look(messages, max_tokens, clock, check=guiding(method) if may_exit else None)
             self._looked(look)
             if look.score is not None and exits(look.score, options.exit_at, look.answer.finish):
                 seen = AGGREGATIONS[guiding(method).aggregation or "sum"](look.attention)
@@ -284,7 +284,9 @@ class Session:
         """Notes what a look of the guide cost."""
         guide = self._guide.vlm.info
         text = look.prompt.n_past - look.prompt.n_image
-        checked = text + round(CONSISTENCY_KEEP * look.prompt.n_image) + len(look.answer.ids)
+        checked = 0
+        if look.score is not None:
+            checked = text + round(CONSISTENCY_KEEP * look.prompt.n_image) + len(look.answer.ids)
         rows = look.prompt.n_run + DECODED * len(look.answer.ids) + checked
         shown = look.encoded[len(look.encoded) - len(self._new) :]
         self._last = guide.n_params * (rows - sum(image.layout.n_tokens for image in shown))

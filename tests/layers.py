@@ -29,7 +29,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localvlm.bench.shapes import LlavaShape, write_llava
+from localvlm.bench.shapes import Llm, VlmShape, write_vlm
+from localvlm.bench.towers import Tower
 from localvlm.engine.api import Encoded, Engine, ImagePart, LoadOptions, Part, TextPart, Vlm
 from localvlm.engine.client import Engine as LlamaEngine
 from localvlm.pruning import PRESETS
@@ -183,7 +184,7 @@ def write(name: str) -> None:
 
 # memory
 
-SHAPE = LlavaShape("layers", 32, 512, 8, 8, 1024, 1024, "Q8_0", 2, 64, 4, 256)
+SHAPE = VlmShape("layers", Llm("llama", 32, 512, 8, 8, 1024, 1024), Tower("clip", 2, 64, 4, 256, 336, 14), "Q8_0")
 """32 layers, 64 KiB of KV cache for each of its cells, 576 image tokens."""
 
 
@@ -204,8 +205,8 @@ def _anonymous(pid: int) -> float:
 
 def memory(folder: Path, schedule: Schedule) -> float:
     """MiB of the worker after a prompt and a short answer, Python's included, the mapped weights not."""
-    files = write_llava(folder, SHAPE)
-    pixels = np.random.RandomState(5).randint(0, 256, (SHAPE.image, SHAPE.image, 3)).astype(np.uint8)
+    files = write_vlm(folder, SHAPE)
+    pixels = np.random.RandomState(5).randint(0, 256, (SHAPE.tower.image, SHAPE.tower.image, 3)).astype(np.uint8)
     with LlamaEngine() as engine:
         vlm = engine.load(*files, LoadOptions(threads=1))
         seen, kept = vlm.encode(pixels), None
@@ -225,7 +226,7 @@ def memories(folder: Path, say: Callable[[str], None] = print) -> int:
     """
     plain, more = memory(folder, ()), 0
     say(f"memory         plain: {plain:.1f} MiB")
-    settings: dict[str, Schedule] = {n: ((p.layer_in(SHAPE.layers), p.keep),) for n, p in PRESETS.items()}
+    settings: dict[str, Schedule] = {n: ((p.layer_in(SHAPE.llm.layers), p.keep),) for n, p in PRESETS.items()}
     for name, schedule in (settings | {"thrice": THRICE}).items():
         taken = memory(folder, schedule)
         ok = taken <= (1 + MORE) * plain

@@ -21,7 +21,8 @@ import numpy as np
 from localvlm.models.demo import questions, scenes, world
 from numpy.typing import NDArray
 
-from localvlm.bench.shapes import LlavaShape, write_llava
+from localvlm.bench.shapes import Llm, VlmShape, write_vlm
+from localvlm.bench.towers import Tower
 from localvlm.catalog import pair_named
 from localvlm.engine.api import LoadOptions
 from localvlm.given import Given
@@ -37,8 +38,9 @@ PLAIN = AskOptions("none", None)
 MAX_TOKENS = 12
 NOISE = 0.03
 """Of a ratio of times."""
-GUIDE = LlavaShape("guide-0.11b", 16, 640, 10, 2, 1728, 32_000, "Q8_0", 2, 256, 4, 1024)
-MODEL = LlavaShape("model-1.2b", 24, 2048, 16, 4, 5632, 32_000, "Q4_0", 2, 256, 4, 1024)
+TOWER = Tower("clip", 2, 256, 4, 1024, 336, 14)
+GUIDE = VlmShape("guide-0.11b", Llm("llama", 16, 640, 10, 2, 1728, 32_000), TOWER, "Q8_0")
+MODEL = VlmShape("model-1.2b", Llm("llama", 24, 2048, 16, 4, 5632, 32_000), TOWER, "Q4_0")
 TIMED_TOKENS = 8
 
 
@@ -183,7 +185,7 @@ def timed(folder: Path, threads: int, rounds: int) -> dict[str, dict[int, float]
     """Median ratio of cumulative times to plain's, by mode and turns, of rounds in alternation; loading left out. The
     independent ones, which take longest, are timed once.
     """
-    files = [VlmFiles(*write_llava(folder, shape)) for shape in (GUIDE, MODEL)]
+    files = [VlmFiles(*write_vlm(folder, shape)) for shape in (GUIDE, MODEL)]
     rng = np.random.default_rng(0)
     asked = tuple((f"what is {i:2d} in red?", "") for i in range(max(TURNS)))
     ratios: dict[str, list[NDArray[np.float64]]] = {}

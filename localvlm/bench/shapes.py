@@ -1,175 +1,190 @@
-"""GGUF files of random weights with the shapes, vocabularies and quantizations of real VLMs: for speed, not sense."""
+"""VLMs of random weights with the shapes, vocabularies and quantizations of real ones: for speed, not sense."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from localvlm.bench.gguf_files import Tensor, add_bytes, add_pieces, check_room, write_gguf
+from localvlm.bench.towers import Tower, projector_tensors, write_projector_keys
 
-__all__ = ["GUIDE_028B", "LlavaShape", "write_llava"]
+__all__ = ["GUIDE_028B", "QUANTS", "Llm", "Quant", "VlmShape", "write_vlm", "write_vlms"]
+
+Quant = Literal["Q4_0", "Q4_K_M", "Q8_0"]
+QUANTS: tuple[Quant, ...] = ("Q4_0", "Q4_K_M", "Q8_0")
 
 
 @dataclass(frozen=True)
-class LlavaShape:
-    """A LLaVA-shaped VLM.
+class Llm:
+    """A decoder.
 
     Attributes:
-        quant: of the LLM's matrices, a name of gguf.GGMLQuantizationType: "Q8_0" or "Q4_0".
-        image, patch: pixels; (image / patch)^2 image tokens.
+        arch: llama.cpp's name: "llama", "qwen2" or "qwen2vl".
+        context: rows that it was trained on.
+        theta: base of its rotary positions.
+        tied: its output is its table of embeddings.
+        tokens: "llama" for SentencePiece, or llama.cpp's name of how a byte-level vocabulary splits words.
     """
 
-    name: str
+    arch: str
     layers: int
     width: int
     heads: int
     kv_heads: int
     ffn: int
     vocab: int
-    quant: str
-    tower_layers: int
-    tower_width: int
-    tower_heads: int
-    tower_ffn: int
-    image: int = 336
-    patch: int = 14
+    context: int = 4096
+    theta: float = 1e4
+    tied: bool = False
+    tokens: str = "llama"
+
+    @property
+    def head(self) -> int:
+        """Width of a head."""
+        return self.width // self.heads
+
+    @property
+    def sections(self) -> tuple[int, int, int]:
+        """Rotary pairs of t, y and x: a quarter and twice three eighths (2409.12191)."""
+        return self.head // 8, self.head * 3 // 16, self.head * 3 // 16
 
 
-GUIDE_028B = LlavaShape("guide-0.28b", 24, 896, 14, 2, 3072, 32_000, "Q8_0", 2, 256, 4, 1024)
+@dataclass(frozen=True)
+class VlmShape:
+    """A decoder and its tower; ``name`` is that of its files."""
+
+    name: str
+    llm: Llm
+    tower: Tower
+    quant: Quant
+
+    @property
+    def files(self) -> tuple[str, str]:
+        """Names of the model's and the projector's; a tower for tiles goes with the LLM of one without."""
+        tiles = "-tiles" if self.tower.pinpoints else ""
+        return f"{self.name}-{self.quant}.gguf", f"mmproj-{self.name}{tiles}-F16.gguf"
+
+
+GUIDE_028B = VlmShape(
+    "guide-0.28b", Llm("llama", 24, 896, 14, 2, 3072, 32_000), Tower("clip", 2, 256, 4, 1024, 336, 14), "Q8_0"
+)
 """A guide of real size (0.28B in the LLM, 576 image tokens) behind a small tower, which the tap's cost leaves out."""
 
-
-def _quantized(rng: np.random.Generator, rows: int, columns: int, quant: str) -> NDArray[np.uint8]:
-    """Random blocks of 32 weights with a standard deviation of about 0.02: (rows, bytes)."""
-    size = {"Q8_0": 34, "Q4_0": 18}[quant]
-    blocks = rng.integers(0, 256, (rows, columns // 32, size), dtype=np.uint8)
-    scale = np.float16(0.02 / 74 if quant == "Q8_0" else 0.02 / 4.6)
-    blocks[..., :2] = np.frombuffer(scale.tobytes(), np.uint8)
-    return blocks.reshape(rows, -1)
-
-
-def _write_tokenizer(writer: Any, vocab: int) -> None:
-    """A SentencePiece vocabulary of bytes, letters and filler, enough to tokenize any text."""
-    tokens = [b"<unk>", b"<s>", b"</s>", *(f"<0x{i:02X}>".encode() for i in range(256))]
-    kinds = [2, 3, 3, *[6] * 256]
-    tokens += [f"\u2581w{i}".encode() for i in range(vocab - len(tokens))]
-    kinds += [1] * (vocab - len(kinds))
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(tokens)
-    writer.add_token_scores([-float(i) for i in range(vocab)])
-    writer.add_token_types(kinds)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_add_bos_token(True)
+CONTROLS: dict[str, tuple[str, ...]] = {
+    "smollm": (
+        "<|endoftext|>", "<|im_start|>", "<end_of_utterance>", "<image>", "<fake_token_around_image>", "<global-img>",
+        *(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)),
+    ),
+    "qwen2": (
+        "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+        "<img>", "</img>", "<IMG_CONTEXT>",
+    ),
+}  # fmt: skip
+"""Control tokens of byte-level vocabularies, those that write pictures and turns."""
+ENDS = {"smollm": "<end_of_utterance>", "qwen2": "<|im_end|>"}
+"""Those that end an answer."""
+CLEAR = 3.0
+"""Standard deviation of logits, so that the likeliest token leads as clearly as a trained model's."""
 
 
-def _write_model(path: Path, s: LlavaShape, rng: np.random.Generator) -> None:
-    import gguf
+def _matrix_kind(llm: Llm, quant: Quant, name: str, layer: int) -> str:
+    """The type of a matrix as ``llama-quant.cpp`` chooses it: Q6_K for the output and, in Q4_K_M, for values and the
+    last matrix of the feed-forward in half of the layers; where rows are no multiples of 256, Q8_0 and Q5_0 in place of
+    Q6_K and Q4_K.
+    """
+    if quant == "Q8_0":
+        return quant
+    n = llm.layers
+    more = quant == "Q4_K_M" and (layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2)
+    fine = name == "output" or (more and name in ("attn_v", "ffn_down"))
+    if quant == "Q4_0" and not fine:
+        return quant
+    if (llm.ffn if name == "ffn_down" else llm.width) % 256:
+        return "Q8_0" if fine else "Q5_0"
+    return "Q6_K" if fine else "Q4_K"
 
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name(s.name)
-    writer.add_block_count(s.layers)
-    writer.add_context_length(8192)
-    writer.add_embedding_length(s.width)
-    writer.add_feed_forward_length(s.ffn)
-    writer.add_head_count(s.heads)
-    writer.add_head_count_kv(s.kv_heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(s.width // s.heads)
-    _write_tokenizer(writer, s.vocab)
-    kind = gguf.GGMLQuantizationType[s.quant]
-    kv_width = s.width // s.heads * s.kv_heads
 
-    def matrix(name: str, rows: int, columns: int) -> None:
-        writer.add_tensor(name, _quantized(rng, rows, columns, s.quant), raw_dtype=kind)
-
-    matrix("token_embd.weight", s.vocab, s.width)
-    matrix("output.weight", s.vocab, s.width)
-    writer.add_tensor("output_norm.weight", np.ones(s.width, np.float32))
-    for i in range(s.layers):
-        for norm in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"blk.{i}.{norm}.weight", np.ones(s.width, np.float32))
+def _llm_tensors(llm: Llm, quant: Quant) -> list[Tensor]:
+    kind = partial(_matrix_kind, llm, quant)
+    w, kv = llm.width, llm.head * llm.kv_heads
+    shown = "token_embd" if llm.tied else "output"
+    out = [Tensor(f"{shown}.weight", (llm.vocab, w), kind("output", 0), CLEAR * w**-0.5)]
+    if not llm.tied:
+        out.append(Tensor("token_embd.weight", (llm.vocab, w), kind("token_embd", 0), 1.0))
+    out.append(Tensor("output_norm.weight", (w,), "F32", 0.05, 1.0))
+    for i in range(llm.layers):
+        block = f"blk.{i}"
+        out += [Tensor(f"{block}.{norm}.weight", (w,), "F32", 0.05, 1.0) for norm in ("attn_norm", "ffn_norm")]
         for name, rows, columns in (
-            ("attn_q", s.width, s.width),
-            ("attn_k", kv_width, s.width),
-            ("attn_v", kv_width, s.width),
-            ("attn_output", s.width, s.width),
-            ("ffn_gate", s.ffn, s.width),
-            ("ffn_up", s.ffn, s.width),
-            ("ffn_down", s.width, s.ffn),
+            ("attn_q", w, w),
+            ("attn_k", kv, w),
+            ("attn_v", kv, w),
+            ("attn_output", w, w),
+            ("ffn_gate", llm.ffn, w),
+            ("ffn_up", llm.ffn, w),
+            ("ffn_down", w, llm.ffn),
         ):
-            matrix(f"blk.{i}.{name}.weight", rows, columns)
-    _finish(writer)
+            out.append(Tensor(f"{block}.{name}.weight", (rows, columns), kind(name, i), columns**-0.5))
+            if llm.arch != "llama" and name in ("attn_q", "attn_k", "attn_v"):
+                out.append(Tensor(f"{block}.{name}.bias", (rows,), "F32", 0.1))
+    return out
 
 
-def _write_projector(path: Path, s: LlavaShape, rng: np.random.Generator) -> None:
+def _write_llm_keys(vlm: VlmShape, writer: Any) -> None:
     import gguf
 
-    writer = gguf.GGUFWriter(path, "clip")
-    writer.add_name(f"{s.name}-mmproj")
-    writer.add_bool("clip.has_vision_encoder", True)
-    writer.add_string("clip.projector_type", "mlp")
-    for key, value in (
-        ("image_size", s.image),
-        ("patch_size", s.patch),
-        ("embedding_length", s.tower_width),
-        ("feed_forward_length", s.tower_ffn),
-        ("projection_dim", s.width),
-        ("attention.head_count", s.tower_heads),
-        ("block_count", s.tower_layers),
-    ):
-        writer.add_uint32(f"clip.vision.{key}", value)
-    writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-5)
-    writer.add_array("clip.vision.image_mean", [0.48, 0.46, 0.41])
-    writer.add_array("clip.vision.image_std", [0.27, 0.26, 0.28])
-    writer.add_array("clip.vision.feature_layer", [s.tower_layers])
-
-    def matrix(name: str, *shape: int) -> None:
-        writer.add_tensor(name, rng.normal(0, 0.02, shape).astype(np.float16))
-
-    def vector(name: str, n: int, value: float) -> None:
-        writer.add_tensor(name, np.full(n, value, np.float32))
-
-    d, f = s.tower_width, s.tower_ffn
-    n_patches = (s.image // s.patch) ** 2
-    matrix("v.patch_embd.weight", d, 3, s.patch, s.patch)
-    writer.add_tensor("v.class_embd", rng.normal(0, 0.02, d).astype(np.float32))
-    writer.add_tensor("v.position_embd.weight", rng.normal(0, 0.02, (n_patches + 1, d)).astype(np.float32))
-    vector("v.pre_ln.weight", d, 1)
-    vector("v.pre_ln.bias", d, 0)
-    for i in range(s.tower_layers):
-        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
-            matrix(f"v.blk.{i}.{name}.weight", d, d)
-            vector(f"v.blk.{i}.{name}.bias", d, 0)
-        matrix(f"v.blk.{i}.ffn_up.weight", f, d)
-        vector(f"v.blk.{i}.ffn_up.bias", f, 0)
-        matrix(f"v.blk.{i}.ffn_down.weight", d, f)
-        vector(f"v.blk.{i}.ffn_down.bias", d, 0)
-        for norm in ("ln1", "ln2"):
-            vector(f"v.blk.{i}.{norm}.weight", d, 1)
-            vector(f"v.blk.{i}.{norm}.bias", d, 0)
-    matrix("mm.0.weight", s.width, d)
-    vector("mm.0.bias", s.width, 0)
-    matrix("mm.2.weight", s.width, s.width)
-    vector("mm.2.bias", s.width, 0)
-    _finish(writer)
+    llm = vlm.llm
+    writer.add_name(vlm.name)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{vlm.quant}"])
+    writer.add_block_count(llm.layers)
+    writer.add_context_length(llm.context)
+    writer.add_embedding_length(llm.width)
+    writer.add_feed_forward_length(llm.ffn)
+    writer.add_head_count(llm.heads)
+    writer.add_head_count_kv(llm.kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5 if llm.arch == "llama" else 1e-6)
+    writer.add_rope_freq_base(llm.theta)
+    writer.add_vocab_size(llm.vocab)
+    writer.add_rope_dimension_count(llm.head)
+    if llm.arch == "qwen2vl":
+        writer.add_rope_dimension_sections([*llm.sections, 0])
+    if llm.tokens == "llama":
+        add_bytes(writer, llm.vocab)
+    else:
+        add_pieces(writer, llm.vocab, llm.tokens, CONTROLS[llm.tokens], ENDS[llm.tokens])
 
 
-def _finish(writer: Any) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def _parts(vlm: VlmShape) -> tuple[list[Tensor], list[Tensor]]:
+    return _llm_tensors(vlm.llm, vlm.quant), projector_tensors(vlm.tower, vlm.llm.width)
 
 
-def write_llava(folder: Path, shape: LlavaShape, seed: int = 0) -> tuple[Path, Path]:
-    """Writes model and projector files of ``shape``; the same seed writes the same bytes. Existing files are kept."""
-    model, mmproj = folder / f"{shape.name}.gguf", folder / f"{shape.name}-mmproj.gguf"
-    for path, write in ((model, _write_model), (mmproj, _write_projector)):
-        if not path.exists():
-            part = path.with_suffix(".part")
-            write(part, shape, np.random.default_rng(seed))
-            part.replace(path)
-    return model, mmproj
+def write_vlm(folder: Path, vlm: VlmShape, seed: int = 0) -> tuple[Path, Path]:
+    """Writes model and projector files; the same seed writes the same bytes. Existing files are kept.
+
+    Raises:
+        StorageError: the disk has no room for them.
+    """
+    return write_vlms(folder, [vlm], seed)[0]
+
+
+def write_vlms(folder: Path, vlms: Sequence[VlmShape], seed: int = 0) -> list[tuple[Path, Path]]:
+    """The same for several: the disk is asked for all of them first."""
+    wanted: list[tuple[Path, str, Any, list[Tensor]]] = []
+    found = []
+    for vlm in vlms:
+        model, mmproj = (folder / name for name in vlm.files)
+        llm, tower = _parts(vlm)
+        wanted.append((model, vlm.llm.arch, partial(_write_llm_keys, vlm), llm))
+        keys = partial(write_projector_keys, vlm.tower, vlm.name, vlm.llm.width)
+        wanted.append((mmproj, "clip", keys, tower))
+        found.append((model, mmproj))
+    missing = [one for one in wanted if not one[0].exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    if missing:
+        check_room(folder, sum(t.n_bytes for *_, tensors in missing for t in tensors))
+    for path, arch, keys, tensors in missing:
+        write_gguf(path, arch, keys, tensors, seed)
+    return found

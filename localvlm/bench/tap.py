@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from localvlm.bench.shapes import GUIDE_028B, LlavaShape, write_llava
+from localvlm.bench.shapes import GUIDE_028B, VlmShape, write_vlm
 from localvlm.engine.api import ImagePart, LoadOptions, TextPart, Vlm
 from localvlm.engine.client import Engine
 
@@ -46,12 +46,12 @@ def _llm_ms(vlm: Vlm, parts: list[TextPart | ImagePart], tap: bool) -> float:
     return prefilled.ms + (time.perf_counter() - started) * 1e3
 
 
-def measure(pairs: int = 9, threads: int = 0, shape: LlavaShape = GUIDE_028B, folder: Path | None = None) -> TapCost:
+def measure(pairs: int = 9, threads: int = 0, shape: VlmShape = GUIDE_028B, folder: Path | None = None) -> TapCost:
     """Alternates tap off and on ``pairs`` times over one prompt of 576 image tokens and 53 text tokens."""
     with tempfile.TemporaryDirectory() as name, Engine() as engine:
-        model, mmproj = write_llava(folder or Path(name), shape)
+        model, mmproj = write_vlm(folder or Path(name), shape)
         vlm = engine.load(model, mmproj, LoadOptions(threads=threads))
-        picture = np.random.default_rng(0).integers(0, 256, (shape.image, shape.image, 3), dtype=np.uint8)
+        picture = np.random.default_rng(0).integers(0, 256, (shape.tower.image, shape.tower.image, 3), dtype=np.uint8)
         image = vlm.encode(picture)
         text = "x" * (PROMPT_TOKENS - _PREFIX)
         parts: list[TextPart | ImagePart] = [ImagePart(image), TextPart(text)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,16 +11,36 @@ from localvlm.cli.interrupt import Interrupts
 from localvlm.config import directories
 
 if TYPE_CHECKING:
+    from localvlm.bench.cases import Bench
     from localvlm.engine.api import Engine, LoadOptions
-    from localvlm.pipeline import Pair, Pipeline
+    from localvlm.pipeline import Pair, Pipeline, VlmFiles
 
 __all__ = ["App", "load_options"]
+
+
+TINY = 20_000_000
+"""Bytes of a tower below which it takes less time to run than to be looked into."""
 
 
 def _worker_engine(verbose: bool) -> Engine:
     from localvlm.engine.client import Engine as WorkerEngine
 
     return WorkerEngine(verbose=verbose)
+
+
+class _All:
+    """Engines of which one works at a time, as those that cancel see them."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._engines = engines
+
+    def cancel(self) -> None:
+        for engine in self._engines:
+            engine.cancel()
+
+    def close(self) -> None:
+        for engine in self._engines:
+            getattr(engine, "kill", engine.close)()
 
 
 @dataclass(frozen=True)
@@ -41,14 +61,29 @@ class App:
         engine = self.engine(params["verbose"] > 1)
         with Interrupts(engine):
             try:
-                guide, model = load_options(params)
+                guide, model = load_options(params, pair)
                 yield Pipeline(pair, engine, guide=guide, model=model)
             finally:
                 engine.close()
 
+    @contextmanager
+    def bench(self, params: dict[str, Any], make: Callable[[Callable[[], Engine]], Bench]) -> Iterator[Bench]:
+        """What ``make`` makes of something that makes engines; Ctrl-C cancels all of them."""
+        engines: list[Engine] = []
 
-def load_options(params: dict[str, Any]) -> tuple[LoadOptions, LoadOptions]:
-    """How a command's engine options say that guide and model are loaded."""
+        def engine() -> Engine:
+            engines.append(self.engine(params["verbose"] > 1))
+            return engines[-1]
+
+        with make(engine) as bench, Interrupts(_All(engines)):
+            yield bench
+
+
+def load_options(params: dict[str, Any], pair: Pair) -> tuple[LoadOptions, LoadOptions]:
+    """How a command's engine options say that guide and model are loaded.
+
+    A guide whose tower takes pictures of any size looks at the fewest tokens that show it enough, if nothing is said.
+    """
     from localvlm.engine.api import LoadOptions
 
     options = LoadOptions(
@@ -63,4 +98,23 @@ def load_options(params: dict[str, Any]) -> tuple[LoadOptions, LoadOptions]:
         cache=str(directories().cache),
     )
     guide_image_tokens = params["guide_image_max_tokens"] or options.image_tokens
+    if not params["guide_image_max_tokens"] and _takes_any_size(pair.guide):
+        from localvlm.planning.plans import GUIDE_TOKENS
+
+        guide_image_tokens = min(GUIDE_TOKENS[0], options.image_tokens or GUIDE_TOKENS[0])
     return replace(options, image_tokens=guide_image_tokens), options
+
+
+def _takes_any_size(guide: VlmFiles | None) -> bool:
+    """Whether its tower does; no where it is small, or cannot be read, which loading it tells."""
+    from localvlm.errors import ModelError
+
+    try:
+        if guide is None or guide.mmproj.stat().st_size < TINY:
+            return False
+        from localvlm.engine.gguf_header import read_header
+        from localvlm.planning.shapes import takes_any_size
+
+        return takes_any_size(read_header(guide.mmproj))
+    except (ModelError, OSError):
+        return False

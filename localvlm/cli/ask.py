@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from localvlm.cli.options import (
     setting,
 )
 from localvlm.cli.output import AnswerPrinter, Reporter, answer_json
+from localvlm.cli.plan import method_asked, plan_answer
 from localvlm.errors import LocalvlmError, UsageError
 
 if TYPE_CHECKING:
@@ -64,27 +66,31 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
 
     from localvlm.pipeline import AskOptions
 
-    names = ("method", "max_tokens", "temp", "seed", "system", "guide_max_tokens")
-    asked = {name: params[name] for name in names}
+    names = ("max_tokens", "temp", "seed", "system", "guide_max_tokens")
+    asked = {"method": method_asked(ctx, pair), **{name: params[name] for name in names}}
     asked |= {"preset": preset} if (preset := preset_of(ctx)) else {"keep": budget_of(ctx), "layer": params["layer"]}
     draft = False if params["no_draft"] else None
     price = None if params["tile_price"] == "auto" else params["tile_price"]
     options = AskOptions(exit_at=exit_threshold(ctx, pair, reporter), draft=draft, tile_price=price, **asked)
+    planned = plan_answer(ctx, pair, pictures, text, options, reporter)
+    if reporter.verbose:
+        planned.say(reporter)
     printer = AnswerPrinter(reporter)
     stream = not (params["json"] or params["no_stream"])
     app = ctx.ensure_object(App)
     with app.pipeline(pair, params) as pipeline:
         try:
-            answer = pipeline.ask(pictures, text, options, printer.feed if stream else None, reporter.stage)
+            answer = pipeline.ask(pictures, text, planned.options, printer.feed if stream else None, reporter.stage)
         except LocalvlmError:
             printer.abandon()
             raise
         finally:
             reporter.clear()
-        _show(answer, printer, stream=stream, json=params["json"])
+        _show(answer, printer, stream=stream, json=params["json"], more=planned.shown())
         if drawing is not None:
             _explain(drawing, pictures, question, answer, reporter)
         reporter.summary(answer)
+        planned.learn(answer)
         _warn_of_coordinates(question, answer, reporter)
         if reporter.verbose:
             _say_repairs(pipeline, answer, reporter)
@@ -126,9 +132,11 @@ def _warn_of_coordinates(question: str, answer: Answer, reporter: Reporter) -> N
         reporter.note(f"coordinates from {seen} may be off; --keep 0.35 or more places things better")
 
 
-def _show(answer: Answer, printer: AnswerPrinter, *, stream: bool, json: bool) -> None:
+def _show(
+    answer: Answer, printer: AnswerPrinter, *, stream: bool, json: bool, more: Mapping[str, object] | None = None
+) -> None:
     if json:
-        sys.stdout.write(answer_json(answer) + "\n")
+        sys.stdout.write(answer_json(answer, more) + "\n")
         sys.stdout.flush()
         return
     if not stream:

@@ -113,7 +113,7 @@ def _run(
     from localvlm.evaluation.runner import ask_all
 
     reporter.stage("reading the pictures")
-    inputs = inputs_of(dataset.questions, pair, options, *load_options(params))
+    inputs = inputs_of(dataset.questions, pair, options, *load_options(params, pair))
     work = params["work"]
     folder = Path(work).expanduser() if work else directories().state / "eval" / digest(inputs)[:32]
     n, names = len(dataset.questions), [cell.name for cell in plan]

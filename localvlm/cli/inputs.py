@@ -126,6 +126,8 @@ def exit_threshold(ctx: click.Context, pair: Pair, reporter: Reporter) -> float 
     A method that is not SGL's turns early exit off, unless --exit-at was set at the same place or nearer to the user.
     """
     method, value = ctx.params["method"], ctx.params["exit_at"]
+    if method == "auto":
+        method = "sgl+"
     follows = method in ("sgl", "sgl+")
     if value is not None and (follows or rank(ctx, "exit_at") >= rank(ctx, "method")):
         return None if value == "off" else float(value)

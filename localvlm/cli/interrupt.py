@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from localvlm.errors import Interrupted
-
-if TYPE_CHECKING:
-    from localvlm.engine.api import Engine
 
 __all__ = ["Interrupts"]
 
@@ -18,10 +15,18 @@ GRACE_S = 0.8
 """Seconds the engine has to stop by itself before it is ended."""
 
 
+class Stoppable(Protocol):
+    """What an engine is to those who stop it."""
+
+    def cancel(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Interrupts:
     """While entered, SIGINT goes to the engine. Does nothing outside the main thread, where signals cannot be set."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Stoppable) -> None:
         self._engine = engine
         self._count = 0
         self._before: list[tuple[signal.Signals, object]] = []

@@ -22,7 +22,7 @@ _ALIASES = {"ls": "list"}
 _COMMANDS = {
     "ask": ("ask", "ask", "Answers QUESTION about the IMAGEs."),
     "attention": ("attention", "attention", "Saves what the guide attends to when it answers QUESTION about IMAGE."),
-    "bench": ("bench", "bench", "Measures what the attention tap costs."),
+    "bench": ("bench", "bench", "Measures how much sooner answers come than from llama.cpp."),
     "calibrate": ("calibrate", "calibrate", "Finds from which score on the guide's answer is final."),
     "eval": ("evaluate", "evaluate", "Tells what methods and budgets cost and lose on the questions of DATA."),
     "list": ("info", "list_pairs", "Lists the pairs that have a name."),

@@ -25,6 +25,8 @@ METHODS = (
     "quecc", "flashsloth", "none", "random", "grid", "fastv", "sparsevlm", "sparsevlm-v2", "pyramiddrop", "dyvte",
 )  # fmt: skip
 """Names of localvlm.pruning.METHODS and IN_LLM, known here without loading numpy."""
+ACCURACIES = ("high", "fast")
+"""Names of localvlm.planning.plans.ACCURACIES, likewise."""
 PRESETS = ("paper-64", "paper-35", "paper-9")
 """Names of localvlm.pruning.PRESETS, likewise."""
 KV_TYPES = ("f16", "q8_0")
@@ -314,11 +316,21 @@ def pair_options(*, model: bool) -> Callable[[_F], _F]:
 answer_options = _group(
     setting(
         "--method",
-        type=click.Choice(METHODS),
+        type=click.Choice(("auto", *METHODS)),
         metavar="NAME",
-        default="sgl+",
+        default="auto",
         show_default=True,
-        help="How image tokens are chosen; `localvlm methods` lists the names.",
+        help="How image tokens are chosen; `localvlm methods` lists the names. auto: as the guide looks (sgl+) where "
+        "that is predicted to be clearly sooner than the model alone, else not at all.",
+    ),
+    setting(
+        "--accuracy",
+        type=click.Choice(ACCURACIES),
+        metavar="CLASS",
+        default="high",
+        show_default=True,
+        help="What auto may choose: high, a guide's choice or nothing pruned; fast, also a guide that sees less, and "
+        "methods without one.",
     ),
     setting(
         "--keep",
@@ -423,7 +435,8 @@ engine_options = _group(
     ),
     setting(
         "--guide-image-max-tokens", metavar="N", type=WholeType(0), default=0,
-        help="The same for the guide; as many as a tile has leave it the overview [default: --image-max-tokens].",
+        help="The same for the guide; as many as a tile has leave it the overview [default: 512 where its tower takes "
+        "any size, else --image-max-tokens].",
     ),
     setting("--stock-tower", is_flag=True, help="Run llama.cpp's vision tower unrepaired."),
     setting("--stock-tiling", is_flag=True, help="Let llama.cpp cut pictures into tiles; no token can then be placed."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from localvlm.cli.sanitize import Sanitizer, sanitize
@@ -145,8 +146,8 @@ class AnswerPrinter:
             self.finish()
 
 
-def answer_json(answer: Answer) -> str:
-    """One JSON object in ASCII, so that nothing in the answer can drive a terminal."""
+def answer_json(answer: Answer, more: Mapping[str, object] | None = None) -> str:
+    """One JSON object in ASCII, so that nothing in the answer can drive a terminal; ``more`` keys at its end."""
     import dataclasses
     import json
 
@@ -173,5 +174,6 @@ def answer_json(answer: Answer) -> str:
             "steps": [list(step) for step in answer.steps],
             "pair": answer.pair,
             **shown,
+            **(more or {}),
         }
     )

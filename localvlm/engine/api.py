@@ -62,6 +62,8 @@ class LoadOptions:
     """Number the rows of a pruned prompt without gaps, instead of giving each the position it would have unpruned."""
     cache: str = ""
     """Folder to keep what is measured of a model, for later runs; "" = none."""
+    tap: bool = True
+    """Without, llama.cpp runs as it is, towers unrepaired, and what needs the tap is refused. For measuring against."""
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,8 @@ class SamplingOptions:
     seed: int = 0
     top_p: float = 0.95
     top_k: int = 40
+    past_end: bool = False
+    """Goes on where the model ends its answer, for measuring answers of one length."""
 
 
 @dataclass(frozen=True)
@@ -520,3 +524,5 @@ class Backend:
     """GPUs that layers can be put on."""
     backends: tuple[str, ...] = field(default=())
     """What it was built for, devices or not."""
+    commit: str = ""
+    """Of ggml, where the build knew it."""

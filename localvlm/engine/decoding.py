@@ -54,7 +54,7 @@ class Decoder:
             while len(ids) < max_tokens:
                 token, logprob = sampler.pick(logits)
                 logprobs.append(logprob)
-                if vocabulary.ends(token):
+                if vocabulary.ends(token) and not sampling.past_end:
                     finish = "stop"
                     break
                 ids.append(token)

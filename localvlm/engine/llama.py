@@ -243,6 +243,7 @@ class Context:
         n_ctx: most cells there may be.
         n_batch: most rows of a batch.
         size: cells there are.
+        tapped: the tap sees what is run.
     """
 
     def __init__(
@@ -252,6 +253,7 @@ class Context:
         self._lib = backend()
         self.model, self.tap = model, tap
         self._options, self._outputs = options, outputs
+        self.tapped = options.tap
         wanted = options.n_ctx or min(model.n_ctx_train or DEFAULT_CTX, DEFAULT_CTX)
         self.n_ctx = _padded(wanted)
         self.n_batch = min(MICRO_BATCH, wanted)
@@ -275,8 +277,9 @@ class Context:
         quantized = options.kv_type != "f16"
         params.flash_attn_type = 1 if quantized else flash_attention(options)  # V can be quantized with it alone
         params.type_k = params.type_v = getattr(lib, f"GGML_TYPE_{options.kv_type.upper()}")
-        params.cb_eval = lib.ggml_backend_sched_eval_callback(self.tap.function("lv_tap_eval"))
-        params.cb_eval_user_data = self.tap.user_data
+        if options.tap:
+            params.cb_eval = lib.ggml_backend_sched_eval_callback(self.tap.function("lv_tap_eval"))
+            params.cb_eval_user_data = self.tap.user_data
         params.no_perf = True
         _log.clear()
         self.handle = lib.llama_init_from_model(model.handle, params)
@@ -378,11 +381,12 @@ def describe_backend() -> dict[str, Any]:
     from importlib.metadata import version
 
     lib = backend()
-    ggml = library().ggml_version  # of libggml, which the tap is linked to
-    ggml.restype = ctypes.c_char_p
+    ggml = library()  # the tap, which is linked to libggml
+    ggml.ggml_version.restype = ggml.ggml_commit.restype = ctypes.c_char_p
     return {
         "llama_cpp_python": version("llama-cpp-python"),
-        "ggml": ggml().decode(),
+        "ggml": ggml.ggml_version().decode(),
+        "commit": ggml.ggml_commit().decode(),
         "system_info": lib.llama_print_system_info().decode(),
         "devices": gpus(),
         "backends": backends(),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from localvlm.engine.gguf_header import Header
 from localvlm.engine.llama import Context
 from localvlm.engine.rows import PromptRows
-from localvlm.errors import Interrupted, UnsupportedModel
+from localvlm.errors import Interrupted, UnsupportedModel, UsageError
 
 __all__ = ["Batch", "Segment", "check_places"]
 
@@ -136,6 +136,8 @@ class Segment:
                     self.tap.restore()
                     raise
                 return None
+            if not self.context.tapped:
+                raise UsageError("this needs the tap, and the model was loaded without it")
             image = batch.image if tapping else np.full_like(batch.image, -1)  # the tap else counts no image tokens
             self.tap.begin(
                 np.ascontiguousarray(image), np.ascontiguousarray(batch.classes), batch.true if batch.moved else None

@@ -138,9 +138,10 @@ class VisionTower:
         self._lib, self._model = mtmd_cpp, model
         family = describe(header, options.image_tokens)
         self.family: Family = replace(family, cut=None) if options.stock_tiling else family
-        self.repair_names = () if options.stock_tower else family.repairs
+        stock = options.stock_tower or not options.tap
+        self.repair_names = () if stock else family.repairs
         self.repairs = sum(REPAIRS[name] for name in self.repair_names if name != LAST_BLOCK)
-        unmended = LAST_BLOCK in family.repairs and options.stock_tower
+        unmended = LAST_BLOCK in family.repairs and stock
         self.tower = replace(family.tower, n_layer=family.tower.n_layer - unmended)
         self._header = header
         self._end: Float32 | None = None
@@ -153,8 +154,9 @@ class VisionTower:
         params.flash_attn_type = flash_attention(options)
         if not options.stock_tiling:
             params.image_min_tokens, params.image_max_tokens = family.bounds
-        params.cb_eval = type(params.cb_eval)(self.tap.function("lv_tap_eval"))
-        params.cb_eval_user_data = self.tap.user_data
+        if options.tap:
+            params.cb_eval = type(params.cb_eval)(self.tap.function("lv_tap_eval"))
+            params.cb_eval_user_data = self.tap.user_data
         self.handle = mtmd_cpp.mtmd_init_from_file(os.fsencode(path), model.handle, params)
         if not self.handle:
             raise failure(f"projector '{path.name}' cannot be loaded")

@@ -44,7 +44,7 @@ def test_json_has_exactly_the_promised_keys(cli):
     assert run.out.count("\n") == 1
     assert list(answer) == [
         "answer", "answer_ids", "kept_indices", "answered_by", "tokens", "tiles", "ms", "method", "keep", "layer",
-        "steps", "pair", "score",
+        "steps", "pair",
     ]  # fmt: skip
     assert answer["answer"] == MODEL_SAYS
     assert bytes(answer["answer_ids"]).decode() == MODEL_SAYS

@@ -18,22 +18,24 @@ import PIL.Image
 import pytest
 
 from localvlm import scoring
-from localvlm.bench.shapes import LlavaShape, write_llava
+from localvlm.bench.shapes import Llm, VlmShape, write_vlm
+from localvlm.bench.towers import Tower
 from localvlm.cli.evaluate import RULES
 from localvlm.engine.fake import FakeVlm, Script
 from localvlm.evaluation.plan import CHOICES
 
 KINDS = {"colour": "red", "text": "dark red", "odd <b>&\ud800": "blue"}
 GUIDE_SAYS, FULL_SAYS, PRUNED_SAYS = "red", "dark red", "red"
-SMALL = LlavaShape("small", 2, 64, 2, 2, 64, 300, "Q8_0", 1, 64, 2, 64, 28, 14)
-LARGE = LlavaShape("large", 4, 64, 2, 2, 128, 300, "Q8_0", 1, 64, 2, 64, 28, 14)
+TOWER = Tower("clip", 1, 64, 2, 64, 28, 14)
+SMALL = VlmShape("small", Llm("llama", 2, 64, 2, 2, 64, 300), TOWER, "Q8_0")
+LARGE = VlmShape("large", Llm("llama", 4, 64, 2, 2, 128, 300), TOWER, "Q8_0")
 SCRIPTS = {"guide": Script(answer=GUIDE_SAYS), "model": Script(answer=FULL_SAYS, pruned_answer=PRUNED_SAYS)}
 
 
 def make(folder: Path, n: int = 6) -> Path:
     """``n`` questions, and model files that have a shape."""
     for name, shape in (("guide", SMALL), ("model", LARGE)):
-        model, mmproj = write_llava(folder, shape)
+        model, mmproj = write_vlm(folder, shape)
         model.replace(folder / f"{name}.gguf")
         mmproj.replace(folder / f"{name}-mmproj.gguf")
     rows = []
@@ -83,7 +85,7 @@ def test_costs_are_those_of_what_was_run(cli, data, tmp_path):
     assert (cost["none"]["image"], cost["none"]["kept"], cost["blind"]["kept"]) == (144, 144, 0)
     assert (cost["sgl 25%"]["kept"], cost["sgl 25%"]["mean_kept"], cost["sgl 25%"]["share"]) == (36, 36, 0.25)
     text = len("USER: What?\nASSISTANT:") + 1
-    weights = LARGE.layers * (4 * 64 * 64 + 3 * 128 * 64)
+    weights = LARGE.llm.layers * (4 * 64 * 64 + 3 * 128 * 64)
 
     def flops(kept: int, said: str) -> int:
         rows = text + kept + len(said)

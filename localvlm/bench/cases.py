@@ -1,0 +1,389 @@
+"""What is measured: one question about one picture, answered in several ways in turn, each through llama.cpp's kernels.
+
+Weights may be random, and then what a guide attends to and answers is not what a trained one would. So what the time
+hangs on is fixed, and told beside the figures: answers have one length, and go on past their end; whether the guide's
+answer is final is set by the threshold; a draft is either the guide's, of which nothing is accepted as a rule, or the
+model's own answer; and of a tiled picture a given number of tiles is encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from localvlm.answers import STAGES as CLOCKED
+from localvlm.answers import Answer, AskOptions, Pair
+from localvlm.bench.fixed import FixedEngine
+from localvlm.bench.machine import Peak
+from localvlm.clock import Clock
+from localvlm.engine.api import Completion, Encoded, Engine, ImagePart, LoadOptions, Message, Part, Vlm
+from localvlm.engine.drafts import SIZES
+from localvlm.errors import UsageError
+from localvlm.evaluation.downscale import pooled, shrunk
+from localvlm.images import Image
+from localvlm.pipeline import Pipeline
+from localvlm.pruning import METHODS, share_of
+from localvlm.selection import select
+from localvlm.speaker import altered, release
+
+__all__ = ["PLAIN", "STAGES", "Bench", "Case", "Run", "Setting", "cases", "drawn", "parts_of", "question_of"]
+
+Int32 = NDArray[np.int32]
+
+STAGES = (*CLOCKED[1:4], "select", *CLOCKED[4:7])
+"""Parts of an answer's time: those that are clocked, and "select", which is all else: layouts, prompts, the choice of
+tokens."""
+NEVER, ALWAYS = 2.0, 0.0
+"""Scores from which a guide's answer is final; no score is over 1."""
+HIGHEST_PRICE = 20
+"""Binary logarithm of the price that is tried last."""
+LONGEST_QUESTION = 4096
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way to answer.
+
+    Attributes:
+        way: "plain" (llama.cpp on the large model, without the tap), "downscale", "ours" or "peer".
+        keep: share of the image tokens; None: all.
+        exits: the guide's answer is final.
+        replay: the model's own answer is its draft.
+        tiles: the guide sees the overview, and so many tiles of the model are encoded, or more if the kept tokens
+            cannot be of so few; 0: it sees all.
+        forced: what was not left to the weights.
+    """
+
+    name: str
+    way: str
+    keep: float | None = None
+    exits: bool = False
+    replay: bool = False
+    tiles: int = 0
+    forced: str = ""
+
+
+PLAIN = Case("plain llama.cpp", "plain")
+
+
+def cases(keeps: Sequence[float], n_tiles: int, most_tiles: int, *, guided: bool = True) -> list[Case]:
+    """All of them, for a picture of ``n_tiles`` tiles; ``most_tiles`` are encoded where the guide sees the overview."""
+    found = [PLAIN, Case("all tokens", "ours")]
+    for keep in keeps:
+        at = f"{100 * keep:g} %"
+        found.append(Case(f"downscale, {at}", "downscale", keep))
+        if not guided:
+            continue
+        found.append(Case(f"guided, {at}", "ours", keep, forced="no exit"))
+        found.append(Case(f"guided, {at}, own answer replayed", "ours", keep, replay=True, forced="no exit, draft"))
+        if n_tiles > 1:
+            found.append(Case(f"guided, {at}, overview", "ours", keep, tiles=most_tiles, forced="no exit, tiles"))
+    if guided:
+        found.append(Case("early exit", "ours", keeps[0], exits=True, forced="exit"))
+        if n_tiles > 1:
+            found.append(Case("early exit, overview", "ours", keeps[0], exits=True, tiles=most_tiles, forced="exit"))
+    return found
+
+
+@dataclass(frozen=True)
+class Setting:
+    """``guide``, ``model``: how the two are loaded; ``answer``: tokens of each answer."""
+
+    pair: Pair
+    guide: LoadOptions = field(default_factory=LoadOptions)
+    model: LoadOptions = field(default_factory=LoadOptions)
+    answer: int = 16
+
+
+@dataclass(frozen=True)
+class Run:
+    """One answer.
+
+    Attributes:
+        ms: by STAGES.
+        first_ms, total_ms: from the question to the first token of the answer and to the last.
+        image: image tokens of the model; kept: those it saw, None if the guide answered.
+        prompt: rows that the VLM that answered was given.
+        drafted, accepted: tokens of the draft, and those taken over.
+        tiles, encoded: tiles of the pictures in the VLM that answered, and those that it encoded.
+        peak: most bytes that the worker held.
+    """
+
+    ms: dict[str, float]
+    first_ms: float
+    total_ms: float
+    image: int
+    kept: int | None
+    prompt: int
+    generated: int
+    drafted: int = 0
+    accepted: int = 0
+    tiles: int = 1
+    encoded: int = 1
+    peak: int | None = None
+
+
+@dataclass
+class Prepared:
+    """What was found out for a case before it is measured.
+
+    Attributes:
+        draft: the model's own answer.
+        price: of a tile, at which kept tokens are of as few tiles as they must be.
+        guide_tokens: most that the guide sees of a picture.
+    """
+
+    draft: list[int] | None = None
+    price: float | None = None
+    guide_tokens: int = 0
+
+
+class Bench:
+    """Two workers, so that the memory of each can be told: one of plain llama.cpp, one of ours. A context manager."""
+
+    def __init__(self, setting: Setting, engine: Callable[[], Engine]) -> None:
+        assert setting.pair.model is not None
+        self.setting, self._files = setting, setting.pair.model
+        guide = setting.pair.guide
+        self.bare = FixedEngine(engine(), None)
+        self.ours = FixedEngine(engine(), None if guide is None else guide.model)
+        self._pipelines: dict[int, Pipeline] = {}
+        self.prepared: dict[str, Prepared] = {}
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.rest()
+
+    def rest(self) -> None:
+        """Lets go of all models; they are loaded again when they are asked for."""
+        self._pipelines.clear()
+        self.bare.close()
+        self.ours.close()
+
+    @property
+    def plain(self) -> Vlm:
+        """The large model on llama.cpp as it is."""
+        options = replace(self.setting.model, tap=False, stock_tower=True)
+        return self.bare.load(self._files.model, self._files.mmproj, options)
+
+    @property
+    def model(self) -> Vlm:
+        """The large model of ours."""
+        return self.ours.load(self._files.model, self._files.mmproj, self.setting.model)
+
+    def pipeline(self, guide_tokens: int = 0) -> Pipeline:
+        """Ours; ``guide_tokens`` bounds what the guide sees of a picture, 0 does not."""
+        if guide_tokens not in self._pipelines:
+            s = self.setting
+            guide = replace(s.guide, image_tokens=guide_tokens or s.guide.image_tokens)
+            self._pipelines[guide_tokens] = Pipeline(s.pair, self.ours, guide=guide, model=s.model)
+        return self._pipelines[guide_tokens]
+
+    @contextmanager
+    def answering(self, n: int) -> Iterator[None]:
+        """With answers of ``n`` tokens."""
+        before, self.setting = self.setting, replace(self.setting, answer=n)
+        try:
+            yield
+        finally:
+            self.setting = before
+
+    # preparing
+
+    def prepare(self, found: Sequence[Case], images: Sequence[Image], question: str) -> None:
+        """Reads all weights once, and finds what the cases need to know."""
+        if any(case.way == "plain" for case in found):
+            plain = self.plain
+            plain.release(plain.encode(images[0].rgb))
+            plain.prefill(parts_of(plain, [Message("user", question)], []))
+            plain.generate(1)
+        for case in found:
+            if case.way == "ours" and case.keep is not None and (case.replay or case.tiles):
+                self.prepared[case.name] = self._prepared(case, images, question)
+        if not self.prepared and (ours := [c for c in found if c.way == "ours"]):
+            self.run(ours[-1], images, question)
+
+    def _prepared(self, case: Case, images: Sequence[Image], question: str) -> Prepared:
+        out = self.prepared[case.name] = Prepared()
+        if case.tiles:
+            layout = self.pipeline().vlm("guide").layout(*images[0].size)
+            out.guide_tokens = -(-layout.n_tokens // layout.n_tiles)
+        answer = self._ask(replace(case, replay=False, exits=False), images, question)
+        if case.tiles:
+            out.price = _price(case, answer)
+        if case.replay:
+            assert self.ours.fixed.last is not None
+            out.draft = self.ours.fixed.last.ids.tolist()
+            for _ in SIZES:  # each answer measures one size of batches along a draft; then all are known
+                again = self._ask(case, images, question)
+                if again.ms["decode"] < answer.ms["decode"] / 2:
+                    break
+        return out
+
+    # runs
+
+    def run(self, case: Case, images: Sequence[Image], question: str) -> Run:
+        """One answer, of which nothing is encoded and no row is in a KV cache yet."""
+        self.ours.forget()
+        peak = Peak(self.bare.engine if case.way == "plain" else self.ours.engine)
+        peak.begin()
+        if case.way == "plain":
+            done = self._plain(images, question)
+        elif case.way == "downscale":
+            done = self._downscaled(case.keep or 1.0, images, question)
+        else:
+            done = _run_of(self._ask(case, images, question), self.ours.fixed.last)
+        return replace(done, peak=peak.read())
+
+    def _plain(self, images: Sequence[Image], question: str) -> Run:
+        clock, vlm, seen = Clock(None), self.plain, list[Encoded]()
+        try:
+            with clock("encode"):
+                seen += (vlm.encode(image.rgb) for image in images)
+            with clock("prefill"):
+                prompt = vlm.prefill(parts_of(vlm, [Message("user", question, len(seen))], seen))
+            before = clock.elapsed()
+            with clock("decode"):
+                done = vlm.generate(self.setting.answer)
+            total = clock.elapsed()
+        finally:
+            release(vlm, seen)
+        tiles = sum(e.layout.n_tiles for e in seen)
+        return Run(
+            _stages(clock.ms, total), before + done.first_ms, total, prompt.n_image, prompt.n_kept, prompt.n_past,
+            len(done.ids), tiles=tiles, encoded=tiles,
+        )  # fmt: skip
+
+    def _downscaled(self, keep: float, images: Sequence[Image], question: str) -> Run:
+        """From smaller pictures, or where the tower's are of one size, from means over areas."""
+        vlm = self.model
+        sizes = [shrunk(vlm.layout, image.size, keep) for image in images]
+        budgets = [share_of(keep, vlm.layout(*image.size).n_tokens) for image in images]
+        clock, seen = Clock(None), list[Encoded]()
+        try:
+            with clock("encode"):
+                seen += (vlm.encode(_resized(image, size)) for image, size in zip(images, sizes, strict=True))
+            picked = [
+                pooled(e.layout, vlm.features(e), k) if e.layout.n_tokens > k else None
+                for e, k in zip(seen, budgets, strict=True)
+            ]
+            with clock("prefill"), altered(vlm, seen, picked) as shown:
+                kept = [None if found is None else found.index for found in picked]
+                prompt = vlm.prefill(parts_of(vlm, [Message("user", question, len(shown))], shown, kept))
+            before = clock.elapsed()
+            with clock("decode"):
+                done = vlm.generate(self.setting.answer)
+            total = clock.elapsed()
+        finally:
+            release(vlm, seen)
+        tiles = sum(e.layout.n_tiles for e in seen)
+        return Run(
+            _stages(clock.ms, total), before + done.first_ms, total, sum(vlm.layout(*i.size).n_tokens for i in images),
+            prompt.n_kept, prompt.n_past, len(done.ids), tiles=tiles, encoded=tiles,
+        )  # fmt: skip
+
+    def _ask(self, case: Case, images: Sequence[Image], question: str) -> Answer:
+        with self._fixed(case) as prepared:
+            return self.pipeline(prepared.guide_tokens).ask(images, question, self.options(case))
+
+    def options(self, case: Case) -> AskOptions:
+        """How a case of ours asks."""
+        prepared = self.prepared.get(case.name, Prepared())
+        may_exit = case.keep is not None and self.setting.pair.guide is not None
+        return AskOptions(
+            method="none" if case.keep is None else "sgl+",
+            keep=case.keep,
+            max_tokens=self.setting.answer,
+            guide_max_tokens=self.setting.answer,
+            exit_at=(ALWAYS if case.exits else NEVER) if may_exit else None,
+            tile_price=prepared.price,
+        )
+
+    @contextmanager
+    def _fixed(self, case: Case) -> Iterator[Prepared]:
+        """The model with the draft and the tiles of a case, and without afterwards."""
+        prepared, fixed = self.prepared.get(case.name, Prepared()), self.ours.fixed
+        if case.replay and prepared.draft is not None:
+            fixed.draft = np.array(prepared.draft, np.int32)
+        fixed.tiles = case.tiles
+        try:
+            yield prepared
+        finally:
+            fixed.draft, fixed.tiles = None, 0
+
+
+def _run_of(answer: Answer, last: Completion | None) -> Run:
+    done = None if answer.answered_by == "guide" else last
+    return Run(
+        ms=_stages(answer.ms, answer.ms["total"]),
+        first_ms=answer.ms["first_token"],
+        total_ms=answer.ms["total"],
+        image=answer.tokens.image,
+        kept=answer.tokens.kept,
+        prompt=answer.tokens.prompt,
+        generated=answer.tokens.generated,
+        drafted=0 if done is None else done.drafted,
+        accepted=0 if done is None else done.accepted,
+        tiles=answer.tiles.total,
+        encoded=answer.tiles.encoded,
+    )
+
+
+def _stages(ms: dict[str, float], total: float) -> dict[str, float]:
+    clocked = {stage: ms[stage] for stage in STAGES if stage != "select"}
+    return {stage: clocked.get(stage, max(0.0, total - sum(clocked.values()))) for stage in STAGES}
+
+
+def parts_of(
+    vlm: Vlm, messages: Sequence[Message], seen: Sequence[Encoded], kept: Sequence[Int32 | None] | None = None
+) -> list[Part]:
+    """The prompt of a conversation about pictures, with the tokens ``kept`` of each or with all."""
+    return [
+        ImagePart(seen[part], None if kept is None else kept[part]) if isinstance(part, int) else part
+        for part in vlm.chat(messages)
+    ]
+
+
+def _price(case: Case, answer: Answer) -> float:
+    """The least price of a tile, of powers of two, at which the kept tokens are of no more tiles than asked for, or of
+    as few as any price brings them to.
+    """
+    found: dict[float, int] = {}
+    for price in (float(1 << i) for i in range(HIGHEST_PRICE)):
+        kept = select(METHODS["sgl+"], case.keep, answer.layouts, answer.saliency, tile_price=price)
+        tiles = (layout.tiles for layout in answer.layouts)
+        found[price] = sum(len(np.unique(t[k])) for t, k in zip(tiles, kept, strict=True) if t is not None)
+        if found[price] <= case.tiles:
+            break
+    return min(found, key=lambda price: found[price])
+
+
+def _resized(image: Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.asarray(PIL.Image.fromarray(image.rgb).resize(size, PIL.Image.Resampling.LANCZOS))
+
+
+def question_of(vlm: Vlm, n: int) -> str:
+    """A question that makes ``n`` rows of text with the chat template, or the shortest if the template has more."""
+    for length in range(1, LONGEST_QUESTION):
+        text = ("a b c d e f g h " * (length // 16 + 1))[:length]
+        parts = vlm.chat([Message("user", text, 1)])
+        if len(vlm.tokenize([0 if isinstance(p, int) else p for p in parts])) >= n:
+            return text
+    raise UsageError(f"no question of {n} tokens was found", "lower --text")
+
+
+def drawn(width: int, height: int, seed: int = 0) -> Image:
+    """A picture of coloured rectangles on noise."""
+    rng = np.random.default_rng(seed)
+    rgb = rng.integers(96, 160, (height, width, 3), dtype=np.uint8)
+    for x, y, w, h in rng.random((12, 4)):
+        left, top = int(x * width), int(y * height)
+        rgb[top : top + int(h * height / 3) + 1, left : left + int(w * width / 3) + 1] = rng.integers(0, 256, 3)
+    return Image(rgb, f"drawn, {width}x{height}")

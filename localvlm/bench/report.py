@@ -1,0 +1,228 @@
+"""What was measured, as a table, as JSON and as bars."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from localvlm.bench.bars import Bar, bars
+from localvlm.bench.cases import PLAIN, STAGES, Case, Run
+from localvlm.bench.start import Process
+
+__all__ = ["Grown", "Report", "Row", "Started"]
+
+_SHORT = {
+    "guide_encode": "g.look",
+    "guide_prefill": "g.read",
+    "guide_decode": "g.say",
+    "select": "choose",
+    "encode": "look",
+    "prefill": "read",
+    "decode": "say",
+}
+_FORCED = {
+    "exit": "exit: the guide's answer was made final, by a threshold of 0",
+    "no exit": "no exit: the guide's answer was never final, by a threshold over 1",
+    "draft": "own answer replayed: the draft was the model's own answer to the same prompt",
+    "tiles": "overview: a tile's price rose until kept tokens were of as few as --tiles says; so many are encoded",
+}
+_ALWAYS = (
+    "answers have one length and go on past their end",
+    "choose: all that no other stage holds",
+    "plain llama.cpp: the large model without the tap, its worker apart; all prompts are prefilled from nothing",
+    "ratios: medians over pairs of one round",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case and its runs, with plain's of the same rounds."""
+
+    case: Case
+    runs: tuple[Run, ...]
+    plain: tuple[Run, ...]
+
+    def median(self, figure: Callable[[Run], float]) -> float:
+        return statistics.median(map(figure, self.runs))
+
+    def ratio(self, figure: Callable[[Run], float]) -> float:
+        """Median over rounds of plain's figure over this one's: how many times faster."""
+        return statistics.median(figure(p) / figure(r) for p, r in zip(self.plain, self.runs, strict=True))
+
+    @property
+    def peak(self) -> int | None:
+        """The most of all runs."""
+        return max((run.peak for run in self.runs if run.peak is not None), default=None)
+
+    def figures(self) -> dict[str, Any]:
+        """As JSON holds them."""
+        one = self.runs[0]
+        return {
+            **asdict(self.case),
+            "ms": {stage: self.median(lambda r, s=stage: r.ms[s]) for stage in STAGES},  # type: ignore[misc]
+            "first_ms": self.median(_first),
+            "total_ms": self.median(_total),
+            "first_ratio": self.ratio(_first),
+            "ratio": self.ratio(_total),
+            "tokens": {
+                "image": one.image, "kept": one.kept, "prompt": one.prompt, "generated": one.generated,
+                "drafted": one.drafted, "accepted": one.accepted,
+            },
+            "tiles": {"total": one.tiles, "encoded": one.encoded},
+            "peak_bytes": self.peak,
+            "runs": [asdict(run) for run in self.runs],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Started:
+    """Processes of one case, round by round."""
+
+    name: str
+    processes: tuple[Process, ...]
+
+
+@dataclass(frozen=True)
+class Grown:
+    """Milliseconds as ``what`` grows to ``n``, plain's and ours by the name of the case; ``image``: image tokens."""
+
+    what: str
+    n: int
+    image: int
+    plain: float
+    ours: dict[str, float]
+
+
+@dataclass
+class Report:
+    """``facts``: name -> what it ran on, and with."""
+
+    facts: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    started: list[Started] = field(default_factory=list)
+    grown: list[Grown] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """What was not left to the weights, and what figures mean."""
+        forced = {part for row in self.rows for part in row.case.forced.split(", ") if part}
+        return [text for part, text in _FORCED.items() if part in forced] + list(_ALWAYS) + self.skipped
+
+    def as_json(self) -> str:
+        return (
+            json.dumps(
+                {
+                    "facts": self.facts,
+                    "cases": [row.figures() for row in self.rows],
+                    "from_start": [asdict(one) for one in self.started],
+                    "growth": [asdict(one) for one in self.grown],
+                    "notes": self.notes(),
+                },
+                indent=1,
+            )
+            + "\n"
+        )
+
+    def as_svg(self) -> str:
+        title = " - ".join(str(self.facts[name]) for name in ("what", "cpu") if name in self.facts)
+        found = []
+        for row in self.rows:
+            parts = {_SHORT[s]: row.median(lambda r, s=s: r.ms[s]) / 1e3 for s in STAGES}  # type: ignore[misc]
+            text = f"{row.median(_total) / 1e3:.2f} s"
+            found.append(Bar(row.case.name, parts, text if row.case == PLAIN else f"{text}, {row.ratio(_total):.2f} x"))
+        return bars(title, "s", found)
+
+    def as_text(self) -> str:
+        blocks = ["\n".join(f"{name}: {_said(value)}" for name, value in self.facts.items())]
+        if self.rows:
+            blocks.append(_aligned([_HEAD, *map(_cells, self.rows)]))
+        if self.started:
+            blocks.append("From process start\n" + _aligned(_start_cells(self.started)))
+        for what in dict.fromkeys(one.what for one in self.grown):
+            grown = [one for one in self.grown if one.what == what]
+            blocks.append(f"As {what} grow, in s\n" + _aligned(_grown_cells(grown)))
+        return "\n\n".join([*blocks, "\n".join(self.notes())]) + "\n"
+
+
+def _first(run: Run) -> float:
+    return run.first_ms
+
+
+def _total(run: Run) -> float:
+    return run.total_ms
+
+
+_HEAD = ["s", *_SHORT.values(), "first", "last", "x first", "x last", "kept", "rows", "accepted", "tiles", "peak"]
+
+
+def _cells(row: Row) -> list[str]:
+    one, peak = row.runs[0], row.peak
+    stages = [row.median(lambda r, s=stage: r.ms[s]) for stage in STAGES]  # type: ignore[misc]
+    return [
+        row.case.name,
+        *(_seconds(ms) if ms else "-" for ms in stages),
+        _seconds(row.median(_first)),
+        _seconds(row.median(_total)),
+        f"{row.ratio(_first):.2f}",
+        f"{row.ratio(_total):.2f}",
+        "-" if one.kept is None else f"{one.kept}/{one.image}",
+        str(one.prompt),
+        f"{one.accepted}/{one.drafted}" if one.drafted else "-",
+        f"{one.encoded}/{one.tiles}",
+        _bytes(peak),
+    ]
+
+
+def _start_cells(started: Sequence[Started]) -> list[list[str]]:
+    rows = [["s", "first", "end", "x first", "x end", "peak"]]
+    for one in started:
+        pairs = list(zip(started[0].processes, one.processes, strict=True))
+        firsts = [(p.first, o.first) for p, o in pairs if p.first is not None and o.first is not None]
+        peak = max((o.peak for _, o in pairs if o.peak is not None), default=None)
+        rows.append(
+            [
+                one.name,
+                f"{statistics.median(o for _, o in firsts):.2f}" if firsts else "-",
+                f"{statistics.median(o.whole for _, o in pairs):.2f}",
+                f"{statistics.median(p / o for p, o in firsts):.2f}" if firsts else "-",
+                f"{statistics.median(p.whole / o.whole for p, o in pairs):.2f}",
+                _bytes(peak),
+            ]
+        )
+    return rows
+
+
+def _grown_cells(grown: Sequence[Grown]) -> list[list[str]]:
+    names = list(grown[0].ours)
+    head = [grown[0].what, "image tokens", "plain", *(text for name in names for text in (name, "x"))]
+    body = [
+        [str(one.n), str(one.image), _seconds(one.plain)]
+        + [text for name in names for text in (_seconds(one.ours[name]), f"{one.plain / one.ours[name]:.2f}")]
+        for one in grown
+    ]
+    return [head, *body]
+
+
+def _seconds(ms: float) -> str:
+    return f"{ms / 1e3:.3f}" if ms < 1e4 else f"{ms / 1e3:.2f}"
+
+
+def _bytes(n: int | None) -> str:
+    return "-" if n is None else f"{n / 1e9:.2f} GB"
+
+
+def _said(value: Any) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """The first column to the left, figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,216 @@
+"""The ways to answer a question, what each would take, and the quickest of those that are allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from localvlm.answers import GUIDE_MAX_TOKENS, Answer, AskOptions
+from localvlm.planning.memory import RateMemory
+from localvlm.planning.shapes import View, VlmShape
+from localvlm.planning.work import Counts, Speed, expected_tiles, prompt_rows, ratios
+from localvlm.pruning import Keep, share_of
+
+__all__ = ["ACCURACIES", "GUIDE_TOKENS", "Asked", "Plan", "Planner", "quickest"]
+
+ACCURACIES = ("high", "fast")
+"""``high``: a guide that sees up to GUIDE_TOKENS[0] tokens chooses what is kept, or all is. ``fast``: it may see fewer,
+or the model's own tower or features choose.
+"""
+GUIDE_TOKENS = (512, 256)
+"""Most image tokens of a guide, from the most accurate on."""
+ANSWER = 32
+"""Tokens of an answer whose length nobody knows."""
+AUTO_KEEP = 0.15
+"""Share of the tokens that ``keep="auto"`` comes to (21.7 of 144 on the demo's scenes, docs/log.md)."""
+CLEARLY = 0.9
+"""Share of plain's time below which another plan is taken: predictions are not exact, and plain loses nothing."""
+BEFORE, AFTER = 16, 12
+"""Rows of a chat template on either side of pictures and question."""
+BYTES = 4
+"""Of a token of a question."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, as far as it matters to its time.
+
+    Attributes:
+        sizes: (width, height) of each picture.
+        exits: share of the questions that the guide's answer is expected to be final for; None: it never is.
+        image_tokens: most tokens of a picture, 0: each family's own bound.
+        guide_tokens: the same for the guide, where the user said so; None: as accuracy allows.
+        loaded: loading is of no account.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    question: str
+    keep: Keep = AskOptions.keep
+    max_tokens: int = AskOptions.max_tokens
+    guide_max_tokens: int = GUIDE_MAX_TOKENS
+    exits: float | None = None
+    tile_price: float | None = None
+    image_tokens: int = 0
+    guide_tokens: int | None = None
+    loaded: bool = False
+
+    @property
+    def counts(self) -> Counts:
+        """Of the text, and of answers of an expected length."""
+        answer = min(self.max_tokens, ANSWER)
+        after = AFTER + -(-len(self.question.encode()) // BYTES)
+        return Counts(BEFORE, after, answer, min(answer, self.guide_max_tokens))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way to answer.
+
+    Attributes:
+        name: for people.
+        method: of :class:`AskOptions`.
+        guide_tokens: most image tokens of the guide, 0: its own bound; None: it is not asked.
+        ms: predicted milliseconds by stage, those that an exit spares less the share of the questions that exit.
+        exits: that share.
+    """
+
+    name: str
+    method: str
+    guide_tokens: int | None = None
+    ms: dict[str, float] = field(default_factory=dict)
+    exits: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Milliseconds to the last token."""
+        return sum(self.ms.values())
+
+    def applied(self, options: AskOptions) -> AskOptions:
+        """``options`` as this plan has them."""
+        if self.method == "none":
+            return replace(options, method="none", keep=None, exit_at=None)
+        return replace(options, method=self.method, exit_at=None if self.guide_tokens is None else options.exit_at)
+
+
+def quickest(plans: Sequence[Plan]) -> Plan:
+    """The one of the least total, or the first, which loses nothing, where that is not clearly less."""
+    best = min(plans, key=lambda plan: plan.total)
+    return best if best.total < CLEARLY * plans[0].total else plans[0]
+
+
+class Planner:
+    """Plans for one pair on this machine; rates of all types of its weights must be known."""
+
+    def __init__(self, model: VlmShape, guide: VlmShape | None, memory: RateMemory) -> None:
+        self._model = Speed(model, memory)
+        self._guide = None if guide is None else Speed(guide, memory)
+        self._memory = memory
+
+    def plans(self, asked: Asked, accuracy: str = "high") -> list[Plan]:
+        """What the class ``accuracy`` of ACCURACIES allows, plain first; none where the model's family is unknown."""
+        if self._views(asked) is None:
+            return []
+        found = [self.plan(asked, "plain", "none")]
+        if self._guide is not None:
+            for bound in self._bounds(asked, accuracy):
+                name = "guided" if bound == 0 else f"guided, at most {bound} tokens"
+                found += [self.plan(asked, name, "sgl+", bound)] * (self._guide_views(asked, bound) is not None)
+        if accuracy == "fast" and asked.keep != "auto":
+            found += [self.plan(asked, name, name) for name in ("fastervlm", "divprune")]
+        return found
+
+    def plan(self, asked: Asked, name: str, method: str, guide_tokens: int | None = None) -> Plan:
+        """What one way takes, with answers of an expected length."""
+        views = self._views(asked) or []
+        total = sum(view.tokens for view in views)
+        kept = None if method == "none" else _kept(asked.keep, total)
+        counts = replace(asked.counts, kept=kept)
+        if kept is not None and guide_tokens is not None:
+            price = self._model.shape.tile_price if asked.tile_price is None else asked.tile_price
+            n_tiles = sum(len(view.tiles) for view in views)
+            counts = replace(counts, tiles=expected_tiles(n_tiles, len(views), kept, price))
+        return Plan(name, method, guide_tokens, *self._ms(asked, counts, guide_tokens))
+
+    def again(self, asked: Asked, plan: Plan, answer: Answer) -> Plan:
+        """The same prediction with what could not be known: rows of text, tokens kept, tiles, length of the answer."""
+        views = self._views(asked) or []
+        kept = None if plan.method == "none" else answer.tokens.kept
+        beside = prompt_rows(views, 0, 0, 0)
+        text = answer.tokens.prompt - beside - (answer.tokens.kept or 0)
+        counts = asked.counts
+        if answer.answered_by == "model":
+            before = min(counts.before, max(text - 1, 0))
+            counts = Counts(before, max(text - before, 1), answer.tokens.generated, counts.guide_answer, kept)
+            counts = replace(counts, tiles=float(answer.tiles.encoded))
+        if answer.tokens.drafted:
+            counts = replace(counts, guide_answer=answer.tokens.drafted)
+        exits = float(answer.answered_by == "guide") if plan.guide_tokens is not None else None
+        told = replace(asked, exits=exits)
+        return Plan(plan.name, plan.method, plan.guide_tokens, *self._ms(told, counts, plan.guide_tokens))
+
+    def learn(self, asked: Asked, plan: Plan, answer: Answer) -> None:
+        """Remembers how far a plan was off."""
+        told = dict(self.again(asked, plan, answer).ms)
+        told.pop("load", None)
+        if answer.tokens.drafted:  # a draft that was taken over makes any other time
+            told.pop("decode", None)
+        told.pop("guide_decode", None)  # of a length that is not told
+        self._memory.learn(ratios(self._speed, told, answer.ms))
+
+    def _ms(self, asked: Asked, counts: Counts, guide_tokens: int | None) -> tuple[dict[str, float], float]:
+        """Milliseconds by stage, and the share of exits among them."""
+        exits = (asked.exits or 0.0) if guide_tokens is not None else 0.0
+        model = self._model.answer(self._views(asked) or [], counts)
+        ms = {stage: (1 - exits) * taken for stage, taken in model.items()}
+        load = 0.0 if asked.loaded else (1 - exits) * self._model.load()
+        if guide_tokens is not None:
+            assert self._guide is not None
+            load += 0.0 if asked.loaded else self._guide.load()
+            ms = self._guide.look(self._guide_views(asked, guide_tokens) or [], counts) | ms
+        return {"load": load} | ms, exits
+
+    def _speed(self, stage: str) -> Speed:
+        return self._guide if self._guide is not None and stage.startswith("guide_") else self._model
+
+    def _bounds(self, asked: Asked, accuracy: str) -> Sequence[int]:
+        """Most image tokens of the guide. Where exits are calibrated, it sees what it saw then."""
+        assert self._guide is not None
+        if asked.guide_tokens is not None:
+            return (asked.guide_tokens,)
+        most = GUIDE_TOKENS[: 1 if accuracy == "high" else None]
+        allowed = [min(bound, asked.image_tokens or bound) for bound in most]
+        if not self._guide_any_size:
+            allowed = [asked.image_tokens, *allowed]
+        if asked.exits is not None:
+            allowed = allowed[:1]
+        return self._different(asked, dict.fromkeys(allowed))
+
+    def _different(self, asked: Asked, bounds: Iterable[int]) -> list[int]:
+        """Those that change what the guide sees, the first one always."""
+        found: dict[tuple[View, ...], int] = {}
+        for bound in bounds:
+            found.setdefault(tuple(self._guide_views(asked, bound) or ()), bound)
+        return list(found.values())
+
+    @cached_property
+    def _guide_any_size(self) -> bool:
+        return self._guide is not None and self._guide.shape.any_size
+
+    def _views(self, asked: Asked) -> list[View] | None:
+        return _views(self._model.shape, asked, asked.image_tokens)
+
+    def _guide_views(self, asked: Asked, bound: int) -> list[View] | None:
+        assert self._guide is not None
+        return _views(self._guide.shape, asked, bound)
+
+
+def _views(shape: VlmShape, asked: Asked, bound: int) -> list[View] | None:
+    """The pictures as a VLM takes them; None where its family is not known."""
+    found = [shape.view(width, height, bound) for width, height in asked.sizes]
+    known = [view for view in found if view is not None]
+    return known if len(known) == len(found) else None
+
+
+def _kept(keep: Keep, total: int) -> int:
+    return share_of(AUTO_KEEP if keep == "auto" else keep, total)

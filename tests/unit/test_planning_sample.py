@@ -1,0 +1,45 @@
+"""The sample on llama.cpp itself, with VLMs too small for their times to mean anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from localvlm.engine.api import LoadOptions
+from localvlm.engine.client import Engine
+from localvlm.planning import sample as sampling
+from localvlm.planning.minis import MiniLlm, MiniTower, write
+from localvlm.planning.rates import KNOTS
+from tests.asking import ONE
+
+
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "_FULL", MiniLlm("F16", 256, 256, 2))
+    monkeypatch.setattr(sampling, "_TOWER", MiniTower("F16", 128, 256, 2, 16))
+    monkeypatch.setattr(sampling, "LEAN", MiniLlm("F16", 128, 32, 1))
+    monkeypatch.setattr(sampling, "DEEP", 300)
+    monkeypatch.setattr(sampling, "REPEATS", 2)
+
+
+@pytest.mark.parametrize("kind", ["F32", "BF16", "Q8_0", "Q5_1", "Q2_K", "Q3_K", "Q6_K", "IQ4_XS", "MXFP4"])
+def test_matrices_of_any_type_load_and_run(engine: Engine, tmp_path: Path, kind: str) -> None:
+    files = write(tmp_path, "mini", MiniLlm(kind, 256, 256, 1), MiniTower("F16", 128, 256, 1, 4))
+    vlm = engine.load(files.model, files.mmproj, ONE)
+    for rows in (sampling.NEAR, *KNOTS[1:]):
+        assert vlm.prefill(sampling._text(vlm, rows)).n_run == rows
+    assert vlm.prefill(sampling._text(vlm, KNOTS[-1]), reuse="rows").n_run == 1
+    assert sampling._batch(vlm, 20, 30) > 0
+    vlm.close()
+
+
+def test_a_sample_of_two_types_and_a_tower(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    told: list[str] = []
+    found = sampling.sample(engine, LoadOptions(threads=1), llms=["Q4_0", "Q4_K"], towers=["F16"], on_part=told.append)
+    assert told == ["attention", "Q4_0", "Q4_K", "tower F16"]
+    assert set(found.rows) == {"Q4_0", "Q4_K"}
+    for rows in found.rows.values():
+        assert list(rows) == sorted(rows)
+        assert rows[0] > 0
+    assert min(found.patch["F16"], found.pair, found.tile, found.layer, *found.cell, found.load) > 0
