@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from localvlm import catalog
-from localvlm.bench.shapes import write_llava
+from localvlm.bench.shapes import write_vlm
 from localvlm.engine import devices, llama, tower
 from localvlm.engine.api import Backend, ImagePart, LoadOptions, TextPart
 from localvlm.engine.client import Engine, RemoteVlm
@@ -247,7 +247,7 @@ def _answer(vlm: RemoteVlm, seed: int) -> list[int]:
 
 def test_memory_is_given_back(ngl: int, folder: Path) -> None:
     """Weights, caches of two contexts, the tower; 85 MiB of weights show whether they are on the GPU at all."""
-    files = write_llava(folder, layers.SHAPE)
+    files = write_vlm(folder, layers.SHAPE)
     left = [_taken(ngl)]
     for _ in range(3):
         vlm = LlamaVlm(*files, LoadOptions(threads=1, gpu_layers=ngl))
