@@ -119,11 +119,13 @@ class TokenCounts:
 @dataclass(frozen=True)
 class TileCounts:
     """``total``: passes of the vision tower that the pictures take in the VLM that answered; ``encoded``: those made,
-    since no other tile holds a kept token.
+    since no other tile holds a kept token; ``shared``: those of them in which its projector alone ran, since the other
+    VLM has the same tower.
     """
 
     total: int
     encoded: int
+    shared: int = 0
 
 
 @dataclass(frozen=True)

@@ -481,7 +481,9 @@ def _drafted(draft: Completion | None, done: Completion) -> tuple[int, int]:
 
 
 def _tiles(encoded: Sequence[Encoded]) -> TileCounts:
-    return TileCounts(sum(e.layout.n_tiles for e in encoded), sum(e.n_tiles for e in encoded))
+    return TileCounts(
+        sum(e.layout.n_tiles for e in encoded), sum(e.n_tiles for e in encoded), sum(e.shared for e in encoded)
+    )
 
 
 def _without_lead(on_text: Callable[[str], None] | None) -> Callable[[str], None] | None:

@@ -31,7 +31,7 @@ extern "C" {
 #define LV_API
 #endif
 
-#define LV_TAP_ABI 3
+#define LV_TAP_ABI 4
 
 enum lv_status {
     LV_OK = 0,
@@ -177,6 +177,21 @@ enum lv_repair {
 LV_API int lv_tower_begin(lv_tap *tap, int32_t n_layer, int32_t n_patches, int32_t cls_row, int mode,
                           const uint8_t *layers, uint32_t repairs);
 LV_API int lv_tower_end(lv_tap *tap);
+
+/* Where two contexts have the same tower and their own projectors, its blocks run once: what the last of them gave in
+ * the one goes on in the other, which leaves the blocks out (see "Staged layers"). What lies before the first block and
+ * behind the last runs in both, inputs that are mended there included, and so the results are equal bit by bit.
+ *
+ * lv_tower_cut, after lv_tower_begin and for that run alone: the cut is the node `layer_out-<layer>`.
+ *   rows == NULL  what it gives is kept, for lv_tower_cut_read.
+ *   else          the size floats that it gave in the other context for the same picture, copied. The mode must be
+ *                 LV_TOWER_OFF: no block runs whose attention could be read. lv_tower_end returns LV_E_GRAPH when the
+ *                 graph cannot be cut there or the node has another size; the run's results are garbage then. */
+LV_API int lv_tower_cut(lv_tap *tap, int32_t layer, const float *rows, size_t size);
+/* After lv_tower_end, where rows were kept: returns their number of floats and copies at most n. 0: the graph cannot be
+ * cut there, since it has no such node, or since a later one reads what an earlier block gave (Qwen3-VL's deepstack). */
+LV_API int64_t lv_tower_cut_read(const lv_tap *tap, float *out, size_t n);
+
 /* (n_layer, n_patches) float32 head means, in the tower's own row order; layers not seen are NaN. */
 LV_API int lv_tower_read(const lv_tap *tap, float *out, size_t size);
 /* The tower's `inv_window_idx` input (Qwen2.5-VL), copied when the graph had one: returns its length (0 = none) and

@@ -54,12 +54,6 @@ bool lv_stage_runs(const lv_tap *tap, int layer) {
     return !is_staged(tap) || (layer >= tap->stage.first && layer < tap->stage.end);
 }
 
-/* Views and reshapes: no backend computes them. */
-static bool is_empty(const struct ggml_tensor *t) {
-    return t->op == GGML_OP_NONE || t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_PERMUTE ||
-           t->op == GGML_OP_TRANSPOSE;
-}
-
 /* The tensor whose memory t lies in. */
 static const struct ggml_tensor *root(const struct ggml_tensor *t) {
     while (t->view_src != NULL) {
@@ -87,7 +81,7 @@ static void give_back(const struct ggml_tensor *cache) {
 
 static bool skip(lv_tap *tap, struct ggml_tensor *t) {
     struct lv_stage *s = &tap->stage;
-    if (is_empty(t) || !lv_clear_flag(tap, t)) {
+    if (lv_is_empty(t) || !lv_clear_flag(tap, t)) {
         return true;
     }
     /* what it would have written into a cache is missing there, or was written by a run before this one */
@@ -104,18 +98,11 @@ static bool skip(lv_tap *tap, struct ggml_tensor *t) {
     return true;
 }
 
-/* Whether `copy`, "l_out-3 (view)#0", begins with the whole of a tensor's name. */
-static bool is_of(const char *copy, const char *name) {
-    const size_t n = strlen(name);
-    return n > 0 && strncmp(copy, name, n) == 0 && (copy[n] == '#' || copy[n] == ' ');
-}
-
 /* What was left out, if `src` is a scheduler's copy of it for another device, "CUDA1#l_out-3 (view)#0": of that the copy
  * has the name alone. */
 static const struct ggml_tensor *uncopied(lv_tap *tap, const struct ggml_tensor *src) {
     struct lv_stage *s = &tap->stage;
-    const char *copy = strchr(src->name, '#');
-    if (copy == NULL || is_of(copy + 1, s->in)) {
+    if (strchr(src->name, '#') == NULL || lv_is_copy_of(src, s->in)) {
         return NULL;
     }
     for (int i = 0; i < s->n_copies; i++) {
@@ -125,12 +112,12 @@ static const struct ggml_tensor *uncopied(lv_tap *tap, const struct ggml_tensor 
     }
     struct ggml_tensor **cleared = tap->cleared.data;
     for (size_t i = 0; i < tap->n_cleared; i++) {
-        if (is_of(copy + 1, cleared[i]->name)) {
+        if (lv_is_copy_of(src, cleared[i]->name)) {
             return cleared[i];
         }
     }
     for (int i = 0; i < s->n_written; i++) {
-        if (is_of(copy + 1, s->written[i]->name)) {
+        if (lv_is_copy_of(src, s->written[i]->name)) {
             return s->written[i];
         }
     }
@@ -142,10 +129,7 @@ static const struct ggml_tensor *uncopied(lv_tap *tap, const struct ggml_tensor 
 static const struct ggml_tensor *missing(lv_tap *tap, const struct ggml_tensor *t) {
     const struct lv_stage *s = &tap->stage;
     for (int i = 0; i < GGML_MAX_SRC; i++) {
-        const struct ggml_tensor *src = t->src[i];
-        while (src != NULL && is_empty(src) && src->op != GGML_OP_NONE) {
-            src = src->view_src != NULL ? src->view_src : src->src[0];
-        }
+        const struct ggml_tensor *src = lv_computed(t->src[i]);
         if (src == NULL || strcmp(src->name, s->in) == 0) {
             continue;
         }
@@ -199,7 +183,7 @@ enum lv_step lv_stage_ask(lv_tap *tap, struct ggml_tensor *t) {
     if (s->place == LV_ABOVE) {
         return skip(tap, t) ? LV_SKIP : LV_RUN;
     }
-    const bool computed = s->first > 0 && !is_empty(t) && (t->flags & GGML_TENSOR_FLAG_COMPUTE) != 0;
+    const bool computed = s->first > 0 && !lv_is_empty(t) && (t->flags & GGML_TENSOR_FLAG_COMPUTE) != 0;
     const struct ggml_tensor *gone = computed ? missing(tap, t) : NULL;
     if (gone != NULL) {
         lv_fail(tap, LV_E_GRAPH, "'%s' above layer %d reads '%s' from below it", t->name, s->first, gone->name);

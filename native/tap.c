@@ -32,7 +32,7 @@ void lv_tap_free(lv_tap *tap) {
         }
     }
     struct lv_buf *single[] = {&tap->image, &tap->rows, &tap->pos, &tap->armed, &tap->cleared,
-                               &tap->stage.hidden,
+                               &tap->stage.hidden, &tap->cut.rows,
                                &tap->tower.out, &tap->tower.window, &tap->tower.heads,
                                &tap->tower.rows, &tap->tower.table};
     for (size_t i = 0; i < sizeof single / sizeof single[0]; i++) {
@@ -118,6 +118,12 @@ bool lv_has_name(const struct ggml_tensor *t, const char *name) {
     return hash != NULL && strncmp(hash + 1, name, n) == 0 && (hash[1 + n] == '#' || hash[1 + n] == '\0');
 }
 
+bool lv_is_copy_of(const struct ggml_tensor *t, const char *name) {
+    const char *hash = t->op == GGML_OP_NONE ? strchr(t->name, '#') : NULL;
+    const size_t n = strlen(name);
+    return hash != NULL && n > 0 && strncmp(hash + 1, name, n) == 0 && (hash[1 + n] == '#' || hash[1 + n] == ' ');
+}
+
 bool lv_starts(const struct ggml_tensor *t, const char *prefix) {
     return strncmp(t->name, prefix, strlen(prefix)) == 0;
 }
@@ -200,10 +206,7 @@ void lv_tap_cancel_reset(lv_tap *tap) {
     }
 }
 
-bool lv_clear_flag(lv_tap *tap, struct ggml_tensor *t) {
-    if ((t->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
-        return true;
-    }
+bool lv_note_node(lv_tap *tap, struct ggml_tensor *t) {
     const size_t need = (tap->n_cleared + 1) * sizeof t;
     if (need > tap->cleared.size) {
         void *more = realloc(tap->cleared.data, 2 * need + 4096);
@@ -215,8 +218,30 @@ bool lv_clear_flag(lv_tap *tap, struct ggml_tensor *t) {
         tap->cleared.size = 2 * need + 4096;
     }
     ((struct ggml_tensor **)tap->cleared.data)[tap->n_cleared++] = t;
+    return true;
+}
+
+bool lv_clear_flag(lv_tap *tap, struct ggml_tensor *t) {
+    if ((t->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
+        return true;
+    }
+    if (!lv_note_node(tap, t)) {
+        return false;
+    }
     t->flags &= ~GGML_TENSOR_FLAG_COMPUTE;
     return true;
+}
+
+bool lv_is_empty(const struct ggml_tensor *t) {
+    return t->op == GGML_OP_NONE || t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_PERMUTE ||
+           t->op == GGML_OP_TRANSPOSE;
+}
+
+const struct ggml_tensor *lv_computed(const struct ggml_tensor *t) {
+    while (t != NULL && lv_is_empty(t) && t->op != GGML_OP_NONE) {
+        t = t->view_src != NULL ? t->view_src : t->src[0];
+    }
+    return t;
 }
 
 bool lv_cancel_node(lv_tap *tap, struct ggml_tensor *t, bool ask) {

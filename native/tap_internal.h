@@ -69,6 +69,18 @@ struct lv_tower {
     int64_t n_window;
 };
 
+/* Where the current run of an encoder is cut (lv_tower_cut). */
+struct lv_cut {
+    char name[24]; /* of the node; empty: not at all */
+    bool given;    /* its rows are given, and the blocks left out; else they are kept */
+    bool begun;    /* the first node of block 0 was met */
+    bool done;     /* rows were given or kept */
+    bool open;     /* a later node reads what lies before the cut beside it */
+    const struct ggml_tensor *node;
+    struct lv_buf rows; /* (n) float32 */
+    size_t n;
+};
+
 enum lv_place { LV_BELOW = 0, LV_WITHIN, LV_ABOVE };
 
 /* What the current run leaves out (lv_stage). */
@@ -118,7 +130,7 @@ struct lv_tap {
 
     struct lv_stage stage;
 
-    /* flags cleared by a cancel or a stage */
+    /* nodes whose flags a cancel, a stage or a cut cleared; those before a cut whose rows are kept */
     struct lv_buf cleared; /* (n_cleared) struct ggml_tensor * */
     size_t n_cleared;
 
@@ -126,6 +138,7 @@ struct lv_tap {
     float tolerance, worst;
 
     struct lv_tower tower;
+    struct lv_cut cut;
     struct lv_buf fetch[6]; /* q, k, v, mask, sinks, output: when they are not in host memory */
     struct lv_buf scratch[LV_MAX_THREADS];
 };
@@ -142,14 +155,21 @@ bool lv_grow(lv_tap *tap, struct lv_buf *buf, size_t size);
 const void *lv_host(lv_tap *tap, struct lv_buf *buf, const struct ggml_tensor *t, size_t size);
 bool lv_write(lv_tap *tap, struct ggml_tensor *t, const void *data, size_t size);
 bool lv_has_name(const struct ggml_tensor *t, const char *name); /* exact, or a scheduler's copy of it */
+/* Whether t is a scheduler's copy of a tensor, or of a view of it: "CUDA1#l_out-3 (view)#0". */
+bool lv_is_copy_of(const struct ggml_tensor *t, const char *name);
 bool lv_starts(const struct ggml_tensor *t, const char *prefix);
 int lv_number_after_dash(const char *name); /* "Qcur-3 (view)" -> 3, else -1 */
 void lv_parallel(lv_tap *tap, int n, void (*task)(void *ctx, int i, int thread), void *ctx);
 /* Adds t to a list of n known tensors: 1 = new, 0 = known, -1 = full. */
 int lv_once(const struct ggml_tensor **list, int *n, const struct ggml_tensor *t);
+/* Remembers a node that has its flag. False if there is no memory to do so. */
+bool lv_note_node(lv_tap *tap, struct ggml_tensor *t);
 /* False if there is no memory to remember the node with: it then keeps its flag. */
 bool lv_clear_flag(lv_tap *tap, struct ggml_tensor *t);
 void lv_restore_flags(lv_tap *tap);
+bool lv_is_empty(const struct ggml_tensor *t); /* views and reshapes: no backend computes them */
+/* The node whose result t is, through views and reshapes. */
+const struct ggml_tensor *lv_computed(const struct ggml_tensor *t);
 bool lv_cancel_node(lv_tap *tap, struct ggml_tensor *t, bool ask);
 
 /* ---- cells.c ---- */
@@ -203,6 +223,12 @@ enum lv_step lv_stage_ask(lv_tap *tap, struct ggml_tensor *t);
 bool lv_stage_done(lv_tap *tap, struct ggml_tensor *t); /* whether t was a cut */
 bool lv_stage_runs(const lv_tap *tap, int layer);       /* false for layers that this run leaves out */
 void lv_stage_complete(lv_tap *tap);
+
+/* ---- cut.c ---- */
+void lv_cut_begin(lv_tap *tap); /* none */
+enum lv_step lv_cut_ask(lv_tap *tap, struct ggml_tensor *t);
+bool lv_cut_done(lv_tap *tap, struct ggml_tensor *t); /* whether t was the cut */
+void lv_cut_complete(lv_tap *tap);
 
 /* ---- llm.c, tower.c, check.c ---- */
 bool lv_llm_ask(lv_tap *tap, struct ggml_tensor *t);

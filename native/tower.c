@@ -72,6 +72,7 @@ int lv_tower_begin(lv_tap *tap, int32_t n_layer, int32_t n_patches, int32_t cls_
     tower->positions_done = tower->patches_done = tower->window_done = false;
     tower->roll_done = tower->gelu_done = false;
     tower->n_window = 0;
+    lv_cut_begin(tap);
     tap->phase = LV_TOWER;
     return LV_OK;
 }
@@ -96,6 +97,7 @@ int lv_tower_end(lv_tap *tap) {
     if (tap->status == LV_OK && tap->tower.mode != LV_TOWER_OFF && wanted && !seen) {
         lv_fail(tap, LV_E_GRAPH, "no attention node of the encoder was met");
     }
+    lv_cut_complete(tap);
     tap->phase = LV_IDLE;
     return tap->status;
 }
@@ -241,6 +243,10 @@ bool lv_tower_ask(lv_tap *tap, struct ggml_tensor *t) {
         t->op_params[0] = GGML_UNARY_OP_GELU; /* the graph is built anew for each run */
         tap->tower.gelu_done = true;
     }
+    const enum lv_step step = lv_cut_ask(tap, t);
+    if (step != LV_RUN) {
+        return step == LV_CUT;
+    }
     if (tap->status == LV_OK && (t->op == GGML_OP_FLASH_ATTN_EXT || t->op == GGML_OP_SOFT_MAX)) {
         return wanted(tap, t);
     }
@@ -304,6 +310,9 @@ static int run_node(lv_tap *tap, const struct ggml_tensor *t, const int32_t *row
 }
 
 void lv_tower_done(lv_tap *tap, struct ggml_tensor *t) {
+    if (lv_cut_done(tap, t)) {
+        return;
+    }
     const bool flash = t->op == GGML_OP_FLASH_ATTN_EXT;
     if ((!flash && t->op != GGML_OP_SOFT_MAX) || !wanted(tap, t)) {
         return; /* a cancel point */

@@ -98,7 +98,8 @@ class Reporter:
             )
         drafted = f", {tokens.accepted} of {tokens.drafted} drafted accepted" if tokens.drafted else ""
         self.note(f"tokens: {_seen(answer)} image, {tokens.prompt} prompt, {tokens.generated} generated{drafted}")
-        self.note(f"tiles: {answer.tiles.encoded} of {answer.tiles.total} encoded")
+        shared = f", tower shared for {answer.tiles.shared}" if answer.tiles.shared else ""
+        self.note(f"tiles: {answer.tiles.encoded} of {answer.tiles.total} encoded{shared}")
         self.note("ms: " + ", ".join(f"{stage} {ms:.0f}" for stage, ms in answer.ms.items()))
 
 

@@ -144,6 +144,7 @@ class Encoded:
             no CLS, summed over the patches of each token; NaN rows for layers that were not seen, NaN columns for
             tiles that were left out. None unless asked.
         n_tiles: tiles encoded so far.
+        shared: those of them that another VLM with the same vision tower had encoded, so that the projector alone ran.
     """
 
     id: int
@@ -151,6 +152,7 @@ class Encoded:
     ms: float
     tower: Float32 | None = None
     n_tiles: int = 1
+    shared: int = 0
 
 
 @dataclass(frozen=True)

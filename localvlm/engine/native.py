@@ -14,7 +14,7 @@ from localvlm.errors import AttentionCheckFailed, Interrupted, UnsupportedModel
 
 __all__ = ["ROW_GENERATED", "ROW_LAST", "ROW_PROMPT", "Tap", "TowerMode", "library"]
 
-ABI = 3
+ABI = 4
 ROW_PROMPT, ROW_GENERATED, ROW_LAST = 1, 2, 4
 REDUCTIONS = 3
 REPAIRS = {"llava-cls-order": 1, "internvl-positions": 2, "siglip-gelu": 4}
@@ -69,6 +69,8 @@ def library() -> ctypes.CDLL:
         "lv_stage": (ctypes.c_int, [ptr, i32, i32, i32, f32p, ctypes.c_bool]),
         "lv_stage_read": (ctypes.c_int, [ptr, f32p, ctypes.c_size_t]),
         "lv_tower_begin": (ctypes.c_int, [ptr, i32, i32, i32, ctypes.c_int, u8p, ctypes.c_uint32]),
+        "lv_tower_cut": (ctypes.c_int, [ptr, i32, f32p, ctypes.c_size_t]),
+        "lv_tower_cut_read": (ctypes.c_int64, [ptr, f32p, ctypes.c_size_t]),
         "lv_tower_end": (ctypes.c_int, [ptr]),
         "lv_tower_read": (ctypes.c_int, [ptr, f32p, ctypes.c_size_t]),
         "lv_tower_window_index": (ctypes.c_int64, [ptr, i32p, ctypes.c_size_t]),
@@ -216,6 +218,19 @@ class Tap:
     def tower_begin(self, n_layer: int, n_patches: int, cls_row: int, mode: int, repairs: int) -> None:
         self._checked(self._lib.lv_tower_begin(self._tap, n_layer, n_patches, cls_row, mode, None, repairs))
         self._tower_shape = (n_layer, n_patches)
+
+    def tower_cut(self, layer: int, rows: NDArray[np.float32] | None) -> None:
+        """Keeps what block ``layer`` gives in the run just begun, or leaves out the blocks up to it and goes on from
+        ``rows`` (n,), what it gave in another context of the same tower for the same pixels.
+        """
+        pointer = None if rows is None else rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        self._checked(self._lib.lv_tower_cut(self._tap, layer, pointer, 0 if rows is None else rows.size))
+
+    def tower_cut_read(self) -> NDArray[np.float32] | None:
+        """(n,) float32 that was kept in the run just ended; None: this graph cannot be cut."""
+        out = np.empty(int(self._lib.lv_tower_cut_read(self._tap, None, 0)), np.float32)
+        self._lib.lv_tower_cut_read(self._tap, out.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), out.size)
+        return out if out.size else None
 
     def tower_end(self) -> None:
         self._checked(self._lib.lv_tower_end(self._tap))

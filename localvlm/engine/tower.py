@@ -21,6 +21,7 @@ from localvlm.engine.last_block import LAST_BLOCK, add_block
 from localvlm.engine.llama import Model, flash_attention, last_log_lines, short_of_memory, thread_count
 from localvlm.engine.native import REPAIRS, Tap, TowerMode
 from localvlm.engine.price import tile_price
+from localvlm.engine.shared_tower import Member, Output, Towers
 from localvlm.engine.token_table import vector
 from localvlm.errors import ImageError, Interrupted, LocalvlmError, NotEnoughMemory, UnsupportedModel
 
@@ -66,7 +67,8 @@ class Picture:
         places: (n, 2) int32 tile, and row among those of the tile, of each of its rows in the prompt; tile -1: the
             family's row end.
         tiles: by number the rows of the tiles encoded so far, and the row end as tile -1, (n, width) each.
-        tower: see :class:`localvlm.engine.api.Encoded`.
+        tower, shared: see :class:`localvlm.engine.api.Encoded`.
+        outputs: of the tower, kept for other VLMs while the picture is there.
         ms: that the last encoding took.
     """
 
@@ -78,6 +80,8 @@ class Picture:
     places: Int32 = field(default_factory=lambda: np.zeros((0, 2), np.int32))
     tiles: dict[int, Float32] = field(default_factory=dict)
     tower: Float32 | None = None
+    shared: int = 0
+    outputs: list[Output] = field(default_factory=list)
     ms: float = 0.0
 
     @property
@@ -132,7 +136,7 @@ def failure(what: str) -> LocalvlmError:
 class VisionTower:
     """One mtmd context and its tap."""
 
-    def __init__(self, path: Path, model: Model, options: LoadOptions, header: Header) -> None:
+    def __init__(self, path: Path, model: Model, options: LoadOptions, header: Header, towers: Towers) -> None:
         from llama_cpp import mtmd_cpp
 
         self._lib, self._model = mtmd_cpp, model
@@ -144,6 +148,8 @@ class VisionTower:
         unmended = LAST_BLOCK in family.repairs and stock
         self.tower = replace(family.tower, n_layer=family.tower.n_layer - unmended)
         self._header = header
+        how = (family.name, self.repair_names, self.tower, options.gpu_layers != 0, thread_count(options))
+        self._shared = Member(towers, header, family.row_end, how)
         self._end: Float32 | None = None
         self.tap = Tap(path.name, thread_count(options), options.gpu_layers != 0)
         params = mtmd_cpp.mtmd_context_params_default()
@@ -195,9 +201,9 @@ class VisionTower:
         if attention and picture.tower is None:
             picture.tower = np.full((self.tower.n_layer, picture.layout.n_tokens), np.nan, np.float32)
         for number, drawn in zip(wanted, draw(pixels, [tiles[i] for i in wanted]), strict=True):
-            rows, mass = self._tile(tiles[number], drawn, attention)
+            rows, mass = self._tile(tiles[number], drawn, attention, picture)
             picture.tiles[number] = rows
-            if picture.tower is not None and attention:
+            if picture.tower is not None and mass is not None:
                 here = (picture.places[:, 0] == number) & (picture.tokens >= 0)
                 picture.tower[:, picture.tokens[here]] = mass[:, picture.places[here, 1]]
         picture.ms = (time.perf_counter() - started) * 1e3
@@ -211,6 +217,7 @@ class VisionTower:
         if self.handle:
             self._lib.mtmd_free(self.handle)
             self.handle = None
+            self._shared.leave()
         self.tap.close()
 
     # pictures cut by us
@@ -270,13 +277,16 @@ class VisionTower:
             self._end = vector(self._header, self.family.row_end)
         return self._end
 
-    def _tile(self, tile: Tile, pixels: RGB, attention: bool) -> tuple[Float32, Float32]:
-        """Rows (n, width) of a tile, and its attention (n_layer, n), merged patches summed."""
+    def _tile(self, tile: Tile, pixels: RGB, attention: bool, picture: Picture) -> tuple[Float32, Float32 | None]:
+        """Rows (n, width) of a tile, and its attention (n_layer, n) if asked, merged patches summed. If the same tower
+        of another VLM has run on these pixels, the projector goes on from there.
+        """
+        known = self._shared.find(pixels, attention)
         height, width = pixels.shape[:2]
         patches = Patches(height // self.tower.patch, width // self.tower.patch, tile)
         n_patches = patches.rows * patches.columns
         mode = TowerMode.OFF
-        if attention:
+        if attention and known is None:
             mode = TowerMode.CLS if self.tower.cls else TowerMode.RECEIVED
         with self._chunks(width, height, pixels) as chunks:
             chunk = next(self._image_chunks(chunks))
@@ -287,14 +297,25 @@ class VisionTower:
                     "pass --stock-tiling",
                 )
             self.tap.tower_begin(self.tower.n_layer, n_patches, n_patches if self.tower.cls else -1, mode, self.repairs)
+            self.tap.tower_cut(self.tower.last, None if known is None else known.rows)
             rows = self._encode_chunk(chunk, n)
-        if mode == TowerMode.OFF:
-            return rows, np.zeros((0, n), np.float32)
+        if known is not None:
+            picture.shared += 1
+            picture.outputs.append(known)
+            return rows, known.attention if attention else None
+        mass = self._mass(patches, n) if attention else None
+        kept = self.tap.tower_cut_read()
+        output = None if kept is None else self._shared.keep(pixels, kept, mass)
+        picture.outputs += [output] if output is not None else []
+        return rows, mass
+
+    def _mass(self, patches: Patches, n: int) -> Float32:
+        """(n_layer, n) attention of the run just ended, over the tokens of a tile."""
         mass = self.tap.tower_read()
         owner = self.family.token_of_patch(replace(patches, window=self.tap.window_index()))
         out = np.zeros((mass.shape[0], n), np.float32)
         np.add.at(out.T, owner, mass.T)
-        return rows, out
+        return out
 
     # pictures cut by llama.cpp
 

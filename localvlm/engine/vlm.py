@@ -34,6 +34,7 @@ from localvlm.engine.gguf_header import Header, check_pair, read_header
 from localvlm.engine.llama import Model, thread_count
 from localvlm.engine.native import Tap
 from localvlm.engine.pauses import StagedPrompts
+from localvlm.engine.shared_tower import Towers
 from localvlm.engine.token_table import TokenTable
 from localvlm.engine.tower import Picture, VisionTower
 from localvlm.errors import Interrupted, UnsupportedModel, UsageError
@@ -48,14 +49,20 @@ class LlamaVlm:
     """Implements :class:`localvlm.engine.api.Vlm`."""
 
     def __init__(
-        self, model: Path, mmproj: Path, options: LoadOptions, cancelled: Callable[[], bool] = lambda: False
+        self,
+        model: Path,
+        mmproj: Path,
+        options: LoadOptions,
+        cancelled: Callable[[], bool] = lambda: False,
+        towers: Towers | None = None,
     ) -> None:
+        """``towers``: of all VLMs of the process, so that one that several of them carry runs once for a tile."""
         text, vision = read_header(model), read_header(mmproj)
         check_pair(text, vision)
         self._model = Model(model, options, text, cancelled)
         with contextlib.ExitStack() as undo:  # weights may be gigabytes: none stay behind a load that fails
             undo.callback(self._model.close)
-            self.tower = VisionTower(mmproj, self._model, options, vision)
+            self.tower = VisionTower(mmproj, self._model, options, vision, towers or Towers())
             undo.callback(self.tower.close)
             if cancelled():
                 raise Interrupted()
@@ -116,6 +123,7 @@ class LlamaVlm:
         return [self._cache] if (apart := self._apart) is None else [self._cache, apart]
 
     def close(self) -> None:
+        self._pictures.clear()
         for cache in self._caches:
             cache.close()
         self.tower.close()
@@ -149,7 +157,7 @@ class LlamaVlm:
         number = self._next_picture if onto is None else onto.id
         self._next_picture = max(self._next_picture, number + 1)
         self._pictures[number] = picture
-        return Encoded(number, picture.layout, picture.ms, picture.tower, picture.n_encoded)
+        return Encoded(number, picture.layout, picture.ms, picture.tower, picture.n_encoded, picture.shared)
 
     def release(self, image: Encoded) -> None:
         self._pictures.pop(image.id, None)

@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
+from localvlm.engine.shared_tower import Towers
 from localvlm.engine.wire import pack, unpack
 from localvlm.errors import Interrupted, LocalvlmError, NotEnoughMemory
 
@@ -60,6 +61,7 @@ class Worker:
         self._requests, self._replies, self._control = requests, replies, control
         self._queue: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._vlms: dict[int, Any] = {}
+        self._towers = Towers()
         self._turn = threading.Lock()
         self._current = self._cancel_upto = 0
 
@@ -139,8 +141,9 @@ class Worker:
         from localvlm.engine.vlm import LlamaVlm
 
         number = max(self._vlms, default=0) + 1
-        self._vlms[number] = LlamaVlm(Path(model), Path(mmproj), options, lambda: call <= self._cancel_upto)
-        return {"vlm": number, "info": self._vlms[number].info}
+        vlm = LlamaVlm(Path(model), Path(mmproj), options, lambda: call <= self._cancel_upto, self._towers)
+        self._vlms[number] = vlm
+        return {"vlm": number, "info": vlm.info}
 
 
 def _limit_memory() -> None:

@@ -73,6 +73,7 @@ void run_expect(struct model *m, const struct run *r, const struct batch *b, int
 
 double exact_softmax(const float *scores, const float *mask, float slope, int n, const float *sink, double *p);
 
+void cut_tests(void);
 void stage_tests(void);
 void tower_tests(void);
 

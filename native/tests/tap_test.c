@@ -509,6 +509,7 @@ int main(int argc, char **argv) {
     undescribed();
     positions();
     arguments();
+    cut_tests();
     stage_tests();
     tower_tests();
     churn(argc > 1 && strcmp(argv[1], "rss") == 0);

@@ -50,7 +50,7 @@ def test_json_has_exactly_the_promised_keys(cli):
     assert bytes(answer["answer_ids"]).decode() == MODEL_SAYS
     assert list(answer["tokens"]) == ["image", "kept", "prompt", "generated", "drafted", "accepted", "mean_kept"]
     assert answer["tokens"]["image"] == 144
-    assert answer["tiles"] == {"total": 1, "encoded": 1}
+    assert answer["tiles"] == {"total": 1, "encoded": 1, "shared": 0}
     assert answer["tokens"]["kept"] == len(answer["kept_indices"]) == round(0.35 * 144)
     assert tuple(answer["ms"]) == STAGES
     assert (answer["answered_by"], answer["method"], answer["keep"], answer["pair"]) == ("model", "sgl+", 0.35, None)

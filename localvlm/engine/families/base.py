@@ -160,11 +160,12 @@ class Tower:
     """The vision tower of one projector file.
 
     Attributes:
-        n_layer: blocks that llama.cpp runs.
+        n_layer: blocks that llama.cpp runs, or those of them whose attention is recorded.
         cls: whether a CLS row is appended after the patches.
         merge: patches per token along each side.
         patch, image_size: pixels; image_size is the side of a fixed-size input.
         full_layers: blocks whose attention spans the tile; None: all.
+        n_block: blocks that llama.cpp runs, where they are not ``n_layer``.
     """
 
     n_layer: int
@@ -173,6 +174,12 @@ class Tower:
     patch: int
     image_size: int
     full_layers: tuple[int, ...] | None = None
+    n_block: int = 0
+
+    @property
+    def last(self) -> int:
+        """The last block that llama.cpp runs."""
+        return (self.n_block or self.n_layer) - 1
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ def open_minicpmv46(projector: Projector) -> Family | None:
         merge=merge,
         patch=mmproj.integer("clip.vision.patch_size"),
         image_size=mmproj.integer("clip.vision.image_size"),
+        n_block=blocks,
     )
     side, cell, most = tower.image_size, tower.patch * merge, MAX_SLICES
     if not 1 <= cell <= side or merge not in (2, 4):
