@@ -29,8 +29,10 @@ void lv_maps_begin(lv_tap *tap) {
 void lv_maps_drop(lv_tap *tap, int32_t n_image) {
     for (int i = 0; i < tap->n_maps; i++) {
         struct lv_map *map = &tap->maps[i];
+        map->holds = false;
         for (int64_t c = 0; c < map->n; c++) {
             map->image[c] = map->image[c] < n_image ? map->image[c] : -1;
+            map->holds = map->holds || map->image[c] >= 0;
         }
         map->fresh = false;
     }
@@ -104,6 +106,7 @@ static void map_enter(lv_tap *tap, struct lv_map *map, const struct ggml_tensor 
             return;
         }
         map->image[cell] = image != NULL ? image[i] : -1;
+        map->holds = map->holds || map->image[cell] >= 0;
     }
     map->fresh = false;
 }
@@ -122,8 +125,8 @@ void lv_map_store(lv_tap *tap, const struct ggml_tensor *node, const int32_t *im
         tap->stored[layer] = 1;
     }
     const int fresh = lv_once(map->done, &map->n_done, index);
-    if (fresh == 0 && tap->phase == LV_LLM) {
-        return;
+    if ((fresh == 0 && tap->phase == LV_LLM) || (image == NULL && !map->holds)) {
+        return; /* entered already, or nothing to forget: a read from a GPU is not for nothing */
     }
     const bool known = index->type == GGML_TYPE_I64 || index->type == GGML_TYPE_I32;
     if (!known || !ggml_is_contiguous(index) || ggml_nelements(index) != index->ne[0]) {

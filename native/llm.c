@@ -226,6 +226,11 @@ static void move_positions(lv_tap *tap, const struct ggml_tensor *rope) {
     lv_write(tap, t, tap->pos.data, (size_t)tap->n_rows * sizeof(int32_t));
 }
 
+/* Stops a GPU, so that a cancel is looked for; a few rows are done sooner than anyone waits. */
+static bool is_point(const lv_tap *tap, const struct ggml_tensor *t) {
+    return tap->points && lv_starts(t, "l_out-") && ggml_nrows(t) > LV_FEW_ROWS;
+}
+
 bool lv_llm_ask(lv_tap *tap, struct ggml_tensor *t) {
     const bool run = tap->phase == LV_LLM;
     if (t->op == GGML_OP_SET_ROWS) {
@@ -240,7 +245,7 @@ bool lv_llm_ask(lv_tap *tap, struct ggml_tensor *t) {
         return step == LV_CUT;
     }
     if (!run || tap->status != LV_OK) {
-        return tap->points && lv_starts(t, "l_out-");
+        return is_point(tap, t);
     }
     switch (t->op) {
     case GGML_OP_FLASH_ATTN_EXT:
@@ -248,7 +253,7 @@ bool lv_llm_ask(lv_tap *tap, struct ggml_tensor *t) {
     case GGML_OP_SOFT_MAX: /* a router of experts is one too: the name tells */
         return tap->n_armed > 0 && lv_starts(t, "kq_soft_max-");
     default:
-        return tap->points && lv_starts(t, "l_out-");
+        return is_point(tap, t);
     }
 }
 

@@ -81,7 +81,7 @@ LV_API bool lv_tap_abort(void *user_data);                                /* ggm
 LV_API void lv_tap_cancel(lv_tap *tap);
 LV_API void lv_tap_cancel_reset(lv_tap *tap);
 /* Encoders notice a cancel after every block. Text models notice it through lv_tap_abort on the CPU; on: also at every
- * `l_out-*` node, for GPUs, at the price of one more synchronisation a layer. Off by default. */
+ * `l_out-*` node of more than 8 rows, for GPUs, at the price of one more synchronisation a layer. Off by default. */
 LV_API int lv_tap_cancel_points(lv_tap *tap, bool on);
 
 /* Threads for the recomputation, 1 by default. Give the number the context decodes with: OpenMP keeps one pool, and a

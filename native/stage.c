@@ -35,7 +35,7 @@ int lv_stage(lv_tap *tap, int32_t first, int32_t end, int32_t width, const float
     s->keep = keep;
     s->begun = s->given = s->captured = false;
     s->place = first > 0 ? LV_BELOW : LV_WITHIN;
-    s->n_written = 0;
+    s->n_written = s->n_copies = 0;
     snprintf(s->in, sizeof s->in, "l_out-%d", first - 1);
     snprintf(s->out, sizeof s->out, "l_out-%d", end - 1);
     return LV_OK;
@@ -98,8 +98,36 @@ static bool skip(lv_tap *tap, struct ggml_tensor *t) {
     return true;
 }
 
+/* What was left out, if `src` is a scheduler's copy of it for another device, "CUDA1#l_out-3 (view)#0": of that the copy
+ * has the name alone. */
+static const struct ggml_tensor *uncopied(lv_tap *tap, const struct ggml_tensor *src) {
+    struct lv_stage *s = &tap->stage;
+    if (strchr(src->name, '#') == NULL || lv_is_copy_of(src, s->in)) {
+        return NULL;
+    }
+    for (int i = 0; i < s->n_copies; i++) {
+        if (s->copies[i] == src) {
+            return NULL;
+        }
+    }
+    struct ggml_tensor **cleared = tap->cleared.data;
+    for (size_t i = 0; i < tap->n_cleared; i++) {
+        if (lv_is_copy_of(src, cleared[i]->name)) {
+            return cleared[i];
+        }
+    }
+    for (int i = 0; i < s->n_written; i++) {
+        if (lv_is_copy_of(src, s->written[i]->name)) {
+            return s->written[i];
+        }
+    }
+    lv_once(s->copies, &s->n_copies, src);
+    return NULL;
+}
+
 /* The first tensor that t reads and that was left out, NULL = none. */
-static const struct ggml_tensor *missing(const struct lv_stage *s, const struct ggml_tensor *t) {
+static const struct ggml_tensor *missing(lv_tap *tap, const struct ggml_tensor *t) {
+    const struct lv_stage *s = &tap->stage;
     for (int i = 0; i < GGML_MAX_SRC; i++) {
         const struct ggml_tensor *src = lv_computed(t->src[i]);
         if (src == NULL || strcmp(src->name, s->in) == 0) {
@@ -107,6 +135,10 @@ static const struct ggml_tensor *missing(const struct lv_stage *s, const struct 
         }
         if (src->op != GGML_OP_NONE && (src->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
             return src;
+        }
+        const struct ggml_tensor *original = src->op == GGML_OP_NONE ? uncopied(tap, src) : NULL;
+        if (original != NULL) {
+            return original;
         }
         for (int w = 0; w < s->n_written; w++) {
             if (s->written[w] == root(src)) {
@@ -152,7 +184,7 @@ enum lv_step lv_stage_ask(lv_tap *tap, struct ggml_tensor *t) {
         return skip(tap, t) ? LV_SKIP : LV_RUN;
     }
     const bool computed = s->first > 0 && !lv_is_empty(t) && (t->flags & GGML_TENSOR_FLAG_COMPUTE) != 0;
-    const struct ggml_tensor *gone = computed ? missing(s, t) : NULL;
+    const struct ggml_tensor *gone = computed ? missing(tap, t) : NULL;
     if (gone != NULL) {
         lv_fail(tap, LV_E_GRAPH, "'%s' above layer %d reads '%s' from below it", t->name, s->first, gone->name);
         skip(tap, t);

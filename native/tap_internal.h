@@ -13,10 +13,11 @@
 #define LV_MAX_ROWS (1 << 20)
 #define LV_MAX_IMAGE (1 << 22)
 #define LV_MAX_THREADS 64
-#define LV_MAX_MAPS 8      /* KV caches of one model; sliding-window models have two */
+#define LV_MAX_MAPS 32     /* KV caches of one model, on each of 16 devices; sliding-window models have two */
 #define LV_MAX_INPUTS 32   /* copies of one input tensor over the splits of a graph */
 #define LV_MAX_WIDTH (1 << 20)
 #define LV_MAX_WRITTEN 4096 /* keys and values of every layer, and then some */
+#define LV_FEW_ROWS 8      /* too few for a cancel to be looked for between layers */
 #define LV_ERROR_SIZE 512
 
 enum lv_phase { LV_IDLE = 0, LV_LLM, LV_TOWER };
@@ -37,6 +38,7 @@ struct lv_map {
     struct lv_buf cell, pair_image, flag;
     int64_t n_pairs, n_flag, base;
     bool fresh;
+    bool holds; /* any image token */
 };
 
 /* One attention mask, converted once per run: (blocks, n_kv, lanes) float32, and each block's range of visible cells. */
@@ -92,6 +94,8 @@ struct lv_stage {
     struct lv_buf hidden;  /* (n_rows, width) float32 */
     const struct ggml_tensor *written[LV_MAX_WRITTEN]; /* caches that nodes left out would have written to */
     int n_written;
+    const struct ggml_tensor *copies[LV_MAX_INPUTS]; /* of other tensors, for another device: known to be there */
+    int n_copies;
 };
 
 struct lv_tap {
@@ -99,7 +103,7 @@ struct lv_tap {
     int status; /* first error of the current run */
     atomic_int cancelled;
     enum lv_phase phase;
-    bool points; /* ask for every l_out-* too, so that a cancel is noticed there */
+    bool points; /* ask for every l_out-* of many rows too, so that a cancel is noticed there */
     bool copy_always; /* fetch host memory too, as if it were a device: for tests */
     int n_threads;
     const struct lv_kernels *kernels;

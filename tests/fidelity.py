@@ -21,6 +21,11 @@ With ``--kv-type q8_0`` the bounds are 0.995 and 10 %: rounding K to 1/254 of a 
 which the zoo's heads spread over tens, by a few hundredths, and probabilities by as many percent. Keys read in a wrong
 type or rotation correlate by nothing near.
 
+On a GPU (``--gpu-layers -1``) they are 0.998 and 5 %: cuBLAS multiplies float32 matrices as TF32, other kernels round
+what they multiply to float16, 10 bits of fraction either way. The zoo's weights rounded so, on a CPU, are off by up to
+0.5 % in towers, 0.3 % in logits and 1.3 % in attention (0.99994); on a GPU the other factor of a product is rounded
+too, sums have another order and nodes are fused.
+
 ``--seeds N`` draws each family's weights anew from the seeds 1001 .. 1000 + N, none of them chosen, and compares live
 (needs torch). It prints for each group how many measures are within the bounds, and the worst correlation and error of
 all. The committed weights are ones within 1 %; a few measures of others are not, since llama.cpp's flash attention adds
@@ -48,8 +53,8 @@ from tests import zoo
 
 __all__ = ["BOUNDS", "Measure", "compare", "measure"]
 
-BOUNDS = {"f16": (0.999, 0.01), "q8_0": (0.995, 0.10)}
-"""Least correlation and largest error for each type of the KV cache."""
+BOUNDS = {"f16": (0.999, 0.01), "q8_0": (0.995, 0.10), "gpu": (0.998, 0.05)}
+"""Least correlation and largest error for each type of the KV cache, and for "f16" on a GPU."""
 Arrays = Mapping[str, NDArray[np.generic]]
 GROUPS = ("tower", "logits", "attention", "pruned logits")
 
@@ -62,11 +67,12 @@ class Measure:
     what: str
     correlation: float
     error: float
-    kv_type: str = "f16"
+    bounds: str = "f16"
+    """Of BOUNDS."""
 
     @property
     def ok(self) -> bool:
-        correlation, error = BOUNDS[self.kv_type]
+        correlation, error = BOUNDS[self.bounds]
         return self.correlation >= correlation and self.error <= error
 
     @property
@@ -161,15 +167,18 @@ def _prompts(vlm: Vlm, case: zoo.Case, encoded: Mapping[int, Encoded], want: Arr
     yield from _attention(name, "pruned/", attention, want, np.flatnonzero(kept))
 
 
-def measure(engine: Engine, model: zoo.ZooModel, want: Arrays, kv_type: str = "f16") -> list[Measure]:
+def measure(
+    engine: Engine, model: zoo.ZooModel, want: Arrays, kv_type: str = "f16", gpu_layers: int = 0
+) -> list[Measure]:
     """All comparisons of one family; those of its tower alone with "f16", as the KV cache has no part in them.
 
     Raises:
         AssertionError: something that must be equal is not.
     """
     row = model.row
-    vlm = engine.load(model.model, model.mmproj, LoadOptions(threads=1, kv_type=kv_type))
-    stock = engine.load(model.model, model.mmproj, LoadOptions(threads=1, stock_tower=True))
+    options = LoadOptions(threads=1, kv_type=kv_type, gpu_layers=gpu_layers)
+    vlm = engine.load(model.model, model.mmproj, options)
+    stock = engine.load(model.model, model.mmproj, replace(options, kv_type="f16", stock_tower=True))
     found: list[Measure] = []
     try:
         _equal("repairs", vlm.info.repairs, row.repairs)
@@ -187,7 +196,8 @@ def measure(engine: Engine, model: zoo.ZooModel, want: Arrays, kv_type: str = "f
     finally:
         stock.close()
         vlm.close()
-    return [replace(m, kv_type=kv_type) for m in found]
+    bounds = "gpu" if gpu_layers and kv_type == "f16" else kv_type
+    return [replace(m, bounds=bounds) for m in found]
 
 
 def worst(measures: list[Measure]) -> list[Measure]:
@@ -224,7 +234,7 @@ def _report(engine: Engine, name: str, folder: Path, args: argparse.Namespace) -
     """Compares one family, prints, and counts what missed."""
     model = zoo.build(name, folder)
     want = _live(model.row) if args.live else zoo.committed(name)
-    measures = measure(engine, model, want, args.kv_type)
+    measures = measure(engine, model, want, args.kv_type, args.gpu_layers)
     shown = worst(measures) if args.verbose or args.families else list(grouped(measures).values())
     for m in shown:
         print(f"{name:14} {m.what:20} {m.correlation:12.7f} {m.error:8.3%}  {'ok' if m.ok else 'MISS'}", flush=True)
@@ -262,7 +272,8 @@ def main() -> int:
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(zoo.FAMILIES)}; default all")
     parser.add_argument("--all", action="store_true", help="all families")
     parser.add_argument("--live", action="store_true", help="run transformers now instead of reading committed values")
-    parser.add_argument("--kv-type", choices=list(BOUNDS), default="f16", help="type of the KV cache (default f16)")
+    parser.add_argument("--kv-type", choices=["f16", "q8_0"], default="f16", help="type of the KV cache (default f16)")
+    parser.add_argument("--gpu-layers", "-ngl", type=int, default=0, metavar="N", help="layers on a GPU, -1 for all")
     parser.add_argument("--seeds", type=int, default=0, metavar="N", help="other weights, of N seeds, compared live")
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="every quantity; with --seeds every measure beyond its bounds"

@@ -23,7 +23,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +47,14 @@ Float32 = NDArray[np.float32]
 @dataclass(frozen=True)
 class Difference:
     """Staged logits against plain ones. ``cuts``: layers before which the prompt waited or was pruned; ``largest``:
-    absolute difference; ``rows``: of the prompt.
+    absolute difference; ``rows``: of the prompt; ``scale``: the largest plain logit.
     """
 
     case: str
     cuts: tuple[int, ...]
     rows: int
     largest: float
+    scale: float
 
 
 def parts_of(case: zoo.Case, encoded: Mapping[int, Encoded], pruned: bool) -> list[Part]:
@@ -84,16 +85,16 @@ def cut_lists(n_layer: int) -> list[tuple[int, ...]]:
     return sorted({tuple(range(n_layer)), tuple(range(1, n_layer)), (0, n_layer - 1)})
 
 
-def differences(engine: Engine, model: zoo.ZooModel, steps: int) -> list[Difference]:
+def differences(engine: Engine, model: zoo.ZooModel, steps: int, gpu_layers: int = 0) -> list[Difference]:
     """Nothing dropped: every case and layer of a family against the plain run, prompt and ``steps`` tokens."""
 
     def prefill(vlm: Vlm, parts: Sequence[Part], cuts: Sequence[int]) -> None:
         vlm.prefill(parts, layer=cuts[0])
 
-    return _differences(engine, model, steps, [(k,) for k in range(1, model.row.text.layers)], prefill)
+    return _differences(engine, model, steps, [(k,) for k in range(1, model.row.text.layers)], prefill, gpu_layers)
 
 
-def pauses(engine: Engine, model: zoo.ZooModel, steps: int) -> list[Difference]:
+def pauses(engine: Engine, model: zoo.ZooModel, steps: int, gpu_layers: int = 0) -> list[Difference]:
     """As :func:`differences`, with pauses before several layers."""
 
     def pause(vlm: Vlm, parts: Sequence[Part], cuts: Sequence[int]) -> None:
@@ -102,7 +103,7 @@ def pauses(engine: Engine, model: zoo.ZooModel, steps: int) -> list[Difference]:
             vlm.resume(None, layer=layer)
         vlm.finish(None)
 
-    return _differences(engine, model, steps, cut_lists(model.row.text.layers), pause)
+    return _differences(engine, model, steps, cut_lists(model.row.text.layers), pause, gpu_layers)
 
 
 def _differences(
@@ -111,8 +112,9 @@ def _differences(
     steps: int,
     lists: Sequence[tuple[int, ...]],
     prefill: Callable[[Vlm, Sequence[Part], Sequence[int]], None],
+    gpu_layers: int,
 ) -> list[Difference]:
-    vlm = engine.load(model.model, model.mmproj, LoadOptions(threads=1, n_ctx=2048))
+    vlm = engine.load(model.model, model.mmproj, LoadOptions(threads=1, n_ctx=2048, gpu_layers=gpu_layers))
     found = []
     try:
         fed = np.random.RandomState(4).randint(3, vlm.info.n_vocab - 3, steps).astype(np.int32)
@@ -123,7 +125,7 @@ def _differences(
             for cuts in lists:
                 prefill(vlm, parts, cuts)
                 off = float(np.abs(_logits(vlm, fed) - plain).max())
-                found.append(Difference(case.name, cuts, rows, off))
+                found.append(Difference(case.name, cuts, rows, off, float(np.abs(plain).max())))
     finally:
         vlm.close()
     return found
@@ -142,7 +144,7 @@ def committed(name: str) -> dict[str, Float32]:
         return {key: arrays[key] for key in arrays.files}
 
 
-def measure(engine: Engine, model: zoo.ZooModel, want: Mapping[str, Float32]) -> list[Measure]:
+def measure(engine: Engine, model: zoo.ZooModel, want: Mapping[str, Float32], gpu_layers: int = 0) -> list[Measure]:
     """Rows dropped at each layer and at two, every case, against what transformers gives."""
 
     def logits(fed: Sequence[int]) -> Float32:
@@ -152,7 +154,7 @@ def measure(engine: Engine, model: zoo.ZooModel, want: Mapping[str, Float32]) ->
             out.append(vlm.logits())
         return np.stack(out)
 
-    vlm = engine.load(model.model, model.mmproj, LoadOptions(threads=1))
+    vlm = engine.load(model.model, model.mmproj, LoadOptions(threads=1, gpu_layers=gpu_layers))
     found = []
     try:
         for case in zoo.cases(model.row):
@@ -169,7 +171,7 @@ def measure(engine: Engine, model: zoo.ZooModel, want: Mapping[str, Float32]) ->
             found.append(compare(case.name, "dropped at 1, 2", logits(case.fed), want[f"{case.name}/1,2"]))
     finally:
         vlm.close()
-    return found
+    return [replace(m, bounds="gpu" if gpu_layers else "f16") for m in found]
 
 
 def write(name: str) -> None:

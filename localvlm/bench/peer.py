@@ -50,7 +50,7 @@ class Peer:
         if options.threads:
             self._command += ["-t", str(options.threads)]
         if options.gpu_layers == 0:
-            self._command.append("--no-mmproj-offload")
+            self._command += ["--no-mmproj-offload", "--device", "none"]  # else it lends a GPU large batches
         if model.chat_template is None:
             self._command += ["--chat-template", "vicuna" if model.family.startswith("llava") else "chatml"]
 

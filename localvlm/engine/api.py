@@ -523,5 +523,8 @@ class Backend:
     ggml: str
     system_info: str
     devices: tuple[str, ...] = field(default=())
+    """GPUs that layers can be put on."""
+    backends: tuple[str, ...] = field(default=())
+    """What it was built for, devices or not."""
     commit: str = ""
     """Of ggml, where the build knew it."""

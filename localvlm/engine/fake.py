@@ -35,6 +35,7 @@ from localvlm.engine.api import (
     TextPart,
     VlmInfo,
 )
+from localvlm.engine.devices import check_gpu
 from localvlm.engine.drafts import agreed
 from localvlm.engine.fake_staged import FakeStages, directions
 from localvlm.errors import ContextOverflow, EngineCrashed, Interrupted, LocalvlmError, UsageError
@@ -80,6 +81,8 @@ class Script:
     load_error: LocalvlmError | None = None
     """Raised instead of loading."""
     n_params: int = 0
+    gpus: tuple[str, ...] = ()
+    """Those that layers can be put on."""
     crash_at: int | None = None
     """The step (load, each encode, prefill, each generated token: 0, 1, 2, ...) at which the engine dies."""
 
@@ -103,6 +106,7 @@ class FakeEngine:
         script = self._scripts if isinstance(self._scripts, Script) else self._scripts[model.stem]
         if script.load_error is not None:
             raise script.load_error
+        check_gpu(options.gpu_layers, script.gpus, ("fake",))
         if not self.alive:
             for dead in self.loaded:
                 dead.gone = True

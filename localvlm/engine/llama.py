@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localvlm.engine.api import LoadOptions
+from localvlm.engine.devices import backends, check_gpu, gpus
 from localvlm.engine.gguf_header import Header
 from localvlm.engine.native import Tap, library
 from localvlm.errors import Interrupted, NotEnoughMemory, NotGguf, UnsupportedModel
@@ -26,6 +27,7 @@ __all__ = [
     "flash_attention",
     "last_log_lines",
     "physical_cores",
+    "short_of_memory",
     "thread_count",
 ]
 
@@ -41,6 +43,10 @@ PADDING = 256
 """llama.cpp makes and reads cells in multiples of this."""
 ROOM = 256
 """Cells for the answer, or for what else comes after, that are made with a prompt's."""
+_NO_DEVICES = (ctypes.c_void_p * 1)(None)
+"""An empty list of GPUs. Without it llama.cpp takes all there are even for no layers, and lends them large batches
+(op_offload): the CPU's results would be those of a GPU, and weights of layers left out would be moved.
+"""
 _log: deque[str] = deque(maxlen=40)
 
 
@@ -96,6 +102,11 @@ def flash_attention(options: LoadOptions) -> int:
     return 1 if options.gpu_layers == 0 else -1
 
 
+def short_of_memory(reason: str) -> bool:
+    """Whether a line of llama.cpp's log says so, of the machine's memory or a GPU's."""
+    return "alloc" in reason.lower() or "memory" in reason.lower()
+
+
 def _why(fallback: str) -> str:
     for line in reversed(_log):
         if "error" in line.lower() or "failed" in line.lower() or "unknown" in line.lower():
@@ -113,11 +124,15 @@ class Model:
 
         Raises:
             Interrupted: it said yes.
+            UsageError: layers shall go to a GPU, and there is none.
         """
         lib = backend()
+        check_gpu(options.gpu_layers, gpus() if options.gpu_layers else (), backends())
         self.path = path
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options.gpu_layers if options.gpu_layers >= 0 else 10_000
+        if not options.gpu_layers:
+            params.devices = ctypes.cast(_NO_DEVICES, ctypes.c_void_p)
         params.progress_callback = lib.llama_progress_callback(lambda _progress, _data: not cancelled())
         _log.clear()
         self.handle = lib.llama_model_load_from_file(os.fsencode(path), params)
@@ -125,7 +140,7 @@ class Model:
             if cancelled():
                 raise Interrupted()
             reason = _why("llama.cpp gave no reason")
-            if "alloc" in reason.lower() or "memory" in reason.lower():
+            if short_of_memory(reason):
                 raise NotEnoughMemory(f"model '{path.name}' does not fit into memory: {reason}")
             if "unknown model architecture" in reason.lower():
                 raise UnsupportedModel(
@@ -329,6 +344,7 @@ class Context:
 
         Raises:
             Interrupted: the tap was cancelled; the caller must trim the cache.
+            NotEnoughMemory: a graph of this size has no room.
         """
         n = len(outputs)
         as_i32 = ctypes.POINTER(ctypes.c_int32)
@@ -342,8 +358,10 @@ class Context:
             logits=outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
         status = self._lib.llama_decode(self.handle, batch)
-        if status == 2:
+        if status == 2 or self.tap.cancelled:  # a graph whose nodes the tap left out ends well, on a GPU any
             raise Interrupted()
+        if status == -2:
+            raise NotEnoughMemory(f"there is no memory to run {n} rows: {_why('no reason given')}", "lower --ctx-size")
         if status != 0:
             raise UnsupportedModel(f"llama.cpp refused a batch of {n} rows (code {status}): {_why('no reason given')}")
 
@@ -370,5 +388,6 @@ def describe_backend() -> dict[str, Any]:
         "ggml": ggml.ggml_version().decode(),
         "commit": ggml.ggml_commit().decode(),
         "system_info": lib.llama_print_system_info().decode(),
-        "devices": (),
+        "devices": gpus(),
+        "backends": backends(),
     }

@@ -180,6 +180,12 @@ class Tap:
     def end(self) -> None:
         self._checked(self._lib.lv_tap_end(self._tap))
 
+    def restore(self) -> None:
+        """Gives the nodes that a cancel left out, of a run that was not begun, back to their graph: llama.cpp may run
+        it again.
+        """
+        self._lib.lv_tap_end(self._tap)
+
     def stage(self, first: int, end: int, width: int, hidden: NDArray[np.float32] | None, keep: bool) -> None:
         """Leaves layers out of the run just begun: only those from ``first`` to ``end`` - 1 run, from ``hidden``
         (n_rows, width), what layer ``first`` - 1 gave (None where ``first`` is 0). With ``keep``, the caches of the

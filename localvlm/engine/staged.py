@@ -130,7 +130,11 @@ class Segment:
         outputs = batch.outputs if last else np.zeros_like(batch.outputs)
         with self._attending(batch):
             if not (tapping or batch.moved or self.first or not last):
-                self.context.decode(tokens, batch.embedded, batch.positions, outputs)
+                try:
+                    self.context.decode(tokens, batch.embedded, batch.positions, outputs)
+                except Interrupted:
+                    self.tap.restore()
+                    raise
                 return None
             if not self.context.tapped:
                 raise UsageError("this needs the tap, and the model was loaded without it")

@@ -18,14 +18,14 @@ from localvlm.engine.api import ImageLayout, LoadOptions
 from localvlm.engine.families import Block, Cut, Family, Patches, Tile, describe, draw
 from localvlm.engine.gguf_header import Header
 from localvlm.engine.last_block import LAST_BLOCK, add_block
-from localvlm.engine.llama import Model, flash_attention, last_log_lines, thread_count
+from localvlm.engine.llama import Model, flash_attention, last_log_lines, short_of_memory, thread_count
 from localvlm.engine.native import REPAIRS, Tap, TowerMode
 from localvlm.engine.price import tile_price
 from localvlm.engine.shared_tower import Member, Output, Towers
 from localvlm.engine.token_table import vector
-from localvlm.errors import ImageError, Interrupted, UnsupportedModel
+from localvlm.errors import ImageError, Interrupted, LocalvlmError, NotEnoughMemory, UnsupportedModel
 
-__all__ = ["Picture", "Piece", "VisionTower"]
+__all__ = ["Picture", "Piece", "VisionTower", "failure"]
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -122,6 +122,17 @@ class Picture:
         return out
 
 
+def failure(what: str) -> LocalvlmError:
+    """An error with llama.cpp's last words."""
+    log = last_log_lines()
+    short = [line for line in log if "failed" in line and short_of_memory(line)]
+    if short:
+        return NotEnoughMemory(
+            f"{what}: {short[0].strip()[:300]}", "lower --image-max-tokens, or pass -ngl 0 on a small GPU"
+        )
+    return UnsupportedModel(f"{what}: {log[-1].strip() if log else 'no reason given'}")
+
+
 class VisionTower:
     """One mtmd context and its tap."""
 
@@ -154,8 +165,7 @@ class VisionTower:
             params.cb_eval_user_data = self.tap.user_data
         self.handle = mtmd_cpp.mtmd_init_from_file(os.fsencode(path), model.handle, params)
         if not self.handle:
-            log = last_log_lines()
-            raise UnsupportedModel(f"projector '{path.name}' cannot be loaded: {log[-1] if log else 'no reason given'}")
+            raise failure(f"projector '{path.name}' cannot be loaded")
         if not mtmd_cpp.mtmd_support_vision(self.handle):
             self.close()
             raise UnsupportedModel(f"projector '{path.name}' has no vision tower")
@@ -388,7 +398,7 @@ class VisionTower:
         finally:
             self.tap.tower_end()
         if status != 0:
-            raise UnsupportedModel(f"the vision tower failed (code {status})")
+            raise failure(f"the vision tower failed (code {status})")
         if self.repairs and self.tap.repaired() != self.repairs:
             raise UnsupportedModel("the vision tower's graph has changed: its repair did not run", "pass --stock-tower")
         pointer = self._lib.mtmd_get_output_embd(self.handle)

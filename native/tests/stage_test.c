@@ -10,7 +10,9 @@
 #define ROWS 9
 #define CELLS 512 /* of a cache: 64 KiB, so that it has whole pages */
 
-enum defect { SOUND = 0, READS_BELOW, SHARES_CACHE, NO_CUT, TWO_CUTS };
+enum defect { SOUND = 0, READS_BELOW, READS_COPY, SHARES_CACHE, NO_CUT, TWO_CUTS };
+
+static const char *copied = ""; /* name of what READS_COPY reads, as a scheduler makes it for another device */
 
 static float weights[LAYERS][WIDTH * WIDTH];
 
@@ -38,6 +40,11 @@ static struct ggml_tensor *layer(struct chain *c, struct ggml_tensor *x, int il,
     ggml_build_forward_expand(c->graph, ggml_set_rows(c->ctx, c->cache[il], norm, c->index));
     if (defect == READS_BELOW && il == 2) {
         norm = ggml_add(c->ctx, norm, ggml_reshape_2d(c->ctx, below, WIDTH, c->n));
+    }
+    if (defect == READS_COPY && il == 2) {
+        struct ggml_tensor *copy = ggml_set_name(ggml_new_tensor_2d(c->ctx, GGML_TYPE_F32, WIDTH, c->n), copied);
+        ggml_set_input(copy);
+        norm = ggml_add(c->ctx, norm, copy);
     }
     struct ggml_tensor *cached = c->cache[defect == SHARES_CACHE && il == 3 ? 0 : il];
     struct ggml_tensor *mixed = ggml_mul_mat(c->ctx, c->weight[il], norm);
@@ -273,6 +280,31 @@ static void wrong_graphs(enum defect defect, int first, int end, int width, cons
     chain_close(&c);
 }
 
+/* Of results for another device, only the names of the copies tell what they are. */
+static void copies(void) {
+    static const char *const lost[][2] = {{"GPU1#l_out-0 (reshaped)#0", "reads 'l_out-0'"},
+                                          {"GPU1#norm-1#0", "reads 'norm-1'"},
+                                          {"GPU1#cache_k_l0 (view) (permuted)#0", "reads 'cache_k_l0"}};
+    static const char *const there[] = {"GPU1#l_out-1#0", "GPU1#l_out-1 (view)#0", "GPU1#inp_pos#0", "GPU1#norm-2#0",
+                                        "GPU1#cache_k_l2#0", "GPU1#norm-11#0", "l_out-0"};
+    for (size_t i = 0; i < sizeof lost / sizeof lost[0]; i++) {
+        copied = lost[i][0];
+        wrong_graphs(READS_COPY, 2, LAYERS, WIDTH, lost[i][1]);
+    }
+    for (size_t i = 0; i < sizeof there / sizeof there[0]; i++) {
+        float rows[ROWS * WIDTH] = {0};
+        struct chain c;
+        copied = there[i];
+        chain_open(&c, ROWS, READS_COPY);
+        lv_tap *tap = tap_new(ROWS, false);
+        EXPECT(stage(tap, 2, LAYERS, rows, false) == LV_OK, "%s", lv_tap_error(tap));
+        run(&c, rows, lv_tap_eval, tap);
+        EXPECT(lv_tap_end(tap) == LV_OK, "'%s': %s", copied, lv_tap_error(tap));
+        lv_tap_free(tap);
+        chain_close(&c);
+    }
+}
+
 struct stopper {
     lv_tap *tap;
     int at, n;
@@ -341,6 +373,7 @@ void stage_tests(void) {
     wrong_graphs(READS_BELOW, 2, LAYERS, WIDTH, "reads 'l_out-0'");
     wrong_graphs(READS_BELOW, 2, 3, WIDTH, "reads 'l_out-0'");
     wrong_graphs(SHARES_CACHE, 2, LAYERS, WIDTH, "reads 'cache_k_l0'");
+    copies();
     wrong_graphs(NO_CUT, 1, 2, WIDTH, "no node 'l_out-1'");
     wrong_graphs(TWO_CUTS, 1, 2, WIDTH, "two nodes 'l_out-1'");
     for (int i = 0; i < 2; i++) {

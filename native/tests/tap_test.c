@@ -337,6 +337,9 @@ static void disarmed(void) {
     lv_tap_cancel_points(tap, true);
     EXPECT(count_needs(r, tap) == plain.n_layer, "idle with cancel points");
     run_free(m, r);
+    r = run_build(m, &(struct batch){.n = 1, .reuse = -1});
+    EXPECT(plain.n_head > LV_FEW_ROWS || count_needs(r, tap) == 0, "cancel points for a single row");
+    run_free(m, r);
     lv_tap_free(tap);
     model_free(m);
 }

@@ -70,6 +70,7 @@ def test_it_is_plain_where_the_guide_costs_more_than_it_saves(timed):
 )  # fmt: skip
 def test_what_the_user_says_is_done(timed, flags):
     cli = timed()
+    cli.scripts = {role: replace(script, gpus=("a card",)) for role, script in cli.scripts.items()}
     answer = json.loads(cli.ask("--json", *flags).out)
     assert "plan" not in answer
     assert answer["method"] == ("none" if "none" in flags else "sgl+")

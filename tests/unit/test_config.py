@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import click
 import pytest
@@ -71,6 +72,8 @@ def test_flags_in_environment_and_file(cli, settings, monkeypatch):
             "max_tokens = 3\n", ""
         )
     )
+    assert "-ngl 2" in cli.ask().err  # the fake has no GPU
+    cli.scripts = {role: replace(script, gpus=("a card",)) for role, script in cli.scripts.items()}
     answer = json.loads(cli.ask().out)
     assert (answer["keep"], answer["method"], answer["tokens"]["generated"]) == (1.0, "grid", 3)
 

@@ -143,6 +143,26 @@ def test_what_can_be_staged_is_not(on_gpu: int, experts: int) -> None:
     check_places("m.gguf", 4, on_gpu, header(experts))
 
 
+@pytest.mark.parametrize("tap", [False, True])
+def test_a_cancel_before_a_graph_s_first_node_is_noticed(tap: bool, folder: Path) -> None:
+    """No node of such a graph runs, no backend says so, and llama.cpp takes the same graph again for the next token."""
+    found, token = zoo.build("llava15", folder), np.array([83], np.int32)
+    vlm = LlamaVlm(found.model, found.mmproj, LoadOptions(threads=1))
+    parts = picture(vlm, None)
+    vlm.prefill(parts, tap=tap)
+    vlm.feed(np.array([83, 83], np.int32))
+    want = vlm.logits()
+    vlm.prefill(parts, tap=tap)
+    vlm.feed(token)
+    vlm.cancel()
+    with pytest.raises(Interrupted):
+        vlm.feed(token)
+    vlm.cancel_reset()
+    vlm.feed(token)
+    assert np.array_equal(vlm.logits(), want)
+    vlm.close()
+
+
 def test_a_cancel_leaves_nothing_behind(folder: Path) -> None:
     """The first one comes before there is a front; the others stop it in the prompt and in a token."""
     found = zoo.build("llava15", folder)

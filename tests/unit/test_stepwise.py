@@ -210,7 +210,7 @@ def test_eval_prunes_within_the_llm(cli, data, tmp_path) -> None:  # noqa: F811 
     methods = f"{','.join(SWEEPING)},layer,paper-64,paper-9,dyvte"
     run = cli("eval", data, *cli.pair, "--methods", "fastv,dyvte")
     assert (run.code, "needs weights trained for" in run.err, "questions are answered" in run.err) == (2, True, False)
-    weigh(Path(cli.pair[cli.pair.index("--model") + 1]), LARGE.layers, 1)
+    weigh(Path(cli.pair[cli.pair.index("--model") + 1]), LARGE.llm.layers, 1)
     run = cli("eval", data, *cli.pair, "--methods", methods, "--keep", "0.6,0.09", "--json", tmp_path / "o.json")
     assert run.code == 0, run.err
     rows = figures(tmp_path / "o.json")
@@ -223,7 +223,7 @@ def test_eval_prunes_within_the_llm(cli, data, tmp_path) -> None:  # noqa: F811 
         assert (row["cost"]["guide_flops"] > 0) == (name == "layer")
         assert rows["none"]["cost"]["model_flops"] > row["cost"]["model_flops"]
         assert f"{name} " in run.out
-    least = (N + (LARGE.layers - 1)) / LARGE.layers / N
+    least = (N + (LARGE.llm.layers - 1)) / LARGE.llm.layers / N
     assert rows["fastv 9%"]["cost"]["share"] == pytest.approx(least)
     assert f"min {100 * least:.3g}%" in run.out
     paper = rows["paper-64"]["cost"]  # layer 19 of 48 and 40 %
