@@ -7,7 +7,6 @@ import time
 
 import numpy as np
 import pytest
-import torch
 
 from localvlm.pruning.dyvte import Gate, dyvte
 from localvlm.pruning.fastv import FASTV
@@ -63,9 +62,13 @@ def test_the_heads_that_look_at_the_picture(heads: int, looking: int, seed: int)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_raters_fit_the_picture_better_than_the_mean(seed: int) -> None:
     given = seen(30 + seed, seed)
-    v, t = torch.from_numpy(given.rows), torch.from_numpy(given.text)
-    m = (v @ t.T).softmax(dim=1).mean(dim=0)
-    assert list(raters(given.rows, given.text)) == torch.where(m > m.mean())[0].tolist()
+    shares = []
+    for row in given.rows.astype(float):
+        weights = [math.exp(math.fsum(row * word)) for word in given.text.astype(float)]
+        shares.append([weight / math.fsum(weights) for weight in weights])
+    m = [math.fsum(column) / len(shares) for column in zip(*shares, strict=True)]
+    above = [i for i, fit in enumerate(m) if fit > math.fsum(m) / len(m)]
+    assert list(raters(given.rows, given.text)) == above
 
 
 def test_where_no_word_fits_better_all_rate() -> None:
@@ -133,13 +136,12 @@ def test_a_gate_is_two_linear_layers(seed: int) -> None:
     assert method.cuts(0.35, 10, 6) == tuple(Cut(layer, 0) for layer in range(1, 6))
     for layer, gate in gates.items():
         text = rng.normal(size=(5, width)).astype(np.float32)
-        up, down = torch.nn.Linear(2 * width, wide), torch.nn.Linear(wide, 2)
-        with torch.no_grad():
-            for linear, (weight, bias) in ((up, (gate.up, gate.up_bias)), (down, (gate.down, gate.down_bias))):
-                linear.weight.copy_(torch.from_numpy(weight))
-                linear.bias.copy_(torch.from_numpy(bias))
-            x = torch.from_numpy(text)
-            logits = down(torch.nn.functional.gelu(up(torch.cat([x.mean(dim=0), x[-1]]))))
+        x = [math.fsum(column) / len(text) for column in text.T.tolist()] + text[-1].tolist()
+        inner = [math.fsum(w * v for w, v in zip(row, x, strict=True)) for row in gate.up.tolist()]
+        hidden = [h + b for h, b in zip(inner, gate.up_bias.tolist(), strict=True)]
+        gelu = [h * (1 + math.erf(h / math.sqrt(2))) / 2 for h in hidden]
+        logits = [math.fsum(w * g for w, g in zip(row, gelu, strict=True)) for row in gate.down.tolist()]
+        logits = [value + bias for value, bias in zip(logits, gate.down_bias.tolist(), strict=True)]
         kept = method.select(Seen(layer, np.ones((2, 10), np.float32), None, text), 0)
         assert kept.index.tolist() == ([] if logits[1] > logits[0] else list(range(10)))
 
