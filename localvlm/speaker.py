@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from localvlm.engine.api import Encoded, Vlm
+from localvlm.engine.api import Encoded, ImagePart, Message, Part, Vlm
 from localvlm.errors import EngineCrashed, Interrupted
 from localvlm.images import Image
 from localvlm.pruning import Kept, Need
@@ -18,7 +18,7 @@ from localvlm.selection import Sight
 if TYPE_CHECKING:
     from localvlm.pipeline import Pipeline
 
-__all__ = ["Speaker", "altered", "release", "sight_of"]
+__all__ = ["Speaker", "altered", "parts_of", "release", "sight_of"]
 
 Int32 = NDArray[np.int32]
 
@@ -62,6 +62,16 @@ def release(vlm: Vlm, pictures: Iterable[Encoded]) -> None:
     for picture in pictures:
         with contextlib.suppress(EngineCrashed, Interrupted):  # the engine is gone, and the picture with it
             vlm.release(picture)
+
+
+def parts_of(
+    vlm: Vlm, messages: Sequence[Message], encoded: Sequence[Encoded], kept: Sequence[Int32 | None] | None = None
+) -> list[Part]:
+    """The prompt of a conversation about pictures, with the tokens ``kept`` of each or with all."""
+    return [
+        ImagePart(encoded[part], None if kept is None else kept[part]) if isinstance(part, int) else part
+        for part in vlm.chat(messages)
+    ]
 
 
 def sight_of(vlm: Vlm, encoded: Sequence[Encoded], question: str, needs: Set[Need]) -> Sight:

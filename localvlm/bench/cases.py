@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
 from localvlm.answers import STAGES as CLOCKED
@@ -21,17 +20,17 @@ from localvlm.answers import Answer, AskOptions, Pair
 from localvlm.bench.fixed import FixedEngine
 from localvlm.bench.machine import Peak
 from localvlm.clock import Clock
-from localvlm.engine.api import Completion, Encoded, Engine, ImagePart, LoadOptions, Message, Part, Vlm
+from localvlm.engine.api import Completion, Encoded, Engine, LoadOptions, Message, Prefilled, Vlm
 from localvlm.engine.drafts import SIZES
 from localvlm.errors import UsageError
-from localvlm.evaluation.downscale import pooled, shrunk
+from localvlm.evaluation.downscale import pooled_within, resized, shrunk
 from localvlm.images import Image
 from localvlm.pipeline import Pipeline
 from localvlm.pruning import METHODS, share_of
 from localvlm.selection import select
-from localvlm.speaker import altered, release
+from localvlm.speaker import altered, parts_of, release
 
-__all__ = ["PLAIN", "STAGES", "Bench", "Case", "Run", "Setting", "cases", "drawn", "parts_of", "question_of"]
+__all__ = ["PLAIN", "STAGES", "Bench", "Case", "Run", "Setting", "cases", "drawn", "question_of"]
 
 Int32 = NDArray[np.int32]
 
@@ -249,17 +248,9 @@ class Bench:
                 seen += (vlm.encode(image.rgb) for image in images)
             with clock("prefill"):
                 prompt = vlm.prefill(parts_of(vlm, [Message("user", question, len(seen))], seen))
-            before = clock.elapsed()
-            with clock("decode"):
-                done = vlm.generate(self.setting.answer)
-            total = clock.elapsed()
+            return self._answered(vlm, clock, seen, prompt, prompt.n_image)
         finally:
             release(vlm, seen)
-        tiles = sum(e.layout.n_tiles for e in seen)
-        return Run(
-            _stages(clock.ms, total), before + done.first_ms, total, prompt.n_image, prompt.n_kept, prompt.n_past,
-            len(done.ids), tiles=tiles, encoded=tiles,
-        )  # fmt: skip
 
     def _downscaled(self, keep: float, images: Sequence[Image], question: str) -> Run:
         """From smaller pictures, or where the tower's are of one size, from means over areas."""
@@ -269,24 +260,25 @@ class Bench:
         clock, seen = Clock(None), list[Encoded]()
         try:
             with clock("encode"):
-                seen += (vlm.encode(_resized(image, size)) for image, size in zip(images, sizes, strict=True))
-            picked = [
-                pooled(e.layout, vlm.features(e), k) if e.layout.n_tokens > k else None
-                for e, k in zip(seen, budgets, strict=True)
-            ]
+                seen += (vlm.encode(resized(image, size)) for image, size in zip(images, sizes, strict=True))
+            picked = [pooled_within(vlm, e, k) for e, k in zip(seen, budgets, strict=True)]
             with clock("prefill"), altered(vlm, seen, picked) as shown:
                 kept = [None if found is None else found.index for found in picked]
                 prompt = vlm.prefill(parts_of(vlm, [Message("user", question, len(shown))], shown, kept))
-            before = clock.elapsed()
-            with clock("decode"):
-                done = vlm.generate(self.setting.answer)
-            total = clock.elapsed()
+            return self._answered(vlm, clock, seen, prompt, sum(vlm.layout(*i.size).n_tokens for i in images))
         finally:
             release(vlm, seen)
+
+    def _answered(self, vlm: Vlm, clock: Clock, seen: Sequence[Encoded], prompt: Prefilled, image: int) -> Run:
+        """Generates after ``prompt``; ``image``: tokens of the pictures as they were given."""
+        before = clock.elapsed()
+        with clock("decode"):
+            done = vlm.generate(self.setting.answer)
+        total = clock.elapsed()
         tiles = sum(e.layout.n_tiles for e in seen)
         return Run(
-            _stages(clock.ms, total), before + done.first_ms, total, sum(vlm.layout(*i.size).n_tokens for i in images),
-            prompt.n_kept, prompt.n_past, len(done.ids), tiles=tiles, encoded=tiles,
+            _stages(clock.ms, total), before + done.first_ms, total, image, prompt.n_kept, prompt.n_past,
+            len(done.ids), tiles=tiles, encoded=tiles,
         )  # fmt: skip
 
     def _ask(self, case: Case, images: Sequence[Image], question: str) -> Answer:
@@ -341,16 +333,6 @@ def _stages(ms: dict[str, float], total: float) -> dict[str, float]:
     return {stage: clocked.get(stage, max(0.0, total - sum(clocked.values()))) for stage in STAGES}
 
 
-def parts_of(
-    vlm: Vlm, messages: Sequence[Message], seen: Sequence[Encoded], kept: Sequence[Int32 | None] | None = None
-) -> list[Part]:
-    """The prompt of a conversation about pictures, with the tokens ``kept`` of each or with all."""
-    return [
-        ImagePart(seen[part], None if kept is None else kept[part]) if isinstance(part, int) else part
-        for part in vlm.chat(messages)
-    ]
-
-
 def _price(case: Case, answer: Answer) -> float:
     """The least price of a tile, of powers of two, at which the kept tokens are of no more tiles than asked for, or of
     as few as any price brings them to.
@@ -363,10 +345,6 @@ def _price(case: Case, answer: Answer) -> float:
         if found[price] <= case.tiles:
             break
     return min(found, key=lambda price: found[price])
-
-
-def _resized(image: Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    return np.asarray(PIL.Image.fromarray(image.rgb).resize(size, PIL.Image.Resampling.LANCZOS))
 
 
 def question_of(vlm: Vlm, n: int) -> str:

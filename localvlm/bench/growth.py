@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from localvlm.answers import AskOptions
-from localvlm.bench.cases import PLAIN, Bench, Case, drawn, parts_of
+from localvlm.bench.cases import PLAIN, Bench, Case, drawn
 from localvlm.bench.report import Grown
 from localvlm.engine.api import Message
 from localvlm.errors import EngineCrashed, NotEnoughMemory
 from localvlm.images import Image
-from localvlm.speaker import release
+from localvlm.speaker import parts_of, release
 
 __all__ = ["GROWING", "grow"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localvlm.cli.app import App, load_options
-from localvlm.cli.files import check_writable, write_whole
+from localvlm.cli.files import target_of, write_text
 from localvlm.cli.inputs import choose_pair, load_images
 from localvlm.cli.options import (
     ConfiguredCommand,
@@ -109,7 +109,7 @@ def bench(ctx: click.Context, /, **params: Any) -> None:
     the LLM time of a guide is measured with the tap on against off; exits 1 if that is over 3 %.
     """
     reporter = Reporter(quiet=params["quiet"], verbose=params["verbose"])
-    targets = {kind: _target(params[kind], kind) for kind in ("json", "svg")}
+    targets = {kind: target_of(params[kind], kind) for kind in ("json", "svg")}
     if params["only"] == "tap":
         if not _tap(params, targets["json"]):
             ctx.exit(1)
@@ -118,7 +118,7 @@ def bench(ctx: click.Context, /, **params: Any) -> None:
         report = _measured(ctx.ensure_object(App), what, pair, images, params, reporter)
     for kind, target in targets.items():
         if target is not None:
-            _write(target, report.as_json() if kind == "json" else report.as_svg())
+            write_text(target, report.as_json() if kind == "json" else report.as_svg())
     click.echo(sanitize(report.as_text()), nl=False)
 
 
@@ -140,24 +140,13 @@ def _tap(params: dict[str, Any], target: Path | None) -> bool:
             "off_ms": cost.off,
             "on_ms": cost.on,
         }
-        _write(target, json.dumps(found) + "\n")
+        write_text(target, json.dumps(found) + "\n")
     off, on = statistics.median(cost.off), statistics.median(cost.on)
     click.echo(
         f"tap on {cost.shape} ({cost.n_params / 1e9:.2f}B, {cost.image_tokens} image tokens), {len(cost.on)} pairs: "
         f"off {off:.0f} ms, on {on:.0f} ms, ratio {cost.ratio:.3f} (limit {TAP_LIMIT})"
     )
     return cost.ratio <= TAP_LIMIT
-
-
-def _target(name: str | None, kind: str) -> Path | None:
-    """A file to be written, checked before anything is loaded."""
-    if name is None:
-        return None
-    target = Path(name).expanduser()
-    if target.suffix.lower() != f".{kind}":
-        raise UsageError(f"--{kind} {name!r} is not the name of a .{kind} file", f"give a name that ends in .{kind}")
-    check_writable(target)
-    return target
 
 
 @contextlib.contextmanager
@@ -263,7 +252,3 @@ def _grow(
     for what, upto in asked.items():
         for row in grow(found, what, upto or GROWING[what], ours, images, question, params["runs"] or ROUNDS, tell):
             (report.skipped if isinstance(row, str) else report.grown).append(row)  # type: ignore[arg-type]
-
-
-def _write(target: Path, text: str) -> None:
-    write_whole(target, lambda file: file.write(text.encode("utf-8", "replace")))

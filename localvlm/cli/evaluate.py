@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localvlm.cli.app import App, load_options
-from localvlm.cli.files import check_writable, write_whole
+from localvlm.cli.files import target_of, write_text
 from localvlm.cli.inputs import choose_pair
 from localvlm.cli.options import (
     ConfiguredCommand,
@@ -78,7 +78,7 @@ def evaluate(ctx: click.Context, /, data: str, **params: Any) -> None:
     from localvlm.evaluation.runner import RunOptions
 
     reporter = Reporter(quiet=params["quiet"], verbose=params["verbose"])
-    targets = [_target(params[kind], kind) for kind in ("json", "html")]
+    targets = [target_of(params[kind], kind) for kind in ("json", "html")]
     answers, folder = (Path(params[key]).expanduser() if params[key] else None for key in ("answers", "images"))
     dataset = read_dataset(Path(data).expanduser(), answers, folder, params["score"], params["suffix"])
     dataset = dataset.first(params["limit"])
@@ -90,17 +90,6 @@ def evaluate(ctx: click.Context, /, data: str, **params: Any) -> None:
     options = RunOptions(params["max_tokens"], params["guide_max_tokens"], params["seed"], params["system"])
     results = _run(ctx.ensure_object(App), pair, dataset, plan, options, params, reporter)
     _tell(_report(data, dataset, pair, plan, results, timings=not params["no_timings"]), targets)
-
-
-def _target(name: str | None, kind: str) -> Path | None:
-    """A file to be written, checked before anything is loaded."""
-    if name is None:
-        return None
-    target = Path(name).expanduser()
-    if target.suffix.lower() != f".{kind}":
-        raise UsageError(f"--{kind} {name!r} is not the name of a .{kind} file", f"give a name that ends in .{kind}")
-    check_writable(target)
-    return target
 
 
 def _run(
@@ -170,11 +159,7 @@ def _tell(report: Report, targets: list[Path | None]) -> None:
 
     json_file, html_file = targets
     if json_file is not None:
-        _write(json_file, report.as_json())
+        write_text(json_file, report.as_json())
     if html_file is not None:
-        _write(html_file, as_page(report))
+        write_text(html_file, as_page(report))
     click.echo(sanitize(as_text(report)), nl=False)
-
-
-def _write(target: Path, text: str) -> None:
-    write_whole(target, lambda file: file.write(text.encode("utf-8", "replace")))

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from localvlm.errors import StorageError
+from localvlm.errors import StorageError, UsageError
 
-__all__ = ["check_writable", "write_whole"]
+__all__ = ["check_writable", "target_of", "write_text", "write_whole"]
 
 
 def check_writable(target: Path) -> None:
@@ -25,6 +25,27 @@ def check_writable(target: Path) -> None:
         raise StorageError(f"folder '{folder}' does not exist", "create it, or save elsewhere")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StorageError(f"folder '{folder}' may not be written to by you", "save elsewhere")
+
+
+def target_of(name: str | None, kind: str) -> Path | None:
+    """The file that option ``--kind`` names, whose suffix is that too, if it is given.
+
+    Raises:
+        UsageError: it has another suffix.
+        StorageError: see :func:`check_writable`.
+    """
+    if name is None:
+        return None
+    target = Path(name).expanduser()
+    if target.suffix.lower() != f".{kind}":
+        raise UsageError(f"--{kind} {name!r} is not the name of a .{kind} file", f"give a name that ends in .{kind}")
+    check_writable(target)
+    return target
+
+
+def write_text(target: Path, text: str) -> None:
+    """Writes a file of UTF-8; see :func:`write_whole`."""
+    write_whole(target, lambda file: file.write(text.encode("utf-8", "replace")))
 
 
 def write_whole(target: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
-from localvlm.engine.api import ImageLayout
+from localvlm.engine.api import Encoded, ImageLayout, Vlm
+from localvlm.images import Image
 from localvlm.pruning import Kept, share_of
 from localvlm.pruning.base import shares
 from localvlm.selection import on_picture
 
-__all__ = ["area_pooled", "grid_within", "pooled", "shrunk", "what_was_done"]
+__all__ = ["area_pooled", "grid_within", "pooled", "pooled_within", "resized", "shrunk", "what_was_done"]
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -35,6 +37,16 @@ def shrunk(layout: Callable[[int, int], ImageLayout], size: Size, keep: float) -
     budget = share_of(keep, tokens[size])
     within = [at for at, n in tokens.items() if n <= budget]
     return max(within, key=lambda at: tokens[at]) if within else min(tokens, key=lambda at: tokens[at])
+
+
+def resized(image: Image, size: Size) -> NDArray[np.uint8]:
+    """The picture at (width, height)."""
+    return np.asarray(PIL.Image.fromarray(image.rgb).resize(size, PIL.Image.Resampling.LANCZOS))
+
+
+def pooled_within(vlm: Vlm, picture: Encoded, k: int) -> Kept | None:
+    """:func:`pooled` of a picture that has more than k tokens; None where there is no need, or no way."""
+    return pooled(picture.layout, vlm.features(picture), k) if picture.layout.n_tokens > k else None
 
 
 def pooled(layout: ImageLayout, features: Float32, k: int) -> Kept | None:

@@ -15,6 +15,7 @@ from localvlm.evaluation.data import Question
 from localvlm.evaluation.plan import BLIND, GUIDE, UNPRUNED, Cell
 from localvlm.evaluation.runner import Outcome
 from localvlm.evaluation.statistics import Accuracy, Detection, detection, floor_adjusted, mean_score, of_unpruned
+from localvlm.pruning import mean_kept
 from localvlm.scoring import RULES, said_yes
 
 __all__ = ["TIMED", "Cost", "Report", "Row", "rows_of"]
@@ -161,7 +162,7 @@ def _cost(cell: Cell, results: Sequence[Mapping[str, Outcome]], model: LlmShape,
     return Cost(
         image=_mean(o.image for o in outcomes),
         kept=_mean(o.steps[-1][1] for o in outcomes),
-        mean_kept=_mean(_mean(_kept(o, shape.n_layer)) for o in outcomes),
+        mean_kept=_mean(mean_kept(o.steps, shape.n_layer) for o in outcomes),
         model_flops=0.0 if by_guide else _mean(_flops(o, model) for o in outcomes),
         guide_flops=_mean(_flops(o, guide) for o in looks) if guide is not None else 0.0,
         ms={stage: _mean(o.ms.get(stage, 0.0) for o in outcomes) for stage in TIMED},

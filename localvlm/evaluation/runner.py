@@ -9,22 +9,20 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
 from localvlm import images
-from localvlm.engine.api import Encoded, ImagePart, Message, Part, Prefilled, TextPart
+from localvlm.engine.api import Encoded, Message, Part, Prefilled
 from localvlm.errors import Interrupted
 from localvlm.evaluation.data import Question
-from localvlm.evaluation.downscale import pooled, shrunk, what_was_done
+from localvlm.evaluation.downscale import pooled_within, resized, shrunk, what_was_done
 from localvlm.evaluation.journal import Journal
 from localvlm.evaluation.plan import AT_LAYER, BLIND, DOWNSCALE, GUIDE, UNPRUNED, Cell
 from localvlm.guidance import AGGREGATIONS
-from localvlm.images import Image
 from localvlm.pipeline import Look, Pipeline
-from localvlm.pruning import IN_LLM, METHODS, PRESETS, Keep, Kept, Need, Tokens, share_of
+from localvlm.pruning import IN_LLM, METHODS, PRESETS, Keep, Need, Tokens, share_of
 from localvlm.selection import Sight, pick, resampled
-from localvlm.speaker import altered, release, sight_of
+from localvlm.speaker import altered, parts_of, release, sight_of
 from localvlm.stepwise import prefill_in_steps
 
 __all__ = ["Outcome", "RunOptions", "ask_all"]
@@ -203,19 +201,17 @@ class _Asking:
         try:
             for i, picture in enumerate(self._pictures):
                 if (size := shrunk(self._model.layout, picture.size, keep)) != picture.size:
-                    small[i] = self._model.encode(_resized(picture, size))
+                    small[i] = self._model.encode(resized(picture, size))
                     own.append(small[i])
             begun = time.perf_counter()
-            picked = [self._pooled(e, share_of(keep, w.layout.n_tokens)) for e, w in zip(small, whole, strict=True)]
+            budgets = [share_of(keep, e.layout.n_tokens) for e in whole]
+            picked = [pooled_within(self._model, e, k) for e, k in zip(small, budgets, strict=True)]
             ms = {} if picked == [None] * len(picked) else {"select": (time.perf_counter() - begun) * 1e3}
             how = ", ".join(what_was_done([e.layout for e in whole], [e.layout for e in small], picked))
             with altered(self._model, small, picked) as shown:
                 return self._answered(shown, [None if kept is None else kept.index for kept in picked], ms, how)
         finally:
             release(self._model, own)
-
-    def _pooled(self, picture: Encoded, k: int) -> Kept | None:
-        return pooled(picture.layout, self._model.features(picture), k) if picture.layout.n_tokens > k else None
 
     # what they share
 
@@ -287,16 +283,9 @@ class _Asking:
         system = self._options.system
         messages = [Message("system", system)] if system else []
         messages.append(Message("user", self._question.text, len(encoded)))
-        return [
-            part if isinstance(part, TextPart) else ImagePart(encoded[part], None if kept is None else kept[part])
-            for part in self._model.chat(messages)
-        ]
+        return parts_of(self._model, messages, encoded, kept)
 
 
 def _fed(said: int, ended: bool) -> int:
     """Tokens that were fed to find ``said`` of them, and the end after the last where it came."""
     return said if ended else max(0, said - 1)
-
-
-def _resized(image: Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    return np.asarray(PIL.Image.fromarray(image.rgb).resize(size, PIL.Image.Resampling.LANCZOS))
