@@ -25,7 +25,7 @@ from localvlm.cli.options import (
     setting,
 )
 from localvlm.cli.output import AnswerPrinter, Reporter, answer_json
-from localvlm.cli.plan import method_asked, plan_answer
+from localvlm.cli.plan import method_asked, plan_answer, say, shown
 from localvlm.errors import LocalvlmError, UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
     options = AskOptions(exit_at=exit_threshold(ctx, pair, reporter), draft=draft, tile_price=price, **asked)
     planned = plan_answer(ctx, pair, pictures, text, options, reporter)
     if reporter.verbose:
-        planned.say(reporter)
+        say(planned, reporter)
     printer = AnswerPrinter(reporter)
     stream = not (params["json"] or params["no_stream"])
     app = ctx.ensure_object(App)
@@ -86,7 +86,7 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
             raise
         finally:
             reporter.clear()
-        _show(answer, printer, stream=stream, json=params["json"], more=planned.shown())
+        _show(answer, printer, stream=stream, json=params["json"], more=shown(planned))
         if drawing is not None:
             _explain(drawing, pictures, question, answer, reporter)
         reporter.summary(answer)

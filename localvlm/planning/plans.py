@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from localvlm.answers import GUIDE_MAX_TOKENS, Answer, AskOptions
 from localvlm.planning.memory import RateMemory
@@ -41,6 +42,7 @@ class Asked:
         exits: share of the questions that the guide's answer is expected to be final for; None: it never is.
         image_tokens: most tokens of a picture, 0: each family's own bound.
         guide_tokens: the same for the guide, where the user said so; None: as accuracy allows.
+        answer: tokens of the answer, where they are known.
         loaded: loading is of no account.
     """
 
@@ -53,12 +55,21 @@ class Asked:
     tile_price: float | None = None
     image_tokens: int = 0
     guide_tokens: int | None = None
+    answer: int | None = None
     loaded: bool = False
+
+    @classmethod
+    def of(cls, sizes: Iterable[tuple[int, int]], question: str, options: AskOptions, **more: Any) -> Asked:
+        """A question as ``options`` ask it; ``more`` of the attributes."""
+        return cls(
+            tuple(sizes), question + (options.system or ""), options.keep, options.max_tokens, options.guide_max_tokens,
+            tile_price=options.tile_price, **more,
+        )  # fmt: skip
 
     @property
     def counts(self) -> Counts:
         """Of the text, and of answers of an expected length."""
-        answer = min(self.max_tokens, ANSWER)
+        answer = min(self.max_tokens, ANSWER) if self.answer is None else self.answer
         after = AFTER + -(-len(self.question.encode()) // BYTES)
         return Counts(BEFORE, after, answer, min(answer, self.guide_max_tokens))
 

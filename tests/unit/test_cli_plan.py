@@ -14,7 +14,7 @@ from localvlm.cli.options import ACCURACIES
 from localvlm.config import directories
 from localvlm.engine.api import LoadOptions
 from localvlm.errors import EngineCrashed
-from localvlm.planning import plans, sample
+from localvlm.planning import choice, plans
 from localvlm.planning.memory import RateMemory
 from tests.unit.cli_help import GUIDE_SAYS, MODEL_SAYS
 from tests.unit.planning_help import GUIDE028, LLAVA7, QWEN3B, QWEN7B, Real, files_of, rates
@@ -78,7 +78,7 @@ def test_what_the_user_says_is_done(timed, flags):
 
 
 def test_a_small_model_is_asked_as_ever(cli, monkeypatch):
-    monkeypatch.setattr(sample, "sample", None)
+    monkeypatch.setattr(choice, "sample", None)
     run = cli.ask("-v")
     assert f"guide's answer: {GUIDE_SAYS}" in run.err
     assert "plan: as asked; a model of 0 MB is too small to plan for" in run.err
@@ -119,7 +119,7 @@ def test_a_machine_is_timed_once(timed, monkeypatch, tmp_path):
         asked.append((llms, towers))
         return rates()
 
-    monkeypatch.setattr(sample, "sample", sampled)
+    monkeypatch.setattr(choice, "sample", sampled)
     run = cli.ask("-v")
     assert "timing this machine" in run.err
     assert "(chosen)" in run.err
@@ -135,7 +135,7 @@ def test_a_machine_that_cannot_be_timed_is_no_obstacle(timed, monkeypatch, tmp_p
         def fails(*args, found=error):
             raise found
 
-        monkeypatch.setattr(sample, "sample", fails)
+        monkeypatch.setattr(choice, "sample", fails)
         run = cli.ask("-v")
         assert (run.code, run.out) == (0, MODEL_SAYS + "\n")
         assert f"could not be timed: {error}" in run.err
@@ -148,7 +148,7 @@ def test_times_of_a_busy_machine_are_neither_taken_nor_learnt(timed, monkeypatch
     assert "plan" in json.loads(cli.ask("--json").out)
     assert [path.read_bytes() for path in directories().cache.rglob("*.json")] == before
     monkeypatch.setenv("LOCALVLM_HOME", str(tmp_path / "another"))
-    monkeypatch.setattr(sample, "sample", None)
+    monkeypatch.setattr(choice, "sample", None)
     run = cli.ask("-v")
     assert (run.code, run.out) == (0, MODEL_SAYS + "\n")
     assert "plan: as asked; this machine is too busy to be timed now" in run.err

@@ -1,0 +1,121 @@
+"""The way that one question of a pair is answered: the quickest that its accuracy class allows, told before it runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+from localvlm.answers import Answer, AskOptions, Pair
+from localvlm.calibration import stored
+from localvlm.engine.api import Engine, LoadOptions
+from localvlm.errors import EngineCrashed, LocalvlmError, ModelError, NotEnoughMemory
+from localvlm.planning.memory import RateMemory
+from localvlm.planning.plans import Asked, Plan, Planner, quickest
+from localvlm.planning.sample import sample
+from localvlm.planning.shapes import VlmShape
+
+__all__ = ["Choice", "busy", "chosen_for"]
+
+SMALL = 400_000_000
+"""Bytes of a model below which it answers so soon that a sample of the machine would take longer."""
+BUSY = 1.5
+"""Processes a core that want to run, over the last minute, from which on times tell nothing. An answer makes it 1."""
+
+Timing = Callable[[], AbstractContextManager[Engine]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was planned, and between what.
+
+    Attributes:
+        options: of the question, as the chosen plan has them.
+        plan: the chosen one; None where nothing was planned.
+        plans: those that were compared, plain first.
+        why: nothing was planned.
+    """
+
+    options: AskOptions
+    plan: Plan | None = None
+    plans: tuple[Plan, ...] = ()
+    why: str = ""
+    _planner: Planner | None = None
+    _asked: Asked | None = None
+
+    def learn(self, answer: Answer) -> None:
+        """Remembers how far the prediction was off, unless other work was in the way."""
+        if self.plan is not None and self._planner is not None and self._asked is not None and not busy():
+            self._planner.learn(self._asked, self.plan, answer)
+
+
+def busy() -> bool:
+    """Whether more runs on this machine than it has cores for."""
+    cores = os.cpu_count() or 1
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > BUSY * cores
+
+
+def chosen_for(
+    pair: Pair,
+    asked: Asked,
+    options: AskOptions,
+    model: LoadOptions,
+    timing: Timing,
+    accuracy: str = "high",
+) -> Choice:
+    """``options`` as the quickest plan of a class has them. Of a question that is ``asked``, exits are looked up here.
+    ``model`` says how the model is loaded, and where rates are kept; ``timing`` gives an engine to time the machine
+    with, if it was not timed yet.
+
+    Raises:
+        Interrupted: while the machine was timed.
+    """
+    if why := _why_not(pair, model):
+        return Choice(options, why=why)
+    assert pair.model is not None
+    try:
+        shapes = [VlmShape(files) for files in (pair.model, pair.guide) if files is not None]
+    except ModelError as error:  # told again, better, when it is loaded
+        return Choice(options, why=error.message)
+    memory = RateMemory.of(model)
+    if why := _timed(shapes, memory, model, timing):
+        return Choice(options, why=why)
+    if options.exit_at is not None:
+        found = stored(pair, options.method)
+        asked = replace(asked, exits=0.0 if found is None else found.share)
+    guide = shapes[1] if len(shapes) > 1 else None
+    one_tower = guide is not None and guide.shares_tower(shapes[0])
+    planner = Planner(shapes[0], guide, memory, one_tower=one_tower)
+    plans = planner.plans(asked, accuracy)
+    if not plans:
+        return Choice(options, why="this family's image tokens are not known")
+    plan = quickest(plans)
+    return Choice(plan.applied(options), plan, tuple(plans), _planner=planner, _asked=asked)
+
+
+def _why_not(pair: Pair, model: LoadOptions) -> str:
+    """Why nothing is planned; "" if something is."""
+    if model.gpu_layers or model.stock_tiling:
+        return "predictions are of a CPU, and of tiles that are cut here"
+    try:
+        size = 0 if pair.model is None else pair.model.model.stat().st_size
+    except OSError:
+        return "the model's file cannot be read"
+    return f"a model of {size / 1e6:.0f} MB is too small to plan for" if size < SMALL else ""
+
+
+def _timed(shapes: Sequence[VlmShape], memory: RateMemory, options: LoadOptions, timing: Timing) -> str:
+    """Times the machine for what is not known of it yet; why that cannot be, or ""."""
+    llms, towers = memory.rates.missing((s.llm for s in shapes), (s.tower for s in shapes))
+    if not llms and not towers:
+        return ""
+    if busy():
+        return "this machine is too busy to be timed now"
+    try:
+        with timing() as engine:
+            memory.add(sample(engine, options, memory.rates, llms, towers))
+    except (EngineCrashed, ModelError, NotEnoughMemory, OSError) as error:
+        told = error.message if isinstance(error, LocalvlmError) else str(error)
+        return f"this machine could not be timed: {told}"
+    return ""
