@@ -12,7 +12,7 @@ import pytest
 from localvlm.engine.api import Engine, ImagePart, LoadOptions, Message, Part, SamplingOptions, TextPart, Vlm
 from localvlm.engine.client import Engine as LlamaEngine
 from localvlm.engine.drafts import CELLS, Deviations, Follower, agreed
-from localvlm.errors import UsageError
+from localvlm.errors import Interrupted, UsageError
 from tests import zoo
 
 N_VOCAB = 7
@@ -60,8 +60,62 @@ def test_an_exact_batch_takes_the_place_of_single_rows() -> None:
     assert answer(rows := Rows(0.0), want[:-1], measured) == want
     assert rows.batches == [1] * 16 + [16] + [16] + [1] * 7  # measured, used; 7 are left
     assert answer(rows := Rows(0.0), want[:-1], measured) == want
-    assert rows.batches == [16, 16] + [1] * 4 + [4] + [1] * 3
+    assert rows.batches == [16, 16] + [1] * 7 + [1, 8]  # 7 of 8: what the last row would be runs alone, too
+    assert answer(rows := Rows(0.0), want[:-1], measured) == want
+    assert rows.batches == [16, 16, 8]
     assert measured.tolerance == 0.0
+
+
+@pytest.mark.parametrize("error", [0.0, 1e-3])
+@pytest.mark.parametrize(
+    ("left", "batches"),
+    [(16, [16]), (15, [16]), (13, [16]), (12, [8, 4]), (11, [8, 3]), (7, [8]), (6, [4, 2]), (5, [4, 1]), (3, [3])],
+)
+def test_the_last_rows_of_a_draft_are_filled_up_where_that_is_cheaper(
+    left: int, batches: list[int], error: float
+) -> None:
+    """What is filled in is neither counted nor kept, in exact batches or loose ones."""
+    clear = {"error": error, "spread": 50.0}
+    want = answer(Rows(**clear), [])
+    measured = Deviations()
+    for _ in range(7):
+        rows = Rows(**clear)
+        assert answer(rows, want[:left], measured) == want
+    assert rows.batches[: len(batches)] == batches
+
+
+@pytest.mark.parametrize("exact", [(2, 3, 4, 8), (16,)])
+def test_a_filled_batch_is_measured_whole(exact: Sequence[int]) -> None:
+    """A size that differs in its last row alone, which is filled in, is not taken for an exact one."""
+
+    class Rough(Rows):
+        def feed(self, ids: Sequence[int]) -> np.ndarray:
+            out = super().feed(ids)
+            out[-1] += 0.25 * (len(ids) == 16 and 16 not in self.exact)
+            return out
+
+    want = answer(Rows(0.0), [])
+    measured = Deviations()
+    answer(rows := Rough(0.0, exact), want[:15], measured)
+    assert rows.batches[:17] == [1] * 16 + [16]
+    assert measured.of((CELLS,), 16) == (0.0 if 16 in exact else 0.25)
+
+
+def test_an_answer_cancelled_while_its_draft_is_filled_up_leaves_its_own_cells() -> None:
+    want, rows = answer(Rows(0.0), []), Rows(0.0)
+
+    def feed(ids: Sequence[int]) -> np.ndarray:
+        if len(rows.cells) == 15:  # the last row of 14 was filled in once
+            raise Interrupted
+        return rows.feed(ids)
+
+    follower = Follower(feed, rows.forget, want[:14], (START,), 4096, Deviations())
+    for token in want[:13]:
+        follower.after(token)
+    with pytest.raises(Interrupted):
+        follower.after(want[13])
+    follower.finish()
+    assert [token for token, _ in rows.cells] == want[:14]
 
 
 def test_each_answer_measures_one_size() -> None:
@@ -122,7 +176,8 @@ def test_a_loose_draft_followed_to_its_end_saves_decodes() -> None:
     assert max(off for _, off in rows.cells) > 0
 
 
-def test_a_batch_never_crosses_a_border_of_the_cache() -> None:
+@pytest.mark.parametrize("left", [N_TOKENS, 15, 7])
+def test_a_batch_never_crosses_a_border_of_the_cache(left: int) -> None:
     want = answer(Rows(0.0), [])
     largest = 0
     for start in range(CELLS - 24, CELLS):
@@ -134,12 +189,12 @@ def test_a_batch_never_crosses_a_border_of_the_cache() -> None:
             spans.append((first, first + len(ids) - 1))
             return rows.feed(ids)
 
-        follower = Follower(feed, rows.forget, want, (start - 100, start), 4096, Deviations())
+        follower = Follower(feed, rows.forget, want[:left], (start - 100, start), CELLS + 64, Deviations())
         for token in want:
             follower.after(token)
         assert all(first // CELLS == last // CELLS for first, last in spans)
         largest = max(largest, *(last - first + 1 for first, last in spans))
-    assert largest == 16
+    assert largest == (8 if left == 7 else 16)
 
 
 def test_agreed_counts_the_common_start() -> None:
