@@ -66,6 +66,11 @@ class Case:
     tiles: int = 0
     forced: str = ""
 
+    @property
+    def shared(self) -> Case:
+        """What cases have in common for which the same is to be found out."""
+        return replace(self, name="", exits=False, replay=False, forced="")
+
 
 PLAIN = Case("plain llama.cpp", "plain")
 
@@ -129,10 +134,10 @@ class Run:
 
 @dataclass
 class Prepared:
-    """What was found out for a case before it is measured.
+    """What was found out for cases before they are measured.
 
     Attributes:
-        draft: the model's own answer.
+        draft: the model's own answer, for those that replay it.
         price: of a tile, at which kept tokens are of as few tiles as they must be.
         guide_tokens: most that the guide sees of a picture.
     """
@@ -152,7 +157,7 @@ class Bench:
         self.bare = FixedEngine(engine(), None)
         self.ours = FixedEngine(engine(), None if guide is None else guide.model)
         self._pipelines: dict[int, Pipeline] = {}
-        self.prepared: dict[str, Prepared] = {}
+        self._prepared: dict[Case, Prepared] = {}
 
     def __enter__(self) -> Bench:
         return self
@@ -197,34 +202,46 @@ class Bench:
     # preparing
 
     def prepare(self, found: Sequence[Case], images: Sequence[Image], question: str) -> None:
-        """Reads all weights once, and finds what the cases need to know."""
-        if any(case.way == "plain" for case in found):
-            plain = self.plain
-            plain.release(plain.encode(images[0].rgb))
-            plain.prefill(parts_of(plain, [Message("user", question)], []))
-            plain.generate(1)
+        """Reads all weights once, and finds what the cases need to know: by one answer for all that share a budget and
+        the tiles.
+        """
         for case in found:
-            if case.way == "ours" and case.keep is not None and (case.replay or case.tiles):
-                self.prepared[case.name] = self._prepared(case, images, question)
-        if not self.prepared and (ours := [c for c in found if c.way == "ours"]):
-            self.run(ours[-1], images, question)
+            if case.way == "ours" and (case.tiles or case.replay) and case.shared not in self._prepared:
+                like = [other for other in found if other.shared == case.shared]
+                self._prepared[case.shared] = Prepared()
+                self._find_out(case.shared, images, question, draft=any(other.replay for other in like),
+                               price=bool(case.tiles) and not all(other.exits for other in like))  # fmt: skip
+        used = {"plain": [self.plain], "downscale": [self.model], "ours": [self.model]}
+        if any(case.way == "ours" and case.keep is not None for case in found):
+            used["ours"].append(self.pipeline().vlm("guide"))
+        for vlm in dict.fromkeys(vlm for case in found for vlm in used[case.way]):
+            vlm.release(vlm.encode(images[0].rgb))
+            vlm.prefill(parts_of(vlm, [Message("user", question)], []))
+            vlm.generate(1)
 
-    def _prepared(self, case: Case, images: Sequence[Image], question: str) -> Prepared:
-        out = self.prepared[case.name] = Prepared()
+    def prepared(self, case: Case) -> Prepared:
+        """What was found out for a case."""
+        return self._prepared.get(case.shared, Prepared())
+
+    def know(self, case: Case, found: Prepared) -> None:
+        """Takes over what was found out elsewhere."""
+        self._prepared[case.shared] = found
+
+    def _find_out(self, case: Case, images: Sequence[Image], question: str, *, draft: bool, price: bool) -> None:
+        out = self._prepared[case]
         if case.tiles:
             layout = self.pipeline().vlm("guide").layout(*images[0].size)
             out.guide_tokens = -(-layout.n_tokens // layout.n_tiles)
-        answer = self._ask(replace(case, replay=False, exits=False), images, question)
-        if case.tiles:
+        if not (draft or price):
+            return
+        self.ours.fixed.repeats = len(SIZES) * draft  # each answer measures one size of batches along a draft
+        answer = self._ask(case, images, question)
+        self.ours.fixed.repeats = 0
+        if price:
             out.price = _price(case, answer)
-        if case.replay:
+        if draft:
             assert self.ours.fixed.last is not None
             out.draft = self.ours.fixed.last.ids.tolist()
-            for _ in SIZES:  # each answer measures one size of batches along a draft; then all are known
-                again = self._ask(case, images, question)
-                if again.ms["decode"] < answer.ms["decode"] / 2:
-                    break
-        return out
 
     # runs
 
@@ -287,7 +304,7 @@ class Bench:
 
     def options(self, case: Case) -> AskOptions:
         """How a case of ours asks."""
-        prepared = self.prepared.get(case.name, Prepared())
+        prepared = self.prepared(case)
         may_exit = case.keep is not None and self.setting.pair.guide is not None
         return AskOptions(
             method="none" if case.keep is None else "sgl+",
@@ -301,7 +318,7 @@ class Bench:
     @contextmanager
     def _fixed(self, case: Case) -> Iterator[Prepared]:
         """The model with the draft and the tiles of a case, and without afterwards."""
-        prepared, fixed = self.prepared.get(case.name, Prepared()), self.ours.fixed
+        prepared, fixed = self.prepared(case), self.ours.fixed
         if case.replay and prepared.draft is not None:
             fixed.draft = np.array(prepared.draft, np.int32)
         fixed.tiles = case.tiles

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +10,17 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from localvlm.engine.api import Completion, Encoded, Engine, LoadOptions, SamplingOptions, TextPart, Vlm
+from localvlm.engine.api import (
+    Completion,
+    Encoded,
+    Engine,
+    LoadOptions,
+    Part,
+    Prefilled,
+    SamplingOptions,
+    TextPart,
+    Vlm,
+)
 
 __all__ = ["Fixed", "FixedEngine"]
 
@@ -24,11 +34,13 @@ class Fixed:
     Attributes:
         draft: in place of the one given.
         tiles: of a picture encoded in part, tiles that are encoded at least.
+        repeats: times that each answer is given again along itself, so that what drafts depend on is measured.
         last: what was generated last.
     """
 
     draft: Int32 | None = None
     tiles: int = 0
+    repeats: int = 0
     last: Completion | None = None
 
 
@@ -42,6 +54,8 @@ class FixedVlm:
 
     def __init__(self, vlm: Vlm, fixed: Fixed | None) -> None:
         self.vlm, self._fixed = vlm, fixed
+        self._parts: list[Part] = []
+        """Of the last prompt."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.vlm, name)
@@ -59,8 +73,16 @@ class FixedVlm:
             done = self.vlm.generate(max_tokens, sampling, on_text, draft)
             return replace(done, finish="stop") if done.finish == "length" else done
         likely = draft if fixed.draft is None else fixed.draft
-        fixed.last = self.vlm.generate(max_tokens, sampling, on_text, likely)
-        return fixed.last
+        fixed.last = done = self.vlm.generate(max_tokens, sampling, on_text, likely)
+        for _ in range(fixed.repeats):
+            self.vlm.prefill(self._parts, reuse="rows")
+            self.vlm.generate(max_tokens, sampling, draft=done.ids)
+        return done
+
+    def prefill(self, parts: Sequence[Part], **options: Any) -> Prefilled:
+        """See :meth:`localvlm.engine.api.Vlm.prefill`."""
+        self._parts = list(parts)
+        return self.vlm.prefill(parts, **options)
 
     def encode(
         self, image: NDArray[np.uint8], *, tower: bool = False, keep: Int32 | None = None, onto: Encoded | None = None

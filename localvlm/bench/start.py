@@ -56,7 +56,7 @@ def _packed(bench: Bench, case: Case, picture: Path, question: str) -> dict[str,
         "model": asdict(setting.model),
         "answer": setting.answer,
         "case": asdict(case),
-        "prepared": asdict(bench.prepared.get(case.name, Prepared())),
+        "prepared": asdict(bench.prepared(case)),
         "picture": str(picture),
         "question": question,
     }
@@ -71,7 +71,7 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
     setting = Setting(Pair(None, **files), **options, answer=order["answer"])
     case = Case(**order["case"])
     with Bench(setting, Engine) as bench:
-        bench.prepared[case.name] = Prepared(**order["prepared"])
+        bench.know(case, Prepared(**order["prepared"]))
         picture = load(order["picture"])
         began = time.time()
         run = bench.run(case, [picture], order["question"])

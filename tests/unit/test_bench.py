@@ -25,6 +25,7 @@ from localvlm.bench.start import from_start
 from localvlm.cli import bench as command
 from localvlm.engine.api import LoadOptions
 from localvlm.engine.client import Engine
+from localvlm.engine.drafts import SIZES
 from localvlm.engine.fake import FakeEngine, FakeVlm, Script
 from localvlm.errors import ModelError
 
@@ -65,8 +66,8 @@ def test_cases_of_tiled_pictures_and_of_others():
 def test_what_is_forced_is_what_runs(fake):
     images, found = [drawn(64, 64)], {case.name: case for case in cases([0.25], 5, 3)}
     fake.prepare(list(found.values()), images, "what?")
-    assert bytes(fake.prepared["guided, 25 %, own answer replayed"].draft) == b"dark red"
-    assert fake.prepared["guided, 25 %, overview"].guide_tokens == 16
+    assert bytes(fake.prepared(found["guided, 25 %, own answer replayed"]).draft) == b"dark red"
+    assert fake.prepared(found["guided, 25 %, overview"]).guide_tokens == 16
     runs = {name: fake.run(case, images, "what?") for name, case in found.items()}
     assert {name: (run.kept, run.encoded) for name, run in runs.items()} == {
         "plain llama.cpp": (80, 5),
@@ -88,6 +89,38 @@ def test_what_is_forced_is_what_runs(fake):
     assert runs["plain llama.cpp"].ms["guide_encode"] == 0 < runs["guided, 25 %"].ms["guide_decode"]
     assert fake.ours.fixed.draft is None
     assert fake.options(found["guided, 25 %"]).exit_at == NEVER
+
+
+def test_what_cases_share_is_found_out_by_one_answer(fake, monkeypatch):
+    asked = []
+    ask = Bench._ask
+    monkeypatch.setattr(Bench, "_ask", lambda bench, case, *rest: asked.append(case) or ask(bench, case, *rest))
+    fake.prepare(cases([0.25], 5, 3), [drawn(64, 64)], "what?")
+    assert [(case.keep, case.tiles, case.replay, case.exits) for case in asked] == [
+        (0.25, 0, False, False),
+        (0.25, 3, False, False),
+    ]
+    fake.prepare(cases([0.25], 5, 3), [drawn(64, 64)], "what?")
+    fake.prepare([PLAIN, Case("all tokens", "ours")], [drawn(64, 64)], "what?")
+    assert len(asked) == 2
+
+
+def test_the_sizes_of_drafts_are_measured_on_one_prompt(fake, monkeypatch):
+    taken = []
+    generate = FakeVlm.generate
+
+    def noted(vlm, *args, **options):
+        done = generate(vlm, *args, **options)
+        taken.append(done.accepted)
+        return done
+
+    monkeypatch.setattr(FakeVlm, "generate", noted)
+    case = Case("replayed", "ours", 0.25, replay=True)
+    fake.prepare([case], [drawn(64, 64)], "what?")
+    assert taken.count(8) == len(SIZES)
+    taken.clear()
+    fake.run(case, [drawn(64, 64)], "what?")
+    assert taken.count(8) == 1
 
 
 def test_plain_has_no_tap_and_is_apart(fake):
