@@ -68,6 +68,7 @@ class Picture:
             family's row end.
         tiles: by number the rows of the tiles encoded so far, and the row end as tile -1, (n, width) each.
         tower, shared: see :class:`localvlm.engine.api.Encoded`.
+        looked: tiles whose attention is in ``tower``.
         outputs: of the tower, kept for other VLMs while the picture is there.
         ms: that the last encoding took.
     """
@@ -80,6 +81,7 @@ class Picture:
     places: Int32 = field(default_factory=lambda: np.zeros((0, 2), np.int32))
     tiles: dict[int, Float32] = field(default_factory=dict)
     tower: Float32 | None = None
+    looked: set[int] = field(default_factory=set)
     shared: int = 0
     outputs: list[Output] = field(default_factory=list)
     ms: float = 0.0
@@ -184,7 +186,8 @@ class VisionTower:
             return self._stock_laid(chunks)
 
     def encode(self, image: RGB, attention: bool, keep: Int32 | None = None, onto: Picture | None = None) -> Picture:
-        """Encodes (height, width, 3) uint8 RGB, as far as the tokens ``keep`` need it and ``onto`` lacks it.
+        """Encodes (height, width, 3) uint8 RGB, as far as the tokens ``keep`` need it and ``onto`` lacks it: the rows,
+        or the attention.
 
         Raises:
             Interrupted: the tap was cancelled.
@@ -196,16 +199,19 @@ class VisionTower:
         cut = self.family.cut(width, height)
         picture = onto or self._laid(cut, width, height)
         started = time.perf_counter()
-        wanted = sorted(picture.needs(keep) - picture.tiles.keys())
+        known = picture.tiles.keys() & picture.looked if attention else picture.tiles.keys()
+        wanted = sorted(picture.needs(keep) - known - {-1})
         tiles = [t for block in cut if isinstance(block, Block) for t in block.tiles]
         if attention and picture.tower is None:
             picture.tower = np.full((self.tower.n_layer, picture.layout.n_tokens), np.nan, np.float32)
         for number, drawn in zip(wanted, draw(pixels, [tiles[i] for i in wanted]), strict=True):
-            rows, mass = self._tile(tiles[number], drawn, attention, picture)
-            picture.tiles[number] = rows
+            rows, mass, shared = self._tile(tiles[number], drawn, attention, picture)
+            picture.shared += shared and number not in picture.tiles
+            picture.tiles.setdefault(number, rows)
             if picture.tower is not None and mass is not None:
                 here = (picture.places[:, 0] == number) & (picture.tokens >= 0)
                 picture.tower[:, picture.tokens[here]] = mass[:, picture.places[here, 1]]
+                picture.looked.add(number)
         picture.ms = (time.perf_counter() - started) * 1e3
         return picture
 
@@ -277,9 +283,9 @@ class VisionTower:
             self._end = vector(self._header, self.family.row_end)
         return self._end
 
-    def _tile(self, tile: Tile, pixels: RGB, attention: bool, picture: Picture) -> tuple[Float32, Float32 | None]:
+    def _tile(self, tile: Tile, pixels: RGB, attention: bool, picture: Picture) -> tuple[Float32, Float32 | None, bool]:
         """Rows (n, width) of a tile, and its attention (n_layer, n) if asked, merged patches summed. If the same tower
-        of another VLM has run on these pixels, the projector goes on from there.
+        of another VLM has run on these pixels, which is told last, the projector goes on from there.
         """
         known = self._shared.find(pixels, attention)
         height, width = pixels.shape[:2]
@@ -300,14 +306,13 @@ class VisionTower:
             self.tap.tower_cut(self.tower.last, None if known is None else known.rows)
             rows = self._encode_chunk(chunk, n)
         if known is not None:
-            picture.shared += 1
             picture.outputs.append(known)
-            return rows, known.attention if attention else None
+            return rows, known.attention if attention else None, True
         mass = self._mass(patches, n) if attention else None
         kept = self.tap.tower_cut_read()
         output = None if kept is None else self._shared.keep(pixels, kept, mass)
         picture.outputs += [output] if output is not None else []
-        return rows, mass
+        return rows, mass, False
 
     def _mass(self, patches: Patches, n: int) -> Float32:
         """(n_layer, n) attention of the run just ended, over the tokens of a tile."""

@@ -216,3 +216,30 @@ def test_flags_say_price_and_how_much_the_guide_sees(cli) -> None:
         run = cli.ask("--tile-price", wrong)
         assert (run.code, repr(wrong) in run.err) == (2, True)
     assert "tiles: 2 of 5 encoded" in cli.ask("-v", "--keep", "0.3").err
+
+
+@pytest.mark.parametrize("family", ["llava15", "llavanext", "granitevision", "pixtral", "mistral3", "qwen25vl"])
+def test_attention_is_added_to_a_picture_encoded_without(family: str, native, engine: Engine, folder: Path) -> None:
+    """Whole or in part; and in families whose rows end in one that no tile gives."""
+    vlm = load(engine, zoo.build(family, folder))
+    full = vlm.encode(SHOWN, tower=True)
+    rows = vlm.embeddings(full)
+    assert full.tower is not None
+    for keep in (None, np.zeros(1, np.int32)):
+        begun = vlm.encode(SHOWN, keep=keep)
+        assert begun.tower is None
+        later = vlm.encode(SHOWN, tower=True, onto=begun)
+        np.testing.assert_array_equal(later.tower, full.tower)
+        np.testing.assert_array_equal(vlm.embeddings(later), rows)
+        assert (later.id, later.n_tiles, later.shared) == (begun.id, full.n_tiles, 0)
+    vlm.close()
+
+
+def test_rows_that_are_there_stay_when_attention_is_added(native, engine: Engine, folder: Path) -> None:
+    vlm = load(engine, zoo.build("llavanext", folder))
+    begun = vlm.encode(SHOWN)
+    rows = vlm.embeddings(begun)[:1] + 1
+    other = vlm.altered(begun, np.zeros(1, np.int32), rows)
+    vlm.encode(SHOWN, tower=True, onto=other)
+    np.testing.assert_array_equal(vlm.embeddings(other)[:1], rows)
+    vlm.close()
