@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,7 @@ class Case:
         replay: the model's own answer is its draft.
         tiles: the guide sees the overview, and so many tiles of the model are encoded, or more if the kept tokens
             cannot be of so few; 0: it sees all.
+        planned: as ``localvlm ask`` plans it (:mod:`localvlm.bench.plan`).
         forced: what was not left to the weights.
     """
 
@@ -64,6 +66,7 @@ class Case:
     exits: bool = False
     replay: bool = False
     tiles: int = 0
+    planned: bool = False
     forced: str = ""
 
     @property
@@ -78,6 +81,8 @@ PLAIN = Case("plain llama.cpp", "plain")
 def cases(keeps: Sequence[float], n_tiles: int, most_tiles: int, *, guided: bool = True) -> list[Case]:
     """All of them, for a picture of ``n_tiles`` tiles; ``most_tiles`` are encoded where the guide sees the overview."""
     found = [PLAIN, Case("all tokens", "ours")]
+    if guided:
+        found.append(Case("default plan", "ours", planned=True, forced="plan"))
     for keep in keeps:
         at = f"{100 * keep:g} %"
         found.append(Case(f"downscale, {at}", "downscale", keep))
@@ -140,11 +145,13 @@ class Prepared:
         draft: the model's own answer, for those that replay it.
         price: of a tile, at which kept tokens are of as few tiles as they must be.
         guide_tokens: most that the guide sees of a picture.
+        asked: how a planned case asks, of :class:`AskOptions`.
     """
 
     draft: list[int] | None = None
     price: float | None = None
     guide_tokens: int = 0
+    asked: dict[str, Any] = field(default_factory=dict)
 
 
 class Bench:
@@ -152,7 +159,7 @@ class Bench:
 
     def __init__(self, setting: Setting, engine: Callable[[], Engine]) -> None:
         assert setting.pair.model is not None
-        self.setting, self._files = setting, setting.pair.model
+        self.setting, self._files, self.new_engine = setting, setting.pair.model, engine
         guide = setting.pair.guide
         self.bare = FixedEngine(engine(), None)
         self.ours = FixedEngine(engine(), None if guide is None else guide.model)
@@ -212,8 +219,8 @@ class Bench:
                 self._find_out(case.shared, images, question, draft=any(other.replay for other in like),
                                price=bool(case.tiles) and not all(other.exits for other in like))  # fmt: skip
         used = {"plain": [self.plain], "downscale": [self.model], "ours": [self.model]}
-        if any(case.way == "ours" and case.keep is not None for case in found):
-            used["ours"].append(self.pipeline().vlm("guide"))
+        looking = (case for case in found if case.way == "ours" and (case.planned or case.keep is not None))
+        used["ours"] += [self.pipeline(self.prepared(case).guide_tokens).vlm("guide") for case in looking]
         for vlm in dict.fromkeys(vlm for case in found for vlm in used[case.way]):
             vlm.release(vlm.encode(images[0].rgb))
             vlm.prefill(parts_of(vlm, [Message("user", question)], []))
@@ -305,6 +312,8 @@ class Bench:
     def options(self, case: Case) -> AskOptions:
         """How a case of ours asks."""
         prepared = self.prepared(case)
+        if case.planned:
+            return AskOptions(**prepared.asked)
         may_exit = case.keep is not None and self.setting.pair.guide is not None
         return AskOptions(
             method="none" if case.keep is None else "sgl+",

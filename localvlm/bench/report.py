@@ -6,11 +6,14 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localvlm.bench.bars import Bar, bars
 from localvlm.bench.cases import PLAIN, STAGES, Case, Run
 from localvlm.bench.start import Process
+
+if TYPE_CHECKING:
+    from localvlm.planning.choice import Choice
 
 __all__ = ["Grown", "Report", "Row", "Started"]
 
@@ -27,6 +30,7 @@ _FORCED = {
     "exit": "exit: the guide's answer was made final, by a threshold of 0",
     "no exit": "no exit: the guide's answer was never final, by a threshold over 1",
     "draft": "own answer replayed: the draft was the model's own answer to the same prompt",
+    "plan": "default plan: what `localvlm ask` does by itself, told before the rounds; but for early exit",
     "tiles": "overview: a tile's price rose until kept tokens were of as few as --tiles says; so many are encoded",
 }
 _ALWAYS = (
@@ -105,6 +109,7 @@ class Report:
     started: list[Started] = field(default_factory=list)
     grown: list[Grown] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    choice: Choice | None = None
 
     def notes(self) -> list[str]:
         """What was not left to the weights, and what figures mean."""
@@ -117,6 +122,7 @@ class Report:
                 {
                     "facts": self.facts,
                     "cases": [row.figures() for row in self.rows],
+                    "plan": self._planned(),
                     "from_start": [asdict(one) for one in self.started],
                     "growth": [asdict(one) for one in self.grown],
                     "notes": self.notes(),
@@ -125,6 +131,22 @@ class Report:
             )
             + "\n"
         )
+
+    def _planned(self) -> dict[str, Any]:
+        """What was predicted of the default plan, beside what it took; {} where none was measured."""
+        row = next((row for row in self.rows if row.case.planned), None)
+        if row is None or self.choice is None:
+            return {}
+        if self.choice.plan is None:
+            return {"why": self.choice.why}
+        measured = {**{s: row.median(lambda r, s=s: r.ms[s]) for s in STAGES}, "total": row.median(_total)}  # type: ignore[misc]
+        off = self.choice.plan.total / measured["total"]
+        return {
+            **self.choice.figures(),
+            "measured_ms": measured,
+            "predicted_of_measured": off,
+            "ratio": row.ratio(_total),
+        }
 
     def as_svg(self) -> str:
         title = " - ".join(str(self.facts[name]) for name in ("what", "cpu") if name in self.facts)
@@ -139,6 +161,8 @@ class Report:
         blocks = ["\n".join(f"{name}: {_said(value)}" for name, value in self.facts.items())]
         if self.rows:
             blocks.append(_aligned([_HEAD, *map(_cells, self.rows)]))
+        if told := self._planned():
+            blocks.append(_plan_text(told))
         if self.started:
             blocks.append("From process start\n" + _aligned(_start_cells(self.started)))
         for what in dict.fromkeys(one.what for one in self.grown):
@@ -174,6 +198,20 @@ def _cells(row: Row) -> list[str]:
         f"{one.encoded}/{one.tiles}",
         _bytes(peak),
     ]
+
+
+def _plan_text(told: dict[str, Any]) -> str:
+    if "why" in told:
+        return f"default plan: as asked; {told['why']}"
+    rows = [
+        [what, *(_seconds(told[key].get(stage, 0.0)) for stage in (*STAGES, "total"))]
+        for what, key in (("predicted", "predicted_ms"), ("measured", "measured_ms"))
+    ]
+    others = ", ".join(f"{name} {_seconds(ms)}" for name, ms in told["others_ms"].items())
+    return (
+        f"default plan: {told['name']}; {told['ratio']:.2f} x plain, predicted {told['predicted_of_measured']:.2f} of "
+        f"measured; others predicted: {others}\n" + _aligned([["s", *_SHORT.values(), "last"], *rows])
+    )
 
 
 def _start_cells(started: Sequence[Started]) -> list[list[str]]:

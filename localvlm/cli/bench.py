@@ -99,11 +99,11 @@ def bench(ctx: click.Context, /, **params: Any) -> None:
     """Measures how much sooner an answer comes than from llama.cpp alone.
 
     One question about one picture is answered in turn by llama.cpp on the large model (the same library, no tap,
-    nothing pruned), from a picture made smaller, and by the pair: with all tokens, guided, with the model's own
-    answer as its draft, with the guide's answer as the final one, and on pictures in tiles with a guide that sees
-    the overview. Told are medians and ratios of one run, by stage, to the first token and the last, tokens, and
-    peak memory; and what was not left to the weights. All models are loaded before, and every picture is encoded
-    anew.
+    nothing pruned), from a picture made smaller, and by the pair: with all tokens, as `ask` plans it by itself, guided,
+    with the model's own answer as its draft, with the guide's answer as the final one, and on pictures in tiles with a
+    guide that sees the overview. Told are medians and ratios of one run, by stage, to the first token and the last,
+    tokens, and peak memory; of the plan also what was predicted before; and what was not left to the weights. All
+    models are loaded before, and every picture is encoded anew.
 
     With --preset, weights are random: times are those of the real shapes, and answers mean nothing. With --only tap,
     the LLM time of a guide is measured with the tap on against off; exits 1 if that is over 3 %.
@@ -198,6 +198,7 @@ def _measured(
 ) -> Report:
     from localvlm.bench.cases import Bench, Setting, cases, question_of
     from localvlm.bench.machine import build, machine
+    from localvlm.bench.plan import plan_ahead
     from localvlm.bench.report import Report
     from localvlm.bench.rounds import measure
 
@@ -214,6 +215,9 @@ def _measured(
             if params["growth"]:
                 _grow(found, report, images, question, params, tell)
             else:
+                if planned := [case for case in ways if case.planned]:
+                    tell("planning, on a machine that is timed if it was not yet")
+                    report.choice = plan_ahead(found, planned[0], images, question)
                 measure(found, report, ways, images, question, params["runs"] or ROUNDS, tell,
                         peer=params["peer"], from_start=params["from_start"])  # fmt: skip
         finally:

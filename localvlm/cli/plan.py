@@ -98,10 +98,5 @@ def say(choice: Choice, reporter: Reporter) -> None:
 
 
 def shown(choice: Choice) -> dict[str, object]:
-    """For --json: the plan's name and what was predicted, of it and of the others."""
-    if choice.plan is None:
-        return {}
-    ms = {stage: round(taken) for stage, taken in choice.plan.ms.items()}
-    others = {plan.name: round(plan.total) for plan in choice.plans if plan is not choice.plan}
-    predicted = {**ms, "total": round(choice.plan.total)}
-    return {"plan": {"name": choice.plan.name, "predicted_ms": predicted, "others_ms": others}}
+    """For --json."""
+    return {} if choice.plan is None else {"plan": choice.figures()}

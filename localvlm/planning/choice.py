@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from localvlm.answers import Answer, AskOptions, Pair
 from localvlm.calibration import stored
@@ -43,6 +44,14 @@ class Choice:
     why: str = ""
     _planner: Planner | None = None
     _asked: Asked | None = None
+
+    def figures(self) -> dict[str, Any]:
+        """The plan's name and what was predicted, of it and of the others, as JSON holds them; {} without one."""
+        if self.plan is None:
+            return {}
+        ms = {stage: round(taken) for stage, taken in self.plan.ms.items()}
+        others = {plan.name: round(plan.total) for plan in self.plans if plan is not self.plan}
+        return {"name": self.plan.name, "predicted_ms": {**ms, "total": round(self.plan.total)}, "others_ms": others}
 
     def learn(self, answer: Answer) -> None:
         """Remembers how far the prediction was off, unless other work was in the way."""

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import xml.dom.minidom
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -18,16 +19,20 @@ from localvlm.bench.cases import NEVER, PLAIN, STAGES, Bench, Case, Run, Setting
 from localvlm.bench.fixed import FixedEngine
 from localvlm.bench.machine import Peak
 from localvlm.bench.peer import run_of
+from localvlm.bench.plan import plan_ahead
 from localvlm.bench.presets import PRESETS, tiny
 from localvlm.bench.report import Report, Row
 from localvlm.bench.shapes import write_vlms
 from localvlm.bench.start import from_start
 from localvlm.cli import bench as command
+from localvlm.config import directories
 from localvlm.engine.api import LoadOptions
 from localvlm.engine.client import Engine
 from localvlm.engine.drafts import SIZES
 from localvlm.engine.fake import FakeEngine, FakeVlm, Script
 from localvlm.errors import ModelError
+from localvlm.planning.memory import RateMemory
+from tests.unit.planning_help import GUIDE028, LLAVA7, files_of, rates
 
 LOG = """
 encoding mtmd batch, n_chunks = 5 (done = 0, total = 7)
@@ -56,7 +61,7 @@ def fake(tmp_path):
 def test_cases_of_tiled_pictures_and_of_others():
     names = [case.name for case in cases([0.09], 1, 0)]
     guided = ["guided, 9 %", "guided, 9 %, own answer replayed", "early exit"]
-    assert names == ["plain llama.cpp", "all tokens", "downscale, 9 %", *guided]
+    assert names == ["plain llama.cpp", "all tokens", "default plan", "downscale, 9 %", *guided]
     tiled = [case.name for case in cases([0.09], 13, 5)]
     assert set(tiled) - set(names) == {"guided, 9 %, overview", "early exit, overview"}
     alone = [case.name for case in cases([0.35], 13, 5, guided=False)]
@@ -65,6 +70,7 @@ def test_cases_of_tiled_pictures_and_of_others():
 
 def test_what_is_forced_is_what_runs(fake):
     images, found = [drawn(64, 64)], {case.name: case for case in cases([0.25], 5, 3)}
+    plan_ahead(fake, found["default plan"], images, "what?")
     fake.prepare(list(found.values()), images, "what?")
     assert bytes(fake.prepared(found["guided, 25 %, own answer replayed"]).draft) == b"dark red"
     assert fake.prepared(found["guided, 25 %, overview"]).guide_tokens == 16
@@ -72,6 +78,7 @@ def test_what_is_forced_is_what_runs(fake):
     assert {name: (run.kept, run.encoded) for name, run in runs.items()} == {
         "plain llama.cpp": (80, 5),
         "all tokens": (80, 5),
+        "default plan": (28, runs["default plan"].encoded),
         "downscale, 25 %": (20, 5),
         "guided, 25 %": (20, runs["guided, 25 %"].encoded),
         "guided, 25 %, own answer replayed": (20, runs["guided, 25 %"].encoded),
@@ -277,6 +284,32 @@ def test_only_some_cases(cli, tmp_path):
     assert "early exit" in done.err
 
 
+def test_the_default_plan_is_that_of_ask_and_told_ahead(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCALVLM_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
+    RateMemory.of(LoadOptions(cache=str(directories().cache))).add(rates())
+    for role, real in (("model", LLAVA7), ("guide", GUIDE028)):
+        files_of(cli.folder, replace(real, name=role))
+    out = tmp_path / "o.json"
+    few = ["--max-tokens", 8, "--guide-max-tokens", 8]
+    asked = json.loads(cli("ask", *cli.pair, *few, "--json", cli.image, "a b c d").out)["plan"]
+    what = ["--image", cli.image, "--runs", 1, "--case", "plan", "--answer", 8, "--text", 24, "--json", out]
+    done = cli("bench", *cli.pair, *what)
+    assert done.code == 0, done.err
+    told = json.loads(out.read_text())
+    plan, row = told["plan"], told["cases"][1]
+    assert (plan["name"], list(plan["others_ms"])) == ("guided", ["plain"])
+    for stage in ("guide_encode", "encode", "decode"):  # all that does not depend on the question's length
+        assert plan["predicted_ms"][stage] == asked["predicted_ms"][stage]
+    assert plan["predicted_ms"]["load"] == 0 < asked["predicted_ms"]["load"]
+    assert (row["name"], row["tokens"]["kept"], row["tokens"]["generated"]) == ("default plan", 50, 8)
+    assert plan["measured_ms"]["total"] == row["total_ms"]
+    assert plan["ratio"] == row["ratio"]
+    assert plan["predicted_of_measured"] == pytest.approx(plan["predicted_ms"]["total"] / row["total_ms"], rel=0.01)
+    assert "default plan: guided; " in done.out
+    assert any("told before the rounds" in note for note in told["notes"])
+
+
 def test_growth_is_told_in_place_of_cases(cli, tmp_path):
     out = tmp_path / "o.json"
     what = [part for one in ("answers=2,4", "turns=1,3", "images=1,2", "tokens=144,5000") for part in ("--growth", one)]
@@ -302,7 +335,8 @@ def test_a_tiny_preset_from_end_to_end(native, tmp_path):
     assert done.returncode == 0, done.stderr
     told = json.loads(out.read_text())
     found = {case["name"]: case for case in told["cases"]}
-    assert len(found) == 8
+    assert len(found) == 9
+    assert "too small" in told["plan"]["why"]
     for case in found.values():
         assert case["tokens"]["generated"] == 16
         assert case["peak_bytes"] > 1 << 25
@@ -322,6 +356,7 @@ def test_every_preset_runs_every_case(native, name, tmp_path):
         question = question_of(bench.plain, 32)
         n_tiles = bench.plain.layout(*preset.size).n_tiles
         ways = cases([0.35], n_tiles, max(1, round(0.4 * n_tiles)))
+        assert plan_ahead(bench, ways[2], images, question).plan is None
         bench.prepare(ways, images, question)
         runs = {case.name: bench.run(case, images, question) for case in ways}
         plain = runs["plain llama.cpp"]
