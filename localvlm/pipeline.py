@@ -26,6 +26,7 @@ from localvlm.engine.api import (
     LoadOptions,
     Vlm,
 )
+from localvlm.engine.read_ahead import read_ahead
 from localvlm.errors import UnsupportedModel, UsageError
 from localvlm.extras import read_gates, read_weights
 from localvlm.guidance import AGGREGATIONS
@@ -107,6 +108,9 @@ class Pipeline:
             files = self.pair.guide if role == "guide" else self.pair.model
             if files is None:
                 raise UsageError(f"no {role} was given", f"pass --{role} and its mmproj file, or --pair")
+            if not self._loaded:
+                order = (files, self.pair.model) if role == "guide" else (files,)
+                read_ahead([path for each in order if each is not None for path in (each.model, each.mmproj)])
             self._loaded[role] = self.engine.load(files.model, files.mmproj, self._options[role])
         return self._loaded[role]
 
