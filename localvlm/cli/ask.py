@@ -150,5 +150,5 @@ def _say_repairs(pipeline: Pipeline, answer: Answer, reporter: Reporter) -> None
         info = pipeline.vlm(role).info
         repairs = ", ".join(info.repairs) or "none"
         reporter.note(f"{role}: {info.name}, {info.family}, {info.n_params / 1e6:.0f} M parameters, repairs: {repairs}")
-        for note in info.notes:
+        for note in filter(None, (info.runs, *info.notes)):
             reporter.note(f"{role}: {note}")

@@ -93,6 +93,8 @@ class VlmInfo:
     """Names of the repairs applied to llama.cpp's graphs for this model."""
     notes: tuple[str, ...] = ()
     """What its files lack, or what could not be known of them."""
+    runs: str = ""
+    """How it is run, for people: threads, batches, KV cache, flash attention, where its weights are."""
     vocab_hash: str = ""
     """Equal for two VLMs that share a tokenizer."""
     tile_price: float = 0.0

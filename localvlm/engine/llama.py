@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -47,7 +48,10 @@ _NO_DEVICES = (ctypes.c_void_p * 1)(None)
 """An empty list of GPUs. Without it llama.cpp takes all there are even for no layers, and lends them large batches
 (op_offload): the CPU's results would be those of a GPU, and weights of layers left out would be moved.
 """
+_BUFFER = re.compile(r"(\S+) model buffer size = *([\d.]+) MiB")
 _log: deque[str] = deque(maxlen=40)
+_buffers: list[str] = []
+"""Where the weights of the model that was loaded last are, as llama.cpp told."""
 
 
 def last_log_lines() -> list[str]:
@@ -69,6 +73,8 @@ def backend() -> Any:
         line = text.decode("utf-8", "replace").rstrip("\n")
         if level >= 3 and line:
             _log.append(line)
+        if found := _BUFFER.search(line):
+            _buffers.append(f"{found[1]} {float(found[2]):.0f} MiB")
         if echo or level >= 3:
             os.write(2, text)
 
@@ -135,6 +141,7 @@ class Model:
             params.devices = ctypes.cast(_NO_DEVICES, ctypes.c_void_p)
         params.progress_callback = lib.llama_progress_callback(lambda _progress, _data: not cancelled())
         _log.clear()
+        _buffers.clear()
         self.handle = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self.handle:
             if cancelled():
@@ -147,6 +154,8 @@ class Model:
                     f"model '{path.name}' has architecture '{header.architecture}', which this llama.cpp lacks"
                 )
             raise NotGguf(f"model '{path.name}' cannot be loaded: {reason}", "check or download the file again")
+        self.buffers = tuple(_buffers)
+        """Backends that hold its weights, with how much; CPU_REPACK: a copy in the order in which kernels read it."""
         self.vocabulary = Vocabulary(lib.llama_model_get_vocab(self.handle))
         self.n_layer = int(lib.llama_model_n_layer(self.handle))
         self.n_head = int(lib.llama_model_n_head(self.handle))
@@ -253,6 +262,8 @@ class Context:
         self._lib = backend()
         self.model, self.tap = model, tap
         self._options, self._outputs = options, outputs
+        quantized = options.kv_type != "f16"
+        self._flash_attention = 1 if quantized else flash_attention(options)  # V can be quantized with it alone
         self.tapped = options.tap
         wanted = options.n_ctx or min(model.n_ctx_train or DEFAULT_CTX, DEFAULT_CTX)
         self.n_ctx = _padded(wanted)
@@ -274,8 +285,7 @@ class Context:
         params.n_seq_max = 1
         params.n_outputs_max = min(self._outputs, self.n_batch)
         params.n_threads = params.n_threads_batch = thread_count(options)
-        quantized = options.kv_type != "f16"
-        params.flash_attn_type = 1 if quantized else flash_attention(options)  # V can be quantized with it alone
+        params.flash_attn_type = self._flash_attention
         params.type_k = params.type_v = getattr(lib, f"GGML_TYPE_{options.kv_type.upper()}")
         if options.tap:
             params.cb_eval = lib.ggml_backend_sched_eval_callback(self.tap.function("lv_tap_eval"))
@@ -284,7 +294,7 @@ class Context:
         _log.clear()
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
-            if quantized and "block size" in (reason := _why("")):
+            if options.kv_type != "f16" and "block size" in (reason := _why("")):
                 raise UnsupportedModel(
                     f"'{model.path.name}' cannot have a {options.kv_type} KV cache: {reason}", "pass --kv-type f16"
                 )
@@ -315,6 +325,15 @@ class Context:
         finally:
             if self.handle and held is not None:
                 self._hold(held)
+
+    @property
+    def runs(self) -> str:
+        """How, for people."""
+        options, attention = self._options, "on" if self._flash_attention == 1 else "automatic"
+        return (
+            f"threads {thread_count(options)}, rows of a batch and micro-batch {self.n_batch}, KV cells up to "
+            f"{self.n_ctx} in {options.kv_type}, flash attention {attention}, weights {', '.join(self.model.buffers)}"
+        )
 
     def _held(self) -> NDArray[np.uint8] | None:
         """What the cells hold, as llama.cpp packs it; None if nothing."""

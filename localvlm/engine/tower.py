@@ -159,7 +159,7 @@ class VisionTower:
         params.print_timings = False
         params.n_threads = thread_count(options)
         params.warmup = False
-        params.flash_attn_type = flash_attention(options)
+        params.flash_attn_type = self._flash_attention = flash_attention(options)
         if not options.stock_tiling:
             params.image_min_tokens, params.image_max_tokens = family.bounds
         if options.tap:
@@ -214,6 +214,11 @@ class VisionTower:
                 picture.looked.add(number)
         picture.ms = (time.perf_counter() - started) * 1e3
         return picture
+
+    @property
+    def runs(self) -> str:
+        """How, for people."""
+        return f"tower: flash attention {'on' if self._flash_attention == 1 else 'automatic'}"
 
     def price(self, model: Header) -> float:
         """See :func:`localvlm.engine.price.tile_price`."""

@@ -97,6 +97,7 @@ class LlamaVlm:
             tower_cls=self.tower.tower.cls,
             repairs=self.tower.repair_names,
             notes=self.tower.family.notes,
+            runs=f"{self._cache.context.runs}; {self.tower.runs}",
             vocab_hash=hashlib.sha256(tokens.encode()).hexdigest()[:16],
             tile_price=self.tower.price(text),
         )

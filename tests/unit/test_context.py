@@ -121,3 +121,13 @@ def test_a_sliding_window_is_whole_from_the_start(layer: int, load: Load) -> Non
     cache = vlm._cache
     assert [s.context.size for s in cache.segments] == [1024] * (1 + layer)
     vlm.close()
+
+
+@pytest.mark.parametrize(("options", "kv"), [({"n_ctx": 512}, "512 in f16"), ({"kv_type": "q8_0"}, "q8_0")])
+def test_how_it_is_run_is_told(options: dict, kv: str, load: Load) -> None:
+    vlm = load("llava15", **options)
+    told = vlm.info.runs
+    assert told.startswith("threads 1, rows of a batch and micro-batch 512, KV cells up to ")
+    assert f"{kv}, flash attention on, weights CPU" in told
+    assert told.endswith(" MiB; tower: flash attention on")
+    vlm.close()
