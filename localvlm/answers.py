@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from localvlm.early_exit import Score
 from localvlm.engine.api import Attention, Completion, Encoded, ImageLayout, Prefilled
 from localvlm.errors import UsageError
-from localvlm.pruning import Keep, preset_named
+from localvlm.pruning import Keep, Tokens, preset_named
 
 __all__ = [
     "GUIDE_MAX_TOKENS",
@@ -67,7 +67,8 @@ class AskOptions:
     method is led by the guide. ``layer``: of the model, before which the tokens not kept are dropped; they never enter
     it if 0. ``preset``: names a setting of the paper (``localvlm.pruning.PRESETS``), which says ``keep``, and ``layer``
     by the model's depth. ``tile_price``: encoding one of the model's tiles, in tokens of its prefill that take as long
-    (:mod:`localvlm.pruning.joint`); None: as its shapes tell, 0: of no account.
+    (:mod:`localvlm.pruning.joint`); None: as its shapes tell, 0: of no account. ``guide_keep``: share, or
+    number, of each picture's image tokens that the guide is shown, chosen blind to the question; None: all.
 
     Raises:
         UsageError: there is no such preset, or ``keep`` or ``layer`` were given beside it.
@@ -85,6 +86,7 @@ class AskOptions:
     layer: int = 0
     preset: str | None = None
     tile_price: float | None = None
+    guide_keep: float | Tokens | None = None
 
     def __post_init__(self) -> None:
         if self.preset is None:
@@ -105,6 +107,7 @@ class TokenCounts:
     answered; ``prompt``: all cells prefilled; ``drafted``: tokens of the guide's answer, its end among them, that were
     the model's draft; ``accepted``: how many of them, from the first on, its answer has. ``mean_kept``: image tokens in
     a layer of the model, averaged over its layers; papers on pruning within a model give this one, others ``kept``.
+    ``guide``: image tokens that the guide saw of its own; None: it did not look.
     """
 
     image: int
@@ -114,6 +117,7 @@ class TokenCounts:
     drafted: int = 0
     accepted: int = 0
     mean_kept: float | None = None
+    guide: int | None = None
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,9 @@ class Look:
     """What the guide saw and said.
 
     Attributes:
-        attention: over its own image tokens, joint over all pictures.
+        attention: over its own image tokens, joint over all pictures; those it was not shown have what the one that
+            stands for them has (:func:`localvlm.guidance.stand_ins`).
+        shown: image tokens that it was shown of each picture.
         score: how far its answer is to be trusted, if that was asked for.
         layouts: where these lie, picture by picture.
     """
@@ -182,6 +188,7 @@ class Look:
     encoded: tuple[Encoded, ...]
     prompt: Prefilled
     answer: Completion
+    shown: tuple[int, ...]
     score: Score | None = None
 
     @property

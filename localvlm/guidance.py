@@ -7,16 +7,19 @@ heads, prompt tokens after the image and generated tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localvlm.engine.api import Attention
+from localvlm.pruning.similarity import unit_rows
 
-__all__ = ["AGGREGATIONS", "resample", "spread"]
+__all__ = ["AGGREGATIONS", "carried", "resample", "spread", "stand_ins"]
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+Int32 = NDArray[np.int32]
 
 
 def plain_sum(a: Attention) -> Float32:
@@ -53,6 +56,42 @@ AGGREGATIONS: dict[str, Callable[[Attention], Float32]] = {
     "selective": selective,
     "max": maximum,
 }
+
+
+def stand_ins(features: Float32, seen: Int32) -> tuple[Int32, Float32]:
+    """For tokens that were not shown, those that were.
+
+    Args:
+        features: (n, d) of all tokens.
+        seen: (k,) indices of those shown.
+
+    Returns:
+        (n,) the token seen that each is most similar to, itself if it is one; and (n,) their cosine, at least 0.
+    """
+    unit = unit_rows(features)
+    similar = unit @ unit[seen].T
+    nearest, cosine = seen[similar.argmax(axis=1)], similar.max(axis=1).clip(0, 1)
+    nearest[seen], cosine[seen] = seen, 1
+    return nearest.astype(np.int32), cosine.astype(np.float32)
+
+
+def carried(a: Attention, of: Int32, share: Float32) -> Attention:
+    """The same attention, where each image token has the ``share`` (n,) of what token ``of`` (n,) got."""
+
+    def of_all(got: Float32) -> Float32:
+        return np.asarray(got[..., of] * share, np.float32)
+
+    def of_three(got: tuple[Float32, Float32, Float32] | None) -> tuple[Float32, Float32, Float32] | None:
+        return None if got is None else (of_all(got[0]), of_all(got[1]), of_all(got[2]))
+
+    return replace(
+        a,
+        prompt=of_all(a.prompt),
+        generated=of_all(a.generated),
+        last=of_all(a.last),
+        weighted=of_three(a.weighted),
+        maximum=of_three(a.maximum),
+    )
 
 
 def resample(scores: Float32, source: Float32, target: Float32) -> Float32:

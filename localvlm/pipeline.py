@@ -31,7 +31,7 @@ from localvlm.errors import UnsupportedModel, UsageError
 from localvlm.extras import read_gates, read_weights
 from localvlm.guidance import AGGREGATIONS
 from localvlm.images import Image
-from localvlm.pruning import InLlm, Method, method_named
+from localvlm.pruning import InLlm, Method, Tokens, method_named
 from localvlm.selection import guiding, resampled
 from localvlm.session import Session, Turn
 
@@ -175,11 +175,14 @@ class Pipeline:
         *,
         method: str | None = None,
         system: str | None = None,
+        keep: float | Tokens | None = None,
     ) -> Look:
-        """The guide's unpruned answer and its attention; with its score, as ``method`` prunes, if one is named."""
+        """The guide's answer from ``keep`` of its image tokens (None: all) and its attention; with its score, as
+        ``method`` prunes, if one is named.
+        """
         check = None if method is None else guiding(method_named(method))
         with self.session(images, history=False) as session:
-            return session.look(question, max_tokens, method=check, system=system)
+            return session.look(question, max_tokens, method=check, system=system, keep=keep)
 
     def attention(self, images: Sequence[Image], question: str, max_tokens: int = GUIDE_MAX_TOKENS) -> AttentionMap:
         """The guide's attention (the model's, if there is no guide) as named arrays.

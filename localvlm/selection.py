@@ -17,10 +17,14 @@ from localvlm.guidance import spread
 from localvlm.pruning import METHODS, InLlm, Inputs, Keep, Kept, Method, Tokens, budget, method_named
 from localvlm.pruning.kinds import floor_of
 
-__all__ = ["Sight", "choose", "guiding", "joint", "method_of", "on_picture", "pick", "resampled", "select"]
+__all__ = ["BLIND", "Sight", "choose", "guiding", "joint", "method_of", "on_picture", "pick", "resampled", "select"]
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
+
+BLIND = METHODS["divprune"]
+"""Chooses what a guide is shown: of the methods that know no question, the one with which the demo pair is right most
+often, and it needs nothing of the tower but its output (docs/log.md)."""
 
 
 @dataclass(frozen=True)

@@ -27,26 +27,23 @@ from numpy.typing import NDArray
 
 from localvlm.answers import Answer, AskOptions, Look, TileCounts, TokenCounts
 from localvlm.clock import Clock
-from localvlm.early_exit import CONSISTENCY_KEEP, Score, confidence, consistency, exits
+from localvlm.early_exit import CONSISTENCY_KEEP, exits
 from localvlm.engine.api import (
     Completion,
     Encoded,
     ImageLayout,
-    ImagePart,
     Message,
-    Part,
     Reuse,
     SamplingOptions,
-    TextPart,
-    Vlm,
 )
 from localvlm.errors import ContextOverflow, Interrupted, UsageError
-from localvlm.given import Given, Group
+from localvlm.given import Given
 from localvlm.guidance import AGGREGATIONS
 from localvlm.images import Image
+from localvlm.looking import look_at
 from localvlm.pruning import InLlm, Keep, Kept, Method, Tokens, mean_kept, method_named, share_of
-from localvlm.selection import Sight, choose, guiding, joint, method_of, resampled, select
-from localvlm.speaker import Speaker, altered, sight_of
+from localvlm.selection import Sight, choose, guiding, joint, method_of, resampled
+from localvlm.speaker import Speaker, altered, parts_given, sight_of
 from localvlm.stepwise import Stepped, prefill_in_steps
 
 if TYPE_CHECKING:
@@ -164,7 +161,8 @@ class Session:
             layouts = self._check_fit("model", messages, method, options)
         if guided:
             max_tokens = min(options.max_tokens, options.guide_max_tokens)
-            look = self._look(messages, max_tokens, clock, check=guiding(method) if may_exit else None)
+            check = guiding(method) if may_exit else None
+            look = self._look(messages, max_tokens, clock, keep=options.guide_keep, check=check)
             self._looked(look)
             if look.score is not None and exits(look.score, options.exit_at, look.answer.finish):
                 seen = AGGREGATIONS[guiding(method).aggregation or "sum"](look.attention)
@@ -198,12 +196,14 @@ class Session:
         method: Method | None = None,
         system: str | None = None,
         role: str = "guide",
+        keep: float | Tokens | None = None,
         tower: bool = False,
     ) -> Look:
-        """What the guide (or the model) sees and says; with its score, as ``method`` prunes, if one is given. Leaves no
-        turn.
+        """What the guide (or the model) says from ``keep`` of its image tokens (None: all); with its score, as
+        ``method`` prunes, if one is given. Leaves no turn.
         """
-        return self._look(self._messages(question, system), max_tokens, Clock(None), role, tower, method)
+        messages = self._messages(question, system)
+        return self._look(messages, max_tokens, Clock(None), role=role, keep=keep, tower=tower, check=method)
 
     def _remember(self, question: str, answer: Answer, given: Given) -> Answer:
         self.turns.append(Turn(question, tuple(self._new), answer))
@@ -223,25 +223,6 @@ class Session:
             messages.append(Message("user", turn.question, len(turn.images)))
             messages.append(Message("assistant", turn.answer.text))
         return [*messages, Message("user", question, len(self._new))]
-
-    def _parts(
-        self, vlm: Vlm, messages: Sequence[Message], encoded: Sequence[Encoded], given: Given | None
-    ) -> list[Part]:
-        """A prompt, with all image tokens if ``given`` is None. Tokens that a turn added stand before its text."""
-        groups = () if given is None else given.groups
-        parts: list[Part] = []
-        texts = iter([m for m in messages if m.text])
-        turn = -1
-        for part in vlm.chat(messages):
-            if isinstance(part, int):
-                parts.append(ImagePart(encoded[part], groups[part][0].tokens if groups else None))
-                continue
-            if not part.special and next(texts).role == "user":
-                turn += 1
-                for number, (_, *added) in enumerate(groups):
-                    parts += [ImagePart(encoded[number], g.tokens, again=number) for g in added if g.turn == turn]
-            parts.append(part)
-        return parts
 
     @property
     def _reuse(self) -> Reuse:
@@ -283,14 +264,14 @@ class Session:
     def _looked(self, look: Look) -> None:
         """Notes what a look of the guide cost."""
         guide = self._guide.vlm.info
-        text = look.prompt.n_past - look.prompt.n_image
+        text = look.prompt.n_past - look.prompt.n_kept
         checked = 0
         if look.score is not None:
             checked = text + round(CONSISTENCY_KEEP * look.prompt.n_image) + len(look.answer.ids)
         rows = look.prompt.n_run + DECODED * len(look.answer.ids) + checked
-        shown = look.encoded[len(look.encoded) - len(self._new) :]
-        self._last = guide.n_params * (rows - sum(image.layout.n_tokens for image in shown))
-        self._spent += guide.n_params * (rows + guide.tile_price * sum(image.n_tiles for image in shown))
+        new = slice(len(look.encoded) - len(self._new), None)
+        self._last = guide.n_params * (rows - sum(look.shown[new]))
+        self._spent += guide.n_params * (rows + guide.tile_price * sum(image.n_tiles for image in look.encoded[new]))
 
     # stages
 
@@ -309,7 +290,9 @@ class Session:
         parts = [counts[p] if isinstance(p, int) else p for p in vlm.chat(messages)]
         needed, most = len(vlm.tokenize(parts)) + 1, sum(counts)
         layer = options.layer_in(vlm.info.n_layer)
-        if role == "model":
+        if role == "guide":
+            needed -= sum(n - share_of(options.guide_keep, n) for n in counts)
+        else:
             vlm.info.check_layer(layer)
         if role == "model" and isinstance(method, Method) and method.name != "none" and not layer:
             given = sum(map(len, self._given.tokens))
@@ -345,37 +328,17 @@ class Session:
         messages: Sequence[Message],
         max_tokens: int,
         clock: Clock,
+        *,
         role: str = "guide",
+        keep: float | Tokens | None = None,
         tower: bool = False,
         check: Method | None = None,
     ) -> Look:
-        speaker = self._guide if role == "guide" else self._model
-        guide = speaker.vlm
-        with clock("guide_encode"):
-            encoded = speaker.encode(self.images, tower=tower)
-        with clock("guide_prefill"):
-            parts = self._parts(guide, messages, encoded, None)
-            asked = [i for i, p in enumerate(parts) if isinstance(p, TextPart) and not p.special]
-            since = asked[-1] if self._history and self.turns else 0
-            prompt = guide.prefill(parts, tap=True, reuse=self._reuse, since=since)
-        with clock("guide_decode"):
-            answer = guide.generate(max_tokens)
-        if answer.finish == "cancelled":
-            raise Interrupted()
-        look = Look(guide.attention(), encoded, prompt, answer)
-        if check is not None:
-            with clock("guide_prefill"):
-                look = replace(look, score=self._score(guide, messages, look, check))
-        return look
-
-    def _score(self, guide: Vlm, messages: Sequence[Message], look: Look, method: Method) -> Score:
-        """How sure the guide was, and whether it says the same from its own pruned image: one teacher-forced pass."""
-        saliency = AGGREGATIONS[method.aggregation or "sum"](look.attention)
-        kept = select(method, CONSISTENCY_KEEP, look.layouts, saliency)
-        pruned = self._parts(guide, messages, look.encoded, Given(tuple((Group(0, k),) for k in kept)))
-        ids = look.answer.ids
-        logits = guide.score(ids, pruned) if len(ids) else np.empty((0, 0), np.float32)
-        return Score(confidence(look.answer.logprobs[: len(ids)]), consistency(logits, ids))
+        speaker, follows = self._guide if role == "guide" else self._model, bool(self._history and self.turns)
+        return look_at(
+            speaker, self.images, messages, max_tokens, clock,
+            keep=keep, tower=tower, check=check, reuse=self._reuse, last_alone=follows,
+        )  # fmt: skip
 
     def _exit(self, look: Look, options: AskOptions, clock: Clock, on_text: Callable[[str], None] | None) -> Answer:
         """The guide's answer as the final one."""
@@ -387,7 +350,9 @@ class Session:
             answer_ids=tuple(int(t) for t in look.answer.ids),
             kept_indices=(),
             answered_by="guide",
-            tokens=TokenCounts(look.prompt.n_image, None, look.prompt.n_past, len(look.answer.ids)),
+            tokens=TokenCounts(
+                look.prompt.n_image, None, look.prompt.n_past, len(look.answer.ids), guide=look.prompt.n_kept
+            ),
             ran=(look.prompt.n_run, 0),
             ms={**clock.ms, "first_token": clock.elapsed(), "total": clock.elapsed()},
             method=options.method,
@@ -416,7 +381,7 @@ class Session:
         with clock("encode"):
             encoded = self._model.encode(self.images, None if layer else kept)
         with clock("prefill"), altered(model, encoded, picked) as shown:
-            parts = self._parts(model, messages, shown, given)
+            parts = parts_given(model, messages, shown, given)
             if within is not None:
                 stepped = prefill_in_steps(model, parts, within, options.keep)
             else:
@@ -443,6 +408,7 @@ class Session:
                 len(done.ids),
                 *_drafted(draft, done),
                 mean_kept=mean_kept(stepped.steps, model.info.n_layer),
+                guide=None if look is None else look.prompt.n_kept,
             ),
             ran=(0 if look is None else look.prompt.n_run, prompt.n_run),
             ms={**clock.ms, "first_token": before + done.first_ms, "total": clock.elapsed()},

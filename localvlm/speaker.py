@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,16 +12,34 @@ from numpy.typing import NDArray
 
 from localvlm.engine.api import Encoded, ImagePart, Message, Part, Vlm
 from localvlm.errors import EngineCrashed, Interrupted
+from localvlm.given import Given
+from localvlm.guidance import stand_ins
 from localvlm.images import Image
-from localvlm.pruning import Kept, Need
-from localvlm.selection import Sight
+from localvlm.pruning import Kept, Need, Tokens, share_of
+from localvlm.selection import BLIND, Sight, pick
 
 if TYPE_CHECKING:
     from localvlm.pipeline import Pipeline
 
-__all__ = ["Speaker", "altered", "parts_of", "release", "sight_of"]
+__all__ = ["Shown", "Speaker", "altered", "parts_given", "parts_of", "release", "sight_of"]
 
+Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What of a picture a VLM is shown.
+
+    Attributes:
+        tokens: (k,) sorted indices; None: all.
+        of: (n,) for each token, the one shown that stands for it.
+        share: (n,) how much alike they are, from 0 to 1.
+    """
+
+    tokens: Int32 | None
+    of: Int32
+    share: Float32
 
 
 class Speaker:
@@ -29,6 +48,7 @@ class Speaker:
     def __init__(self, pipeline: Pipeline, role: str) -> None:
         self._pipeline, self._role = pipeline, role
         self._encoded: dict[bytes, Encoded] = {}
+        self._shown: dict[tuple[bytes, float | Tokens | None], Shown] = {}
         self._of: Vlm | None = None
 
     @property
@@ -36,7 +56,7 @@ class Speaker:
         """Loaded if need be. Another than before has encoded nothing yet."""
         vlm = self._pipeline.vlm(self._role)
         if vlm is not self._of:
-            self._of, self._encoded = vlm, {}
+            self._of, self._encoded, self._shown = vlm, {}, {}
         return vlm
 
     def encode(
@@ -51,10 +71,20 @@ class Speaker:
                 self._encoded[key] = vlm.encode(image.rgb, tower=tower, keep=keep, onto=begun)
         return tuple(self._encoded[image.content] for image in images)
 
+    def shown(self, images: Sequence[Image], keep: float | Tokens | None) -> list[Shown]:
+        """What it is shown of each picture: ``keep`` of its tokens, chosen blind to any question and to other pictures,
+        so that rows stay the same from prompt to prompt.
+        """
+        for image, seen in zip(images, self.encode(images), strict=True):
+            if (image.content, keep) not in self._shown:
+                self._shown[image.content, keep] = _shown(self.vlm, seen, keep)
+        return [self._shown[image.content, keep] for image in images]
+
     def release(self) -> None:
         if self._of is not None:
             release(self._of, self._encoded.values())
         self._encoded.clear()
+        self._shown.clear()
 
 
 def release(vlm: Vlm, pictures: Iterable[Encoded]) -> None:
@@ -72,6 +102,32 @@ def parts_of(
         ImagePart(encoded[part], None if kept is None else kept[part]) if isinstance(part, int) else part
         for part in vlm.chat(messages)
     ]
+
+
+def parts_given(vlm: Vlm, messages: Sequence[Message], encoded: Sequence[Encoded], given: Given) -> list[Part]:
+    """The prompt of a conversation with the tokens ``given``; those that a turn added stand before its text."""
+    parts: list[Part] = []
+    texts = iter([m for m in messages if m.text])
+    turn = -1
+    for part in vlm.chat(messages):
+        if isinstance(part, int):
+            parts.append(ImagePart(encoded[part], given.groups[part][0].tokens))
+            continue
+        if not part.special and next(texts).role == "user":
+            turn += 1
+            for number, (_, *added) in enumerate(given.groups):
+                parts += [ImagePart(encoded[number], g.tokens, again=number) for g in added if g.turn == turn]
+        parts.append(part)
+    return parts
+
+
+def _shown(vlm: Vlm, encoded: Encoded, keep: float | Tokens | None) -> Shown:
+    n = encoded.layout.n_tokens
+    if share_of(keep, n) == n:
+        return Shown(None, np.arange(n, dtype=np.int32), np.ones(n, np.float32))
+    features = vlm.features(encoded)
+    tokens = pick(BLIND, keep, [encoded.layout], None, sight=Sight(features))[0].index
+    return Shown(tokens, *stand_ins(features, tokens))
 
 
 def sight_of(vlm: Vlm, encoded: Sequence[Encoded], question: str, needs: Set[Need]) -> Sight:

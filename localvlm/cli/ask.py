@@ -66,7 +66,7 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
 
     from localvlm.pipeline import AskOptions
 
-    names = ("max_tokens", "temp", "seed", "system", "guide_max_tokens")
+    names = ("max_tokens", "temp", "seed", "system", "guide_max_tokens", "guide_keep")
     asked = {"method": method_asked(ctx, pair), **{name: params[name] for name in names}}
     asked |= {"preset": preset} if (preset := preset_of(ctx)) else {"keep": budget_of(ctx), "layer": params["layer"]}
     draft = False if params["no_draft"] else None

@@ -14,6 +14,7 @@ from localvlm.cli.files import target_of, write_text
 from localvlm.cli.inputs import choose_pair
 from localvlm.cli.options import (
     ConfiguredCommand,
+    LookType,
     SharesType,
     WholeType,
     engine_options,
@@ -56,6 +57,8 @@ _BAR = 24
          help="Longest answer, in tokens.")  # fmt: skip
 @setting("--guide-max-tokens", metavar="N", type=WholeType(1), default=64, show_default=True,
          help="Longest answer of the guide, in tokens.")  # fmt: skip
+@setting("--guide-keep", metavar="R|all", type=LookType(), default="all", show_default=True,
+         help="Share of its image tokens that the guide is shown, chosen blind to the question.")  # fmt: skip
 @setting("--seed", metavar="N", type=WholeType(0, 2**31 - 1), default=0, show_default=True, help="Of random's draws.")
 @pair_options(model=True)
 @engine_options
@@ -87,7 +90,8 @@ def evaluate(ctx: click.Context, /, data: str, **params: Any) -> None:
         raise UsageError("a model is needed", "pass --model, or --pair")
     methods = [name.strip() for name in params["methods"].split(",")]
     plan = cells(methods, params["keep"], guide=pair.guide is not None)
-    options = RunOptions(params["max_tokens"], params["guide_max_tokens"], params["seed"], params["system"])
+    names = ("max_tokens", "guide_max_tokens", "seed", "system", "guide_keep")
+    options = RunOptions(**{name: params[name] for name in names})
     results = _run(ctx.ensure_object(App), pair, dataset, plan, options, params, reporter)
     _tell(_report(data, dataset, pair, plan, results, timings=not params["no_timings"]), targets)
 

@@ -123,7 +123,8 @@ def choose_pair(ctx: click.Context, reporter: Reporter) -> Pair:
 def exit_threshold(ctx: click.Context, pair: Pair, reporter: Reporter) -> float | None:
     """The score from which the guide's answer is final, None for never: as set, else as calibrated.
 
-    A method that is not SGL's turns early exit off, unless --exit-at was set at the same place or nearer to the user.
+    A method that is not SGL's turns early exit off, unless --exit-at was set at the same place or nearer to the user;
+    so does --guide-keep what was calibrated.
     """
     method, value = ctx.params["method"], ctx.params["exit_at"]
     if method == "auto":
@@ -131,7 +132,7 @@ def exit_threshold(ctx: click.Context, pair: Pair, reporter: Reporter) -> float 
     follows = method in ("sgl", "sgl+")
     if value is not None and (follows or rank(ctx, "exit_at") >= rank(ctx, "method")):
         return None if value == "off" else float(value)
-    if not follows or pair.guide is None or pair.model is None:
+    if not follows or pair.guide is None or pair.model is None or ctx.params["guide_keep"] is not None:
         return None
     from localvlm.calibration import stored
 

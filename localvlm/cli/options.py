@@ -16,7 +16,7 @@ from localvlm.errors import UsageError
 if TYPE_CHECKING:
     from localvlm.pruning import Keep
 
-__all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "Setting", "ShareType", "SharesType", "WholeType",
+__all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "LookType", "Setting", "ShareType", "SharesType", "WholeType",
            "answer_options", "budget_of", "engine_options", "output_options", "pair_options", "preset_of", "rank",
            "setting", "user_config"]  # fmt: skip
 
@@ -74,6 +74,8 @@ class Setting(click.Option):
             return (bool,), "true or false"
         if self.count:
             return (bool, int), "true, or a number"
+        if isinstance(self.type, LookType):
+            return (int, float, str), 'a share such as 0.35, or "all"'
         if isinstance(self.type, KeepType):
             return (int, float, str), 'a share such as 0.35, "auto" or "all"'
         if isinstance(self.type, SharesType):
@@ -197,6 +199,17 @@ class KeepType(click.ParamType):  # type: ignore[type-arg] # generic since click
             hint = f" For {share:g} % write {share / 100:g}." if 1 < share <= 100 else ""
             self.fail(f"{value!r} is not a share over 0 and up to 1.{hint}", param, ctx)
         return share
+
+
+class LookType(KeepType):
+    """A share over 0 and up to 1, or "all" (None)."""
+
+    name = "R|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str | None:
+        if value == "auto":
+            self.fail("'auto' goes by what the guide looks at; give a share such as 0.35, or 'all'.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class ExitType(click.ParamType):  # type: ignore[type-arg] # generic since click 8.5 only
@@ -404,6 +417,15 @@ answer_options = _group(
         default=64,
         show_default=True,
         help="Longest answer of the guide, in tokens; one cut off is never final.",
+    ),
+    setting(
+        "--guide-keep",
+        type=LookType(),
+        metavar="R|all",
+        default="all",
+        show_default=True,
+        help="Share of its image tokens that the guide is shown, chosen blind to the question; what was calibrated for "
+        "all of them is then not gone by.",
     ),
     setting("--no-draft", is_flag=True, help="Decode token by token, not along the guide's answer."),
 )

@@ -97,7 +97,10 @@ class Reporter:
                 f"{score.combined:.4f}, exit {threshold}"
             )
         drafted = f", {tokens.accepted} of {tokens.drafted} drafted accepted" if tokens.drafted else ""
-        self.note(f"tokens: {_seen(answer)} image, {tokens.prompt} prompt, {tokens.generated} generated{drafted}")
+        guide = "" if tokens.guide is None else f" ({tokens.guide} of the guide's)"
+        self.note(
+            f"tokens: {_seen(answer)} image{guide}, {tokens.prompt} prompt, {tokens.generated} generated{drafted}"
+        )
         shared = f", tower shared for {answer.tiles.shared}" if answer.tiles.shared else ""
         self.note(f"tiles: {answer.tiles.encoded} of {answer.tiles.total} encoded{shared}")
         self.note("ms: " + ", ".join(f"{stage} {ms:.0f}" for stage, ms in answer.ms.items()))

@@ -163,7 +163,7 @@ class FakeVlm:
         if most and one * (1 + script.tiles[0] * script.tiles[1]) > most:
             self._tiles = 0, 0
         self._next_image = 1
-        self._prompt: list[ImageLayout] = []
+        self._prompt: list[tuple[ImageLayout, Int32 | None]] = []
         self._cells: list[tuple[int, int]] = []
         """What the cache holds: (picture, token); (0, id) for text."""
         self._rows = [0, 0]
@@ -331,7 +331,7 @@ class FakeVlm:
         asked = sum(len(self.tokenize([p])) - 1 for p in parts[since:] if isinstance(p, TextPart))
         last_image = int(np.flatnonzero(ids == -1).max(initial=0))
         self._rows, self._tapped = [min(asked, len(ids) - 1 - last_image), 0], tap
-        self._prompt = [p.image.layout for p in pictures]
+        self._prompt = [(p.image.layout, p.keep) for p in pictures]
         self._cells, self._fed = cells, 0
         self._answer = self._said(n_kept < n_image)
         return Prefilled(ids, n_image, n_kept, len(cells), 0.0, len(cells) - before)
@@ -483,12 +483,13 @@ class FakeVlm:
         shape = self._script.n_layer, self._script.n_head
         if not self._prompt:
             return np.zeros((*shape, 0), np.float32)
-        peaked = np.concatenate([self._looked_at(layout) for layout in self._prompt])
+        peaked = np.concatenate([self._looked_at(layout) for layout, _ in self._prompt])
+        there = np.concatenate([_mask(layout.n_tokens, keep) for layout, keep in self._prompt])
         peaked /= peaked.sum()
         even = np.full_like(peaked, 1 / len(peaked))
         sharp = np.linspace(0.2, 1.0, self._script.n_layer, dtype=np.float32)[:, None, None]
         mixed = 0.5 * (sharp * peaked + (1 - sharp) * even)
-        return np.broadcast_to(mixed, (*shape, len(peaked))).astype(np.float32)
+        return np.broadcast_to(mixed * there, (*shape, len(peaked))).astype(np.float32)
 
     def close(self) -> None:
         """Forgets the pictures."""
@@ -500,6 +501,11 @@ def _raster(rows: int, columns: int, x0: float, y0: float, x1: float, y1: float)
     x, y = np.linspace(x0, x1, columns + 1, dtype=np.float32), np.linspace(y0, y1, rows + 1, dtype=np.float32)
     cells = [*np.meshgrid(x[:-1], y[:-1]), *np.meshgrid(x[1:], y[1:])]
     return np.stack(cells, axis=-1).reshape(-1, 4)
+
+
+def _mask(n: int, keep: Int32 | None) -> Float32:
+    """(n,) 1 at tokens that are kept, 0 at others."""
+    return np.ones(n, np.float32) if keep is None else np.isin(np.arange(n), keep).astype(np.float32)
 
 
 def _tiles_of(layout: ImageLayout, keep: Int32 | None) -> set[int]:

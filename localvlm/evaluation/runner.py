@@ -40,6 +40,7 @@ class RunOptions:
     guide_max_tokens: int = 64
     seed: int = 0
     system: str | None = None
+    guide_keep: float | None = None
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,9 @@ class _Asking:
         if self._look is None:
             o = self._options
             longest = min(o.max_tokens, o.guide_max_tokens)
-            self._look = self._pipeline.look(self._pictures, self._question.text, longest, system=o.system)
+            self._look = self._pipeline.look(
+                self._pictures, self._question.text, longest, system=o.system, keep=o.guide_keep
+            )
         return self._look
 
     def _guide_ms(self) -> dict[str, float]:

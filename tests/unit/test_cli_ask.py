@@ -48,7 +48,9 @@ def test_json_has_exactly_the_promised_keys(cli):
     ]  # fmt: skip
     assert answer["answer"] == MODEL_SAYS
     assert bytes(answer["answer_ids"]).decode() == MODEL_SAYS
-    assert list(answer["tokens"]) == ["image", "kept", "prompt", "generated", "drafted", "accepted", "mean_kept"]
+    assert list(answer["tokens"]) == [
+        "image", "kept", "prompt", "generated", "drafted", "accepted", "mean_kept", "guide",
+    ]  # fmt: skip
     assert answer["tokens"]["image"] == 144
     assert answer["tiles"] == {"total": 1, "encoded": 1, "shared": 0}
     assert answer["tokens"]["kept"] == len(answer["kept_indices"]) == round(0.35 * 144)
@@ -102,6 +104,19 @@ def test_bad_shares_are_refused(cli, keep):
 def test_shares(cli):
     for keep, kept in (("all", 144), ("1", 144), ("0.5", 72), ("0.001", 1)):
         assert json.loads(cli.ask("--json", f"--keep={keep}").out)["tokens"]["kept"] == kept
+
+
+def test_the_guide_sees_the_share_that_is_asked_for(cli, monkeypatch):
+    assert json.loads(cli.ask("--json").out)["tokens"]["guide"] == 144
+    monkeypatch.setenv("LOCALVLM_GUIDE_KEEP", "0.25")
+    run = cli.ask("--json", "-v")
+    tokens = json.loads(run.out)["tokens"]
+    assert (tokens["guide"], tokens["kept"]) == (36, 50)
+    assert "tokens: 50 of 144 image (36 of the guide's)" in run.err
+    assert json.loads(cli.ask("--json", "--guide-keep", "all").out)["tokens"]["guide"] == 144
+    assert json.loads(cli.ask("--json", "--method", "grid").out)["tokens"]["guide"] is None
+    refused = cli.ask("--guide-keep", "auto")
+    assert (refused.code, "'auto' goes by what the guide looks at" in refused.err) == (2, True)
 
 
 def test_a_number_of_tokens(cli):

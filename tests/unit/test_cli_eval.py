@@ -99,6 +99,15 @@ def test_costs_are_those_of_what_was_run(cli, data, tmp_path):
     assert rows["grid 25%"]["flops_share"] == flops(36, PRUNED_SAYS) / flops(144, FULL_SAYS)
 
 
+def test_a_guide_that_sees_less_is_counted_so(cli, data, tmp_path):
+    command = ["eval", data, *cli.pair, "--methods", "sgl", "--keep", "0.25", "--guide-keep", "0.5"]
+    assert cli(*command, "--json", tmp_path / "o.json").code == 0
+    rows = figures(tmp_path / "o.json")
+    assert {name: row["cost"]["kept"] for name, row in rows.items()} == {
+        "none": 144, "blind": 0, "guide": 72, "sgl 25%": 36
+    }  # fmt: skip
+
+
 def test_what_is_the_same_runs_once(cli, data, monkeypatch):
     counts: Counter[tuple[str, str]] = Counter()
     step = FakeVlm.step
@@ -294,6 +303,7 @@ def test_methods_that_come_later_are_run_alone(cli, data, tmp_path):
     ("args", "change", "what"),
     [
         (["--max-tokens", "3"], None, "options"),
+        (["--guide-keep", "0.5"], None, "options"),
         (["--limit", "2"], None, "pictures, questions"),
         ([], "model.gguf", "model"),
         ([], "model.quecc.gguf", "trained"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from localvlm.calibration import Calibration
 from localvlm.early_exit import Score, confidence, consistency, exits
 from localvlm.engine.api import ImagePart, LoadOptions, Message, TextPart
 from localvlm.engine.fake import FakeEngine, Script
@@ -194,6 +195,14 @@ def test_exit_on_the_command_line(cli):
     assert "exit at 0.0000" in run.err
     assert "model: model" not in run.err
     assert len(cli.engine.loaded) == 1
+
+
+def test_what_was_calibrated_is_of_a_guide_that_sees_all(cli, monkeypatch):
+    found = Calibration(0.0, "sgl+", 0.1, 0.0, 0.1, 1.0, 99, True)
+    monkeypatch.setattr("localvlm.calibration.stored", lambda *_: found)
+    assert cli.ask().out == GUIDE_SAYS + "\n"
+    assert cli.ask("--guide-keep", "0.5").out == MODEL_SAYS + "\n"
+    assert cli.ask("--guide-keep", "0.5", "--exit-at", "always").out == GUIDE_SAYS + "\n"
 
 
 def test_other_methods_imply_no_exit_unless_it_is_asked_for(cli, monkeypatch):

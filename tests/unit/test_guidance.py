@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from localvlm.engine.api import Attention
 from localvlm.engine.families.base import Tile
-from localvlm.guidance import AGGREGATIONS, resample, spread
+from localvlm.guidance import AGGREGATIONS, carried, resample, spread, stand_ins
 
 SIZE = 24
 """Side of the picture that the brute force counts pixels of."""
@@ -66,6 +66,32 @@ def test_resample_counts_pixels_of_boxes_that_overlap(source, target, seed) -> N
     np.testing.assert_allclose(
         resample(scores, source, target), by_pixels(scores, source, target), rtol=1e-5, atol=1e-6
     )
+
+
+@given(st.integers(1, 12), st.integers(0, 2**31))
+def test_the_most_similar_token_that_was_seen_stands_for_each(k: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    features, seen = rng.normal(size=(12, 5)).astype(np.float32), np.sort(rng.permutation(12)[:k]).astype(np.int32)
+    features[3] = 0
+    of, share = stand_ins(features, seen)
+    for i, row in enumerate(features.astype(float)):
+        cosines = [row @ features[j] / max(np.linalg.norm(row) * np.linalg.norm(features[j]), 1e-9) for j in seen]
+        if i in seen:
+            assert (of[i], share[i]) == (i, 1)
+        else:
+            assert share[i] == pytest.approx(max(0, *cosines, 0), abs=1e-5)
+            assert cosines[seen.tolist().index(of[i])] == pytest.approx(max(cosines), abs=1e-5)
+
+
+def test_attention_is_carried_to_tokens_that_were_not_seen() -> None:
+    rng = np.random.default_rng(0)
+    got = [rng.random((2, 3, 4)).astype(np.float32) for _ in range(9)]
+    a = Attention(*got[:3], weighted=(got[3], got[4], got[5]), maximum=(got[6], got[7], got[8]), rows=(2, 1))
+    of, share = np.array([1, 1, 3, 3], np.int32), np.array([0.5, 1, 0.25, 1], np.float32)
+    wide = carried(a, of, share)
+    for name, scores in AGGREGATIONS.items():
+        np.testing.assert_allclose(scores(wide), scores(a)[of] * share, rtol=1e-6, err_msg=name)
+    assert wide.rows == a.rows
 
 
 def tiled(width: int, height: int, columns: int, rows: int) -> np.ndarray:

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localvlm.engine.api import LoadOptions
+from localvlm.engine.api import ImagePart, LoadOptions, Message
 from localvlm.errors import ContextOverflow, UsageError
 from localvlm.guidance import spread
 from localvlm.images import Image
 from localvlm.pipeline import STAGES, AskOptions, Pair, Pipeline, VlmFiles
+from localvlm.pruning import METHODS, Inputs, budget
+from localvlm.selection import on_picture
 from tests import zoo
 
 QUESTION = "What is in the corner?"
@@ -142,6 +144,42 @@ def test_tiles_of_one_picture_compete_for_one_budget(folder: Path, name: str) ->
         assert unpruned.tokens.prompt - answer.tokens.prompt == n - k
     assert set(answers["sgl"].kept_indices) == set(np.argsort(-mass, kind="stable")[:k])
     assert {i // 4 for i in answers["grid"].kept_indices} == set(range(n // 4))
+
+
+@pytest.mark.parametrize("name", ["llava15", "llavanext", "qwen25vl"])
+def test_a_guide_that_is_shown_less_attends_to_that(folder: Path, name: str) -> None:
+    """Its prompt is that of a prefill with the same tokens; the others have what the most similar one got."""
+    built = zoo.build(name, folder)
+    shown = picture(190, 100, 5), picture(84, 84, 6)
+    with Pipeline.open(Pair(None, files(built), files(built)), LoadOptions(threads=1)) as opened:
+        guide = opened.vlm("guide")
+        layouts = [guide.layout(*p.size) for p in shown]
+        answer = opened.ask(shown, QUESTION, AskOptions("sgl+", 0.3, 2, guide_keep=0.5, exit_at=1.0, tile_price=0.0))
+        look = opened.look(shown, QUESTION, 2, keep=0.5)
+        encoded = [guide.encode(p.rgb) for p in shown]
+        features = [guide.features(e) for e in encoded]
+        kept, of = [], []
+        for layout, rows in zip(layouts, features, strict=True):
+            inputs = Inputs(layout.n_tokens, np.flatnonzero(on_picture(layout)).astype(np.int32), (None,),
+                            (layout.n_tokens,), features=rows)  # fmt: skip
+            kept.append(METHODS["divprune"].select(inputs, budget(0.5, inputs)))
+            unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+            cosine = unit @ unit[kept[-1]].T
+            cosine[kept[-1], np.arange(len(kept[-1]))] = 1
+            of.append((kept[-1][cosine.argmax(axis=1)], cosine.max(axis=1).clip(0, 1)))
+        parts = guide.chat([Message("user", QUESTION, 2)])
+        guide.prefill([ImagePart(encoded[p], kept[p]) if isinstance(p, int) else p for p in parts], tap=True)
+        assert guide.generate(2).text == look.answer.text
+        direct = guide.attention()
+    assert look.shown == tuple(map(len, kept))
+    assert answer.tokens.guide == look.prompt.n_kept == sum(look.shown) < sum(n.n_tokens for n in layouts)
+    at = 0
+    for (nearest, cosine), layout in zip(of, layouts, strict=True):
+        here = slice(at, at + layout.n_tokens)
+        for seen, got in ((look.attention.prompt, direct.prompt), (look.attention.generated, direct.generated)):
+            np.testing.assert_allclose(seen[..., here], got[..., here][..., nearest] * cosine, rtol=1e-3, atol=1e-6)
+        at = here.stop
+    assert np.count_nonzero(direct.prompt.sum(axis=(0, 1))) == sum(look.shown)
 
 
 def test_random_follows_its_seed(pipeline: Pipeline) -> None:

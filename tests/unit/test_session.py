@@ -14,6 +14,7 @@ from localvlm.errors import ContextOverflow, EngineCrashed, Interrupted, UsageEr
 from localvlm.given import Given
 from localvlm.images import Image
 from localvlm.pipeline import AskOptions, Pair, Pipeline, Session, VlmFiles
+from localvlm.pruning import Tokens
 from localvlm.session import RESERVE
 
 PAIR = Pair("fake", *(VlmFiles(Path(f"{role}.gguf"), Path("mmproj.gguf")) for role in ("guide", "model")))
@@ -161,6 +162,46 @@ def test_a_picture_of_a_later_turn_gets_its_own_tokens():
         places = [p for p in engine.loaded[1].prompts[-1] if isinstance(p, ImagePart) and p.again is None]
         assert len({p.image.id for p in places}) == 2
         assert [len(turn.images) for turn in session.turns] == [1, 1]
+
+
+def test_a_guide_that_sees_less_sees_the_same_in_every_turn():
+    engine, pipeline = opened()
+    less = replace(FEW, guide_keep=0.5)
+    with pipeline, pipeline.session([picture(1)]) as session:
+        first = session.ask("what?", less)
+        assert (first.tokens.guide, len(first.saliency)) == (N // 2, N)
+        unseen = np.setdiff1d(np.arange(N), engine.loaded[0].prompts[-1][1].keep)
+        assert np.all(first.saliency[unseen] > 0)
+        assert session.ask("where?", less).ran[0] < 60
+        session.add(picture(2))
+        assert session.ask("and here?", less).tokens.guide == 2 * (N // 2)
+        shown = [[p.keep for p in prompt if isinstance(p, ImagePart)] for prompt in engine.loaded[0].prompts]
+        assert [len(kept) for kept in shown] == [1, 1, 2]
+        assert all(np.array_equal(kept[0], shown[0][0]) for kept in shown)
+        session.undo()
+        counted = session.ask("who?", replace(less, guide_keep=Tokens(10)))
+        assert counted.tokens.guide == 20
+        assert [len(p.keep) for p in engine.loaded[0].prompts[-1] if isinstance(p, ImagePart)] == [10, 10]
+
+
+def test_what_a_guide_that_sees_less_costs_is_less():
+    spent = []
+    for keep in (None, 0.25):
+        _, pipeline = opened()
+        with pipeline, pipeline.session([picture(1)]) as session:
+            session.ask("what?", replace(FEW, guide_keep=keep))
+            spent.append((session._spent, session._last))
+            params = pipeline.vlm("guide").info.n_params
+    assert spent[0][0] - spent[1][0] == params * (N - N // 4)
+    assert spent[0][1] == spent[1][1]
+
+
+def test_a_guide_that_sees_less_needs_less_room():
+    _, pipeline = opened(n_ctx=140)
+    with pipeline:
+        with pytest.raises(ContextOverflow, match="guide's context"):
+            pipeline.ask([picture(1)], "what?", FEW)
+        assert pipeline.ask([picture(1)], "what?", replace(FEW, guide_keep=0.5)).answered_by == "model"
 
 
 def test_undo_takes_a_turn_back_with_its_pictures_and_tokens():
