@@ -84,8 +84,13 @@ def _timed(
 
 
 def _row(what: str, n: int, image: int, times: dict[str, list[float]]) -> Grown:
-    medians = {name: statistics.median(ms) for name, ms in times.items()}
-    return Grown(what, n, image, medians.pop(PLAIN.name), medians)
+    plain, medians = times[PLAIN.name], {name: statistics.median(ms) for name, ms in times.items()}
+    ratios = {
+        name: statistics.median(p / o for p, o in zip(plain, ms, strict=True))
+        for name, ms in times.items()
+        if name != PLAIN.name
+    }
+    return Grown(what, n, image, medians.pop(PLAIN.name), medians, ratios)
 
 
 def _turns(

@@ -26,6 +26,8 @@ _SHORT = {
     "prefill": "read",
     "decode": "say",
 }
+_SPARE = 1.1
+"""Ours may hold so many times what plain llama.cpp holds and the guide's files together."""
 _FORCED = {
     "exit": "exit: the guide's answer was made final, by a threshold of 0",
     "no exit": "no exit: the guide's answer was never final, by a threshold over 1",
@@ -91,18 +93,21 @@ class Started:
 
 @dataclass(frozen=True)
 class Grown:
-    """Milliseconds as ``what`` grows to ``n``, plain's and ours by the name of the case; ``image``: image tokens."""
+    """Milliseconds as ``what`` grows to ``n``, plain's and ours by the name of the case; of turns, those of all up to
+    the n-th. ``image``: image tokens; ``ratio``: medians over rounds of plain's over ours.
+    """
 
     what: str
     n: int
     image: int
     plain: float
     ours: dict[str, float]
+    ratio: dict[str, float]
 
 
 @dataclass
 class Report:
-    """``facts``: name -> what it ran on, and with."""
+    """``facts``: name -> what it ran on, and with; ``guide_bytes``: of the guide's files."""
 
     facts: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
@@ -110,6 +115,7 @@ class Report:
     grown: list[Grown] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     choice: Choice | None = None
+    guide_bytes: int = 0
 
     def notes(self) -> list[str]:
         """What was not left to the weights, and what figures mean."""
@@ -123,6 +129,7 @@ class Report:
                     "facts": self.facts,
                     "cases": [row.figures() for row in self.rows],
                     "plan": self._planned(),
+                    "peaks": {where: self._memory(peaks) for where, peaks in self._peaks().items()},
                     "from_start": [asdict(one) for one in self.started],
                     "growth": [asdict(one) for one in self.grown],
                     "notes": self.notes(),
@@ -148,6 +155,31 @@ class Report:
             "ratio": row.ratio(_total),
         }
 
+    def _peaks(self) -> dict[str, dict[str, int | None]]:
+        """Name of a case -> the most bytes that its worker held, with all models loaded and from process start."""
+        ours = {row.case.name: row.peak for row in self.rows if row.case.way in ("plain", "ours")}
+        from_start = {
+            one.name: max((process.peak for process in one.processes if process.peak is not None), default=None)
+            for one in self.started
+            if one.name in ours
+        }
+        return {"loaded": ours, "from_start": from_start}
+
+    def _memory(self, peaks: dict[str, int | None]) -> dict[str, Any]:
+        """Plain's peak, the highest of the others, and what it is wanted to be at most; {} if not known."""
+        plain = peaks.get(PLAIN.name)
+        ours = {name: peak for name, peak in peaks.items() if peak is not None and name != PLAIN.name}
+        if plain is None or not ours:
+            return {}
+        name = max(ours, key=ours.__getitem__)
+        return {
+            "plain": plain,
+            "ours": ours[name],
+            "case": name,
+            "at_most": round(_SPARE * (plain + self.guide_bytes)),
+            "ratio": ours[name] / plain,
+        }
+
     def as_svg(self) -> str:
         title = " - ".join(str(self.facts[name]) for name in ("what", "cpu") if name in self.facts)
         found = []
@@ -161,13 +193,17 @@ class Report:
         blocks = ["\n".join(f"{name}: {_said(value)}" for name, value in self.facts.items())]
         if self.rows:
             blocks.append(_aligned([_HEAD, *map(_cells, self.rows)]))
-        if told := self._planned():
-            blocks.append(_plan_text(told))
+        if plan := self._planned():
+            blocks.append(_plan_text(plan))
         if self.started:
             blocks.append("From process start\n" + _aligned(_start_cells(self.started)))
+        told = {where: self._memory(peaks) for where, peaks in self._peaks().items()}
+        blocks += [_memory_text(where, found) for where, found in told.items() if found]
         for what in dict.fromkeys(one.what for one in self.grown):
             grown = [one for one in self.grown if one.what == what]
-            blocks.append(f"As {what} grow, in s\n" + _aligned(_grown_cells(grown)))
+            blocks.append(
+                f"As {what} grow, in s{', all turns up to it' * (what == 'turns')}\n" + _aligned(_grown_cells(grown))
+            )
         return "\n\n".join([*blocks, "\n".join(self.notes())]) + "\n"
 
 
@@ -198,6 +234,15 @@ def _cells(row: Row) -> list[str]:
         f"{one.encoded}/{one.tiles}",
         _bytes(peak),
     ]
+
+
+def _memory_text(where: str, found: dict[str, Any]) -> str:
+    rows = [
+        ["plain llama.cpp", _bytes(found["plain"]), ""],
+        [f"ours, {found['case']}", _bytes(found["ours"]), f"{found['ratio']:.2f} x"],
+        ["wanted at most", _bytes(found["at_most"]), f"{found['at_most'] / found['plain']:.2f} x"],
+    ]
+    return f"Peak memory, {'from process start' if where == 'from_start' else 'models loaded'}\n{_aligned(rows)}"
 
 
 def _plan_text(told: dict[str, Any]) -> str:
@@ -238,7 +283,7 @@ def _grown_cells(grown: Sequence[Grown]) -> list[list[str]]:
     head = [grown[0].what, "image tokens", "plain", *(text for name in names for text in (name, "x"))]
     body = [
         [str(one.n), str(one.image), _seconds(one.plain)]
-        + [text for name in names for text in (_seconds(one.ours[name]), f"{one.plain / one.ours[name]:.2f}")]
+        + [text for name in names for text in (_seconds(one.ours[name]), f"{one.ratio[name]:.2f}")]
         for one in grown
     ]
     return [head, *body]

@@ -26,7 +26,7 @@ from localvlm.cli.sanitize import sanitize
 from localvlm.errors import UsageError
 
 if TYPE_CHECKING:
-    from localvlm.answers import Pair
+    from localvlm.answers import Pair, VlmFiles
     from localvlm.bench.cases import Bench, Case
     from localvlm.bench.report import Report
     from localvlm.images import Image
@@ -211,7 +211,8 @@ def _measured(
             n_tiles = sum(found.plain.layout(*image.size).n_tiles for image in images)
             tiles = params["tiles"] or max(1, round(TILES * n_tiles))
             ways = _asked(cases(params["keep"], n_tiles, tiles, guided=pair.guide is not None), params["case"])
-            report = Report({"what": what, **machine(), "build": build(found.bare.engine), "picture": images[0].name})
+            facts = {"what": what, **machine(), "build": build(found.bare.engine), "picture": images[0].name}
+            report = Report(facts, guide_bytes=_bytes_of(pair.guide))
             if params["growth"]:
                 _grow(found, report, images, question, params, tell)
             else:
@@ -223,6 +224,12 @@ def _measured(
         finally:
             reporter.clear()
     return report
+
+
+def _bytes_of(files: VlmFiles | None) -> int:
+    """What files hold together; what is not there holds nothing."""
+    found = [] if files is None else [files.model, files.mmproj]
+    return sum(path.stat().st_size for path in found if path.is_file())
 
 
 def _asked(ways: list[Case], parts: Sequence[str]) -> list[Case]:

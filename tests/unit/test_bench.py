@@ -206,6 +206,27 @@ def test_ratios_are_medians_of_rounds():
     assert line.split()[-8:] == ["4.00", "4.00", "52/576", "84", "0/16", "1/1", "5.37", "GB"]
 
 
+def test_the_peak_is_held_against_plain_and_what_is_wanted():
+    plain, ours = (run(1000.0, peak=4_000_000_000),), (run(200.0, peak=4_500_000_000),)
+    rows = [Row(PLAIN, plain, plain), Row(Case("guided", "ours", 0.09), ours, plain),
+            Row(Case("llama-mtmd-cli", "peer"), (run(1.0, peak=9_000_000_000),), plain)]  # fmt: skip
+    found = Report({}, guide_bytes=500_000_000, rows=rows)
+    assert json.loads(found.as_json())["peaks"] == {
+        "loaded": {
+            "plain": 4_000_000_000, "ours": 4_500_000_000, "case": "guided", "at_most": 4_950_000_000, "ratio": 1.125,
+        },
+        "from_start": {},
+    }  # fmt: skip
+    lines = [line.split() for line in found.as_text().splitlines()]
+    assert ["wanted", "at", "most", "4.95", "GB", "1.24", "x"] in lines
+    assert json.loads(Report({}).as_json())["peaks"] == {"loaded": {}, "from_start": {}}
+
+
+def test_ratios_of_growth_are_medians_of_rounds():
+    row = growth._row("turns", 2, 576, {PLAIN.name: [1000.0, 1200.0, 1100.0], "a": [200.0, 300.0, 500.0]})
+    assert (row.plain, row.ours, row.ratio) == (1100.0, {"a": 300.0}, {"a": 4.0})
+
+
 def test_bars_are_drawn_to_scale():
     drawing = xml.dom.minidom.parseString(report().as_svg())
     wide = [float(r.getAttribute("width")) for r in drawing.getElementsByTagName("rect") if r.childNodes]
