@@ -56,6 +56,7 @@ class Case:
         replay: the model's own answer is its draft.
         tiles: the guide sees the overview, and so many tiles of the model are encoded, or more if the kept tokens
             cannot be of so few; 0: it sees all.
+        guide_keep: share of its image tokens that the guide is shown; None: all.
         planned: as ``localvlm ask`` plans it (:mod:`localvlm.bench.plan`).
         forced: what was not left to the weights.
     """
@@ -66,6 +67,7 @@ class Case:
     exits: bool = False
     replay: bool = False
     tiles: int = 0
+    guide_keep: float | None = None
     planned: bool = False
     forced: str = ""
 
@@ -78,25 +80,35 @@ class Case:
 PLAIN = Case("plain llama.cpp", "plain")
 
 
-def cases(keeps: Sequence[float], n_tiles: int, most_tiles: int, *, guided: bool = True) -> list[Case]:
-    """All of them, for a picture of ``n_tiles`` tiles; ``most_tiles`` are encoded where the guide sees the overview."""
+def cases(
+    keeps: Sequence[float], n_tiles: int, most_tiles: int, looks: Sequence[float | None] = (None,), *,
+    guided: bool = True,
+) -> list[Case]:  # fmt: skip
+    """All of them, for a picture of ``n_tiles`` tiles; ``most_tiles`` are encoded where the guide sees the overview.
+    ``looks``: shares of its image tokens that the guide is shown.
+    """
     found = [PLAIN, Case("all tokens", "ours")]
     if guided:
         found.append(Case("default plan", "ours", planned=True, forced="plan"))
     for keep in keeps:
         at = f"{100 * keep:g} %"
         found.append(Case(f"downscale, {at}", "downscale", keep))
-        if not guided:
-            continue
-        found.append(Case(f"guided, {at}", "ours", keep, forced="no exit"))
-        found.append(Case(f"guided, {at}, own answer replayed", "ours", keep, replay=True, forced="no exit, draft"))
+        for look in looks if guided else ():
+            case = Case(f"guided, {at}{_looking(look)}", "ours", keep, guide_keep=look, forced="no exit")
+            replayed = replace(case, name=f"{case.name}, own answer replayed", replay=True, forced="no exit, draft")
+            found += [case, replayed]
+            if n_tiles > 1:
+                found.append(replace(case, name=f"{case.name}, overview", tiles=most_tiles, forced="no exit, tiles"))
+    for look in looks if guided else ():
+        case = Case(f"early exit{_looking(look)}", "ours", keeps[0], exits=True, guide_keep=look, forced="exit")
+        found.append(case)
         if n_tiles > 1:
-            found.append(Case(f"guided, {at}, overview", "ours", keep, tiles=most_tiles, forced="no exit, tiles"))
-    if guided:
-        found.append(Case("early exit", "ours", keeps[0], exits=True, forced="exit"))
-        if n_tiles > 1:
-            found.append(Case("early exit, overview", "ours", keeps[0], exits=True, tiles=most_tiles, forced="exit"))
+            found.append(replace(case, name=f"{case.name}, overview", tiles=most_tiles))
     return found
+
+
+def _looking(look: float | None) -> str:
+    return "" if look is None else f", guide sees {100 * look:g} %"
 
 
 @dataclass(frozen=True)
@@ -322,6 +334,7 @@ class Bench:
             guide_max_tokens=self.setting.answer,
             exit_at=(ALWAYS if case.exits else NEVER) if may_exit else None,
             tile_price=prepared.price,
+            guide_keep=case.guide_keep,
         )
 
     @contextmanager

@@ -14,6 +14,7 @@ from localvlm.cli.files import target_of, write_text
 from localvlm.cli.inputs import choose_pair, load_images
 from localvlm.cli.options import (
     ConfiguredCommand,
+    LookType,
     SharesType,
     WholeType,
     engine_options,
@@ -64,6 +65,19 @@ class GrowthType(click.ParamType):  # type: ignore[type-arg] # generic since cli
         return what, tuple(sorted({int(n) for n in numbers.split(",")}))
 
 
+class LooksType(click.ParamType):  # type: ignore[type-arg] # generic since click 8.5 only
+    """What --guide-keep of other commands takes, with commas between."""
+
+    name = "R|all,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float | str | None, ...]:
+        if isinstance(value, tuple):
+            return value
+        return tuple(LookType().convert(part.strip(), param, ctx) for part in str(value).split(","))
+
+
 @click.command(cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
 @setting("--only", type=click.Choice(["tap"]), help="Measure nothing but this: what reading the attention costs.")
 @setting("--preset", type=click.Choice(PRESETS), metavar="NAME",
@@ -76,6 +90,8 @@ class GrowthType(click.ParamType):  # type: ignore[type-arg] # generic since cli
 @setting("--image", metavar="FILE", help="The picture [default: a drawn one, of the preset's size].")
 @setting("--keep", metavar="R,R,...", type=SharesType(), default="0.09,0.35", show_default=True,
          help="Shares of the image tokens to keep.")  # fmt: skip
+@setting("--guide-keep", metavar="R|all,...", type=LooksType(), default="all", show_default=True,
+         help="Shares of its image tokens that the guide is shown, chosen blind to the question.")  # fmt: skip
 @setting("--text", metavar="N", type=WholeType(1), default=32, show_default=True,
          help="Rows of text, the chat template's among them.")  # fmt: skip
 @setting("--answer", metavar="N", type=WholeType(2), default=16, show_default=True,
@@ -210,7 +226,8 @@ def _measured(
             question = question_of(found.plain, params["text"])
             n_tiles = sum(found.plain.layout(*image.size).n_tiles for image in images)
             tiles = params["tiles"] or max(1, round(TILES * n_tiles))
-            ways = _asked(cases(params["keep"], n_tiles, tiles, guided=pair.guide is not None), params["case"])
+            all_ = cases(params["keep"], n_tiles, tiles, params["guide_keep"], guided=pair.guide is not None)
+            ways = _asked(all_, params["case"])
             facts = {"what": what, **machine(), "build": build(found.bare.engine), "picture": images[0].name}
             report = Report(facts, guide_bytes=_bytes_of(pair.guide))
             if params["growth"]:
@@ -252,13 +269,13 @@ def _grow(
     params: dict[str, Any],
     tell: Callable[[str], None],
 ) -> None:
-    from localvlm.bench.cases import PLAIN, Case
+    from localvlm.bench.cases import PLAIN, cases
     from localvlm.bench.growth import GROWING, grow
 
     asked = dict(params["growth"])
     if "all" in asked:
         asked = {**GROWING, **{what: upto for what, upto in asked.items() if what != "all"}}
-    ours = [Case(f"guided, {100 * keep:g} %", "ours", keep, forced="no exit") for keep in params["keep"]]
+    ours = [case for case in cases(params["keep"], 1, 1, params["guide_keep"]) if case.forced == "no exit"]
     found.prepare([PLAIN, *ours], images, question)
     for what, upto in asked.items():
         for row in grow(found, what, upto or GROWING[what], ours, images, question, params["runs"] or ROUNDS, tell):

@@ -31,6 +31,7 @@ from localvlm.engine.client import Engine
 from localvlm.engine.drafts import SIZES
 from localvlm.engine.fake import FakeEngine, FakeVlm, Script
 from localvlm.errors import ModelError
+from localvlm.pipeline import Pipeline
 from localvlm.planning.memory import RateMemory
 from tests.unit.planning_help import GUIDE028, LLAVA7, files_of, rates
 
@@ -64,6 +65,11 @@ def test_cases_of_tiled_pictures_and_of_others():
     assert names == ["plain llama.cpp", "all tokens", "default plan", "downscale, 9 %", *guided]
     tiled = [case.name for case in cases([0.09], 13, 5)]
     assert set(tiled) - set(names) == {"guided, 9 %, overview", "early exit, overview"}
+    shown = {case.name: case.guide_keep for case in cases([0.09], 1, 0, [None, 0.25])}
+    assert [name for name, look in shown.items() if look == 0.25] == [
+        "guided, 9 %, guide sees 25 %", "guided, 9 %, guide sees 25 %, own answer replayed",
+        "early exit, guide sees 25 %",
+    ]  # fmt: skip
     alone = [case.name for case in cases([0.35], 13, 5, guided=False)]
     assert alone == ["plain llama.cpp", "all tokens", "downscale, 35 %"]
 
@@ -149,6 +155,16 @@ def test_nothing_of_the_run_before_is_in_a_cache(fake, monkeypatch):
     for _ in range(2):
         fake.run(cases([0.25], 5, 3)[1], [drawn(64, 64)], "what?")
     assert min(ran) >= -1  # the begin-of-sequence token
+
+
+def test_a_guide_is_shown_the_share_asked_for(fake, monkeypatch):
+    shown = []
+    ask = Pipeline.ask
+    monkeypatch.setattr(Pipeline, "ask", lambda *a: shown.append(ask(*a)) or shown[-1])
+    for case in cases([0.25], 1, 0, [None, 0.5]):
+        if case.forced == "no exit":
+            fake.run(case, [drawn(64, 64)], "what?")
+    assert [answer.tokens.guide for answer in shown] == [80, 40]
 
 
 def test_tokens_that_need_more_tiles_get_them(fake):
@@ -300,6 +316,9 @@ def test_only_some_cases(cli, tmp_path):
         "all tokens",
         "early exit",
     ]
+    one = cli("bench", *cli.pair, "--runs", 1, "--guide-keep", "all, 0.5", "--case", "exit, guide", "--json", out)
+    assert one.code == 0, one.err
+    assert json.loads(out.read_text())["cases"][1]["guide_keep"] == 0.5
     done = cli("bench", *cli.pair, "--case", "nothing")
     assert done.code == 2
     assert "early exit" in done.err
