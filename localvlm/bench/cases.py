@@ -21,7 +21,7 @@ from localvlm.answers import Answer, AskOptions, Pair
 from localvlm.bench.fixed import FixedEngine
 from localvlm.bench.machine import Peak
 from localvlm.clock import Clock
-from localvlm.engine.api import Completion, Encoded, Engine, LoadOptions, Message, Prefilled, Vlm
+from localvlm.engine.api import Completion, Encoded, Engine, LoadOptions, Message, Prefilled, TextPart, Vlm
 from localvlm.engine.drafts import SIZES
 from localvlm.errors import UsageError
 from localvlm.evaluation.downscale import pooled_within, resized, shrunk
@@ -31,7 +31,7 @@ from localvlm.pruning import METHODS, share_of
 from localvlm.selection import select
 from localvlm.speaker import altered, parts_of, release
 
-__all__ = ["PLAIN", "STAGES", "Bench", "Case", "Run", "Setting", "cases", "drawn", "question_of"]
+__all__ = ["PLAIN", "STAGES", "Bench", "Case", "Run", "Setting", "answer_of", "cases", "drawn", "question_of"]
 
 Int32 = NDArray[np.int32]
 
@@ -218,6 +218,15 @@ class Bench:
         finally:
             self.setting = before
 
+    @contextmanager
+    def saying(self, text: str) -> Iterator[None]:
+        """With that text for all answers of the model, which take the time that they take."""
+        self.bare.fixed.text = self.ours.fixed.text = text
+        try:
+            yield
+        finally:
+            self.bare.fixed.text = self.ours.fixed.text = None
+
     # preparing
 
     def prepare(self, found: Sequence[Case], images: Sequence[Image], question: str) -> None:
@@ -388,12 +397,30 @@ def _price(case: Case, answer: Answer) -> float:
 
 def question_of(vlm: Vlm, n: int) -> str:
     """A question that makes ``n`` rows of text with the chat template, or the shortest if the template has more."""
+
+    def rows(text: str) -> int:
+        parts = vlm.chat([Message("user", text, 1)])
+        return len(vlm.tokenize([0 if isinstance(p, int) else p for p in parts]))
+
+    return _shortest(lambda text: rows(text) >= n, f"no question of {n} tokens was found", "lower --text")
+
+
+def answer_of(vlm: Vlm, n: int) -> str:
+    """A text of ``n`` tokens."""
+    none = len(vlm.tokenize([]))
+
+    def enough(text: str) -> bool:
+        return len(vlm.tokenize([TextPart(text)])) - none >= n
+
+    return _shortest(enough, f"no answer of {n} tokens was found", "lower --answer")
+
+
+def _shortest(enough: Callable[[str], bool], *otherwise: str) -> str:
     for length in range(1, LONGEST_QUESTION):
         text = ("a b c d e f g h " * (length // 16 + 1))[:length]
-        parts = vlm.chat([Message("user", text, 1)])
-        if len(vlm.tokenize([0 if isinstance(p, int) else p for p in parts])) >= n:
+        if not text.endswith(" ") and enough(text):
             return text
-    raise UsageError(f"no question of {n} tokens was found", "lower --text")
+    raise UsageError(*otherwise)
 
 
 def drawn(width: int, height: int, seed: int = 0) -> Image:

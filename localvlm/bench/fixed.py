@@ -34,12 +34,14 @@ class Fixed:
     Attributes:
         draft: in place of the one given.
         tiles: of a picture encoded in part, tiles that are encoded at least.
+        text: in place of the answers' own.
         repeats: times that each answer is given again along itself, so that what drafts depend on is measured.
         last: what was generated last.
     """
 
     draft: Int32 | None = None
     tiles: int = 0
+    text: str | None = None
     repeats: int = 0
     last: Completion | None = None
 
@@ -77,7 +79,7 @@ class FixedVlm:
         for _ in range(fixed.repeats):
             self.vlm.prefill(self._parts, reuse="rows")
             self.vlm.generate(max_tokens, sampling, draft=done.ids)
-        return done
+        return done if fixed.text is None else replace(done, text=fixed.text)
 
     def prefill(self, parts: Sequence[Part], **options: Any) -> Prefilled:
         """See :meth:`localvlm.engine.api.Vlm.prefill`."""

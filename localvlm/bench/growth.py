@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from localvlm.answers import AskOptions
-from localvlm.bench.cases import PLAIN, Bench, Case, drawn
+from localvlm.bench.cases import PLAIN, Bench, Case, answer_of, drawn
 from localvlm.bench.report import Grown
 from localvlm.engine.api import Message
 from localvlm.errors import EngineCrashed, NotEnoughMemory
@@ -97,13 +97,18 @@ def _turns(
     bench: Bench, upto: Sequence[int], ours: Sequence[Case], images: Sequence[Image], question: str, runs: int,
     tell: Callable[[str], None],
 ) -> Iterator[Grown]:  # fmt: skip
-    """Time of all turns of a conversation up to each of ``upto``, with the KV caches of both gone on with."""
+    """Time of all turns of a conversation up to each of ``upto``, with the KV caches of both gone on with. What random
+    weights say hardly ever comes back to the same tokens, so answers stand in the conversation as one text of as many,
+    of which both prefill every row.
+    """
     n, found = max(upto), {case.name: list[list[float]]() for case in (PLAIN, *ours)}
+    said = answer_of(bench.plain, bench.setting.answer)
     for i in range(runs):
         for case in [PLAIN, *ours][:: 1 if i % 2 == 0 else -1]:
             tell(f"{n} turns of {case.name}")
             talk = _plain_turns if case == PLAIN else _our_turns
-            found[case.name].append(talk(bench, case, images, question, n))
+            with bench.saying(said):
+                found[case.name].append(talk(bench, case, images, question, n))
     image = sum(bench.plain.layout(*image.size).n_tokens for image in images)
     for turn in upto:
         yield _row("turns", turn, image, {name: [ms[turn - 1] for ms in all_] for name, all_ in found.items()})

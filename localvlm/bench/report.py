@@ -35,6 +35,7 @@ _FORCED = {
     "plan": "default plan: what `localvlm ask` does by itself, told before the rounds; but for early exit",
     "tiles": "overview: a tile's price rose until kept tokens were of as few as --tiles says; so many are encoded",
 }
+_TURNS = "turns: answers stand in the conversation as one text of as many tokens, of which each prefills every row"
 _ALWAYS = (
     "answers have one length and go on past their end",
     "choose: all that no other stage holds",
@@ -120,7 +121,8 @@ class Report:
     def notes(self) -> list[str]:
         """What was not left to the weights, and what figures mean."""
         forced = {part for row in self.rows for part in row.case.forced.split(", ") if part}
-        return [text for part, text in _FORCED.items() if part in forced] + list(_ALWAYS) + self.skipped
+        told = [_TURNS] if any(one.what == "turns" for one in self.grown) else []
+        return [text for part, text in _FORCED.items() if part in forced] + [*_ALWAYS, *told, *self.skipped]
 
     def as_json(self) -> str:
         return (

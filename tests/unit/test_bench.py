@@ -15,7 +15,7 @@ import pytest
 
 from localvlm.answers import Pair, VlmFiles
 from localvlm.bench import growth, presets, shapes
-from localvlm.bench.cases import NEVER, PLAIN, STAGES, Bench, Case, Run, Setting, cases, drawn, question_of
+from localvlm.bench.cases import NEVER, PLAIN, STAGES, Bench, Case, Run, Setting, answer_of, cases, drawn, question_of
 from localvlm.bench.fixed import FixedEngine
 from localvlm.bench.machine import Peak
 from localvlm.bench.peer import run_of
@@ -26,7 +26,7 @@ from localvlm.bench.shapes import write_vlms
 from localvlm.bench.start import from_start
 from localvlm.cli import bench as command
 from localvlm.config import directories
-from localvlm.engine.api import LoadOptions
+from localvlm.engine.api import LoadOptions, TextPart
 from localvlm.engine.client import Engine
 from localvlm.engine.drafts import SIZES
 from localvlm.engine.fake import FakeEngine, FakeVlm, Script
@@ -185,6 +185,22 @@ def test_a_guide_ends_and_more_tiles_are_encoded(tmp_path):
     assert model.encode(picture, keep=np.array([7], np.int32)).n_tiles == 3
     assert guide.encode(picture, keep=np.array([7], np.int32)).n_tiles == 1
     assert model.encode(picture).n_tiles == 5
+
+
+def test_both_conversations_hold_the_same_text(fake, monkeypatch):
+    seen = {}
+    prefill = FakeVlm.prefill
+
+    def noted(vlm, parts, **options):
+        seen.setdefault(vlm.options.tap, []).append("".join(part.text for part in parts if isinstance(part, TextPart)))
+        return prefill(vlm, parts, **options)
+
+    monkeypatch.setattr(FakeVlm, "prefill", noted)
+    list(growth.grow(fake, "turns", [3], [Case("a", "ours")], [drawn(64, 64)], "what?", 1, print))
+    said = answer_of(fake.plain, 8)
+    assert seen[False][-1] == seen[True][-1]
+    assert seen[False][-1].count(said) == 2
+    assert fake.bare.fixed.text is fake.ours.fixed.text is None
 
 
 def test_the_question_has_the_tokens_asked_for(fake):
