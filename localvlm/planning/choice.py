@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 from localvlm.answers import Answer, AskOptions, Pair
 from localvlm.calibration import stored
 from localvlm.engine.api import Engine, LoadOptions
+from localvlm.engine.llama import physical_cores
 from localvlm.errors import EngineCrashed, LocalvlmError, ModelError, NotEnoughMemory
 from localvlm.planning.memory import RateMemory
 from localvlm.planning.plans import Asked, Plan, Planner, quickest
@@ -23,6 +27,10 @@ SMALL = 400_000_000
 """Bytes of a model below which it answers so soon that a sample of the machine would take longer."""
 BUSY = 1.5
 """Processes a core that want to run, over the last minute, from which on times tell nothing. An answer makes it 1."""
+MOST_OF_IT = 0.9
+"""Share of the cores that a sample needs."""
+HASHED = 1 << 25
+"""Bytes that are hashed to tell, in 20 to 100 ms."""
 
 Timing = Callable[[], AbstractContextManager[Engine]]
 
@@ -65,6 +73,14 @@ def busy() -> bool:
     return hasattr(os, "getloadavg") and os.getloadavg()[0] > BUSY * cores
 
 
+def _share() -> float:
+    """Share of the cores that this process gets where it wants all: others may wait, or be of low priority."""
+    cores, began, used = physical_cores(), time.perf_counter(), time.process_time()
+    with ThreadPoolExecutor(cores) as pool:
+        list(pool.map(hashlib.sha256, [bytes(HASHED)] * cores))
+    return (time.process_time() - used) / (time.perf_counter() - began) / cores
+
+
 def chosen_for(
     pair: Pair,
     asked: Asked,
@@ -100,7 +116,8 @@ def chosen_for(
     if not plans:
         return Choice(options, why="this family's image tokens are not known")
     plan = quickest(plans)
-    return Choice(plan.applied(options), plan, tuple(plans), _planner=planner, _asked=asked)
+    learning = None if model.image_cache else planner  # what a kept picture takes tells nothing of its tower
+    return Choice(plan.applied(options), plan, tuple(plans), _planner=learning, _asked=asked)
 
 
 def _why_not(pair: Pair, model: LoadOptions) -> str:
@@ -119,7 +136,7 @@ def _timed(shapes: Sequence[VlmShape], memory: RateMemory, options: LoadOptions,
     llms, towers = memory.rates.missing((s.llm for s in shapes), (s.tower for s in shapes))
     if not llms and not towers:
         return ""
-    if busy():
+    if busy() and _share() < MOST_OF_IT:
         return "this machine is too busy to be timed now"
     try:
         with timing() as engine:

@@ -136,7 +136,7 @@ def _checked(content: dict[str, Any]) -> Rates:
         rows={str(kind): tuple(_positive(known, len(KNOTS))) for kind, known in content["rows"].items()},
         patch={str(kind): _positive([known], 1)[0] for kind, known in content["patch"].items()},
         cell=(cell[0], cell[1]),
-        **{name: _positive([content[name]], 1)[0] for name in ("pair", "layer", "tile", "load")},
+        **{name: _positive([content[name]], 1)[0] for name in ("pair", "layer", "step", "tile", "load")},
     )
 
 

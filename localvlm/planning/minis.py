@@ -22,18 +22,32 @@ _BYTES = 256
 
 @dataclass(frozen=True)
 class MiniLlm:
-    """Shape of an LLM. ``kind``: name of a ggml type, of the blocks' matrices."""
+    """Shape of an LLM. ``kind``: name of a ggml type, of the blocks' matrices; ``heads``, ``kv_heads``: of ``head``
+    channels each, 0: as many as the width has, and as there are others.
+    """
 
     kind: str
     width: int
     ffn: int
     layers: int
     head: int = 128
+    heads: int = 0
+    kv_heads: int = 0
+
+    @property
+    def queries(self) -> int:
+        """Channels of the queries."""
+        return self.heads * self.head or self.width
+
+    @property
+    def keys(self) -> int:
+        """Channels of the keys, and of the values."""
+        return self.kv_heads * self.head or self.queries
 
     @property
     def weights(self) -> int:
         """Of all blocks."""
-        return self.layers * self.width * (4 * self.width + 3 * self.ffn)
+        return self.layers * self.width * (2 * self.queries + 2 * self.keys + 3 * self.ffn)
 
 
 @dataclass(frozen=True)
@@ -98,8 +112,10 @@ def _write_llm(path: Path, s: MiniLlm) -> None:
         ("context_length", 4096),
         ("embedding_length", s.width),
         ("feed_forward_length", s.ffn),
-        ("attention.head_count", s.width // s.head),
-        ("attention.head_count_kv", s.width // s.head),
+        ("attention.head_count", s.queries // s.head),
+        ("attention.head_count_kv", s.keys // s.head),
+        ("attention.key_length", s.head),
+        ("attention.value_length", s.head),
         ("rope.dimension_count", s.head),
     ):
         out.add_uint32(f"llama.{key}", value)
@@ -112,8 +128,9 @@ def _write_llm(path: Path, s: MiniLlm) -> None:
     for i in range(s.layers):
         for norm in ("attn_norm", "ffn_norm"):
             file.vector(f"blk.{i}.{norm}.weight", s.width)
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            file.matrix(f"blk.{i}.{name}.weight", s.width, s.width, s.kind)
+        for name, rows in (("attn_q", s.queries), ("attn_k", s.keys), ("attn_v", s.keys)):
+            file.matrix(f"blk.{i}.{name}.weight", rows, s.width, s.kind)
+        file.matrix(f"blk.{i}.attn_output.weight", s.width, s.queries, s.kind)
         for name in ("ffn_gate", "ffn_up"):
             file.matrix(f"blk.{i}.{name}.weight", s.ffn, s.width, s.kind)
         file.matrix(f"blk.{i}.ffn_down.weight", s.width, s.ffn, s.kind)

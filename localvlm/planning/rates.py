@@ -24,13 +24,14 @@ class Rates:
     """Seconds.
 
     Attributes:
-        rows: by type of the weights, what a batch of KNOTS rows takes for one weight.
+        rows: by type and shape of a layer, what a batch of KNOTS rows takes for one weight.
         patch: by type of the weights, what a patch takes for one weight of a tower.
         cell: what a row takes for a cell and a channel in one layer, in batches below TILED rows and from there on.
         pair: what a patch takes for another one and a channel in one block of a tower.
         layer: what a layer takes for a batch of any size.
         tile: what a tile takes beside.
         load: what a byte of a file takes that is in memory already.
+        step: what a prompt takes beside its layers.
     """
 
     rows: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -40,9 +41,10 @@ class Rates:
     layer: float = 0.0
     tile: float = 0.0
     load: float = 0.0
+    step: float = 0.0
 
     def missing(self, llms: Iterable[Llm], towers: Iterable[Tower]) -> tuple[list[str], list[str]]:
-        """Types of weights of LLMs and of towers that no rate is known of."""
+        """Weights of LLMs, by type and shape, and of towers, by type, that no rate is known of."""
         blocks = {name for llm in llms for name in (*llm.blocks, *llm.head)}
         patches = {name for tower in towers for name in (*tower.patch, *tower.token)}
         return sorted(blocks - self.rows.keys()), sorted(patches - self.patch.keys())
@@ -68,7 +70,7 @@ class Rates:
 
     def prompt(self, llm: Llm, batches: Sequence[int], before: int = 0) -> float:
         """Batches one after the other, the last row of the last one with logits."""
-        seconds = 0.0
+        seconds = self.step
         for i, rows in enumerate(batches):
             seconds += self.batch(llm, rows, before, outputs=int(i == len(batches) - 1))
             before += rows

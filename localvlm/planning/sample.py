@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -18,35 +19,41 @@ __all__ = ["sample"]
 
 REPEATS = 3
 """Of a measurement; the shortest counts, since other work only ever adds."""
-LARGE = 128
-"""Rows of a batch from which on one repetition less will do."""
 SPARE = MiniLlm("F32", 128, 32, 8)
 """All but free of weights: what a layer takes at least. Beside towers it costs nothing."""
+FEW = 2
+"""Layers of the same that tell what a batch takes beside its layers."""
 LEAN = MiniLlm("F16", 1024, 32, 2)
 """All but free of a feed-forward part: attention shows."""
 DEEP, BATCH = 1024, 256
 """Cells before a batch of so many rows, to tell attention from weights."""
 NEAR = 8
 """Cells of a shallow prompt, the least that has text."""
-_FULL = MiniLlm("F16", 2048, 5632, 2)
 _SMALL = MiniTower("F16", 128, 256, 1, 4)
 _TOWER = MiniTower("F16", 1024, 4096, 2, 32)
 _SIDES = (10, 32)
 """Patches of the two towers that tell attention from weights."""
-_WIDE = 1.5
-"""Bytes a weight from which on one layer is enough to outgrow the CPU's caches."""
+CACHE, DEEPEST = 64 << 20, 24
+"""Bytes of layers that outgrow a CPU's caches, as those of a real LLM do; and most layers."""
 _LEAST = 1e-18
 """Of a rate, where noise would make it 0 or less."""
 _MOST = 20
 """Weights that a channel of a cell takes as long as, at most: more is noise. Two products, in half precision."""
 
 
-def full(kind: str) -> MiniLlm:
-    """Two layers of a 1.3B; one of a wide type."""
+def full(name: str) -> MiniLlm:
+    """As many layers of a type and shape (:class:`localvlm.planning.shapes.Llm`) as outgrow a CPU's caches; a little
+    larger where blocks of the type ask for it.
+    """
     import gguf
 
+    kind, *sizes = name.split()
+    width, ffn, head, heads, keys = map(int, sizes)
     block, n_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
-    return replace(_FULL, kind=kind, layers=1 if n_bytes / block > _WIDE else _FULL.layers)
+    width = -(-width // block) * block
+    heads += -heads % (block // math.gcd(block, head))
+    one = MiniLlm(kind, width, ffn, 1, head, heads, keys if heads % keys == 0 else heads)
+    return replace(one, layers=min(-(-CACHE * block // (one.weights * n_bytes)), DEEPEST))
 
 
 def sample(
@@ -57,8 +64,8 @@ def sample(
     towers: Sequence[str] = (),
     on_part: Callable[[str], None] | None = None,
 ) -> Rates:
-    """``known``, with rates of more types of weights: of LLMs and of towers. ``on_part`` gets the
-    name of what is timed.
+    """``known``, with rates of more weights: of LLMs by type and shape, of towers by type. ``on_part`` gets the name of
+    what is timed.
 
     Raises:
         Interrupted: the engine was cancelled.
@@ -91,8 +98,12 @@ class _Bench:
 
     def overheads(self, rates: Rates) -> Rates:
         """What a layer and a tile take at least, and what attention does."""
+        vlm = self._load(replace(SPARE, layers=FEW), _SMALL)
+        few = _one(vlm, NEAR)
+        vlm.close()
         vlm = self._load(SPARE, _SMALL)
-        layer = max(_one(vlm, NEAR) / SPARE.layers, _LEAST)
+        layer = max((_one(vlm, NEAR) - few) / (SPARE.layers - FEW), _LEAST)
+        step = max(few - FEW * layer, _LEAST)
         tile = max(_encoding(vlm, _SMALL), _LEAST)
         vlm.close()
         vlm = self._load(LEAN, _SMALL)
@@ -104,16 +115,17 @@ class _Bench:
         most = _MOST * many / (BATCH * LEAN.weights)
         row = min((far - near) / ((DEEP - NEAR) * channels), most)
         tiled = min((after - many) / (BATCH * DEEP * channels), most)
-        return replace(rates, layer=layer, tile=tile, cell=(max(row, _LEAST), max(tiled, _LEAST)))
+        return replace(rates, layer=layer, step=step, tile=tile, cell=(max(row, _LEAST), max(tiled, _LEAST)))
 
     def rows(self, rates: Rates, shape: MiniLlm) -> tuple[float, ...]:
         """Seconds a weight takes, by KNOTS."""
         vlm = self._load(shape, _SMALL)
         found = []
         for rows in KNOTS:
-            taken = _one(vlm, NEAR) if rows == 1 else _batch(vlm, rows, 0)
+            taken = _one(vlm, NEAR) if rows == 1 else _batch(vlm, rows, 0, 1 if rows == KNOTS[-1] else REPEATS)
             cells = cells_of(rows, NEAR - 1 if rows == 1 else 0)
-            beside = rates.layer * shape.layers + rates.cell[rows >= TILED] * cells * shape.width * shape.layers
+            attended = rates.cell[rows >= TILED] * cells * shape.queries * shape.layers
+            beside = rates.step + rates.layer * shape.layers + attended
             found.append(max((taken - beside) / shape.weights, _LEAST))
         vlm.close()
         return increasing(found)
@@ -153,11 +165,11 @@ def _one(vlm: Vlm, cells: int) -> float:
     return min(vlm.prefill(text, reuse="rows").ms for _ in range(2 * REPEATS)) / 1e3
 
 
-def _batch(vlm: Vlm, rows: int, before: int) -> float:
+def _batch(vlm: Vlm, rows: int, before: int, repeats: int = REPEATS) -> float:
     """Seconds of a batch after ``before`` cells."""
     first, whole = _text(vlm, before), _text(vlm, before + rows)
     taken = []
-    for _ in range(REPEATS - (rows >= LARGE)):
+    for _ in range(repeats):
         if before:
             vlm.prefill(first, reuse="rows")
         taken.append(vlm.prefill(whole, reuse="rows" if before else "nothing").ms)

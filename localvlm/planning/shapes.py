@@ -15,12 +15,14 @@ from localvlm.engine.gguf_header import Header, TensorInfo, read_header
 from localvlm.engine.price import tile_price
 from localvlm.engine.shared_tower import same_tower
 
-__all__ = ["Llm", "Run", "Tower", "View", "VlmShape", "stamp", "takes_any_size", "weights_by_type"]
+__all__ = ["Llm", "Run", "Tower", "View", "VlmShape", "stamp", "takes_any_size", "view_of", "weights_by_type"]
 
 MINOR = 0.05
 """Share of the weights below which a type counts as the commonest one: it is not worth a sample of its own."""
 WINDOW = 64
 """Patches of a window of a tower that attends within windows (Qwen2.5-VL: 112 pixels, 8 x 8 patches)."""
+MULTIPLE = 256
+"""Of the columns of a feed-forward part, to which it is rounded: blocks of weights have as many."""
 _CONTROL = re.compile(r"<[^<>]+>|\[[^][]+\]|[^<\[\s]+|\s+")
 """Roughly a token each, of the texts between tiles."""
 
@@ -30,7 +32,9 @@ class Llm:
     """What a row costs in an LLM.
 
     Attributes:
-        blocks: weights of the matrices that each row meets, all layers together, by type; of experts, those used.
+        blocks: weights of the matrices that each row meets, all layers together; of experts, those used. By type and
+            shape of a layer: "Q4_0 4096 11008 128 32 32" (width, feed-forward, channels of a head, heads, those of
+            keys), since wider matrices take another time a weight.
         head: those of the output's matrix, which rows with logits meet; types that no block has count as the commonest.
         width: channels of the queries, all heads together.
     """
@@ -146,16 +150,17 @@ class VlmShape:
         return self._seen[key]
 
     def _view(self, width: int, height: int, max_tokens: int) -> View | None:
-        return _view(self.family(max_tokens), width, height)
+        return view_of(self.family(max_tokens), width, height)
 
 
 def takes_any_size(mmproj: Header) -> bool:
     """Whether a tower takes pictures of any size: fewer tokens are then a coarser picture, not fewer tiles."""
-    few, more = (_view(describe(mmproj, bound), 4096, 4096) for bound in (16, 256))
+    few, more = (view_of(describe(mmproj, bound), 4096, 4096) for bound in (16, 256))
     return few is not None and more is not None and len(more.tiles) == 1 and few.tokens < more.tokens
 
 
-def _view(family: Family, width: int, height: int) -> View | None:
+def view_of(family: Family, width: int, height: int) -> View | None:
+    """A width x height picture, as a family takes it; None where it is not known how."""
     if family.cut is None:
         return None
     tokens, runs, tiles = 0, [], []
@@ -176,16 +181,17 @@ def _view(family: Family, width: int, height: int) -> View | None:
 def _llm(header: Header) -> Llm:
     arch = header.architecture
     output = "output.weight" if "output.weight" in header.tensors else "token_embd.weight"
-    width, heads = header.integer(f"{arch}.embedding_length"), header.integer(f"{arch}.attention.head_count", 1)
-    channels = header.integer(f"{arch}.attention.key_length", width // max(heads, 1))
-    blocks, head = weights_by_type(header, ("blk.",), _used(header)), weights_by_type(header, (output,))
+    layers, width = header.integer(f"{arch}.block_count"), header.integer(f"{arch}.embedding_length")
+    heads = max(header.integer(f"{arch}.attention.head_count", 1), 1)
+    keys = header.integer(f"{arch}.attention.head_count_kv", heads)
+    channels = header.integer(f"{arch}.attention.key_length", width // heads)
+    found, head = weights_by_type(header, ("blk.",), _used(header)), weights_by_type(header, (output,))
+    ffn = (sum(found.values()) / max(layers, 1) / max(width, 1) - 2 * channels * (heads + keys)) / 3
+    shape = f"{width} {max(round(ffn / MULTIPLE), 1) * MULTIPLE} {channels} {heads} {keys}"
+    blocks = {f"{name} {shape}": n for name, n in found.items()}
     main = max(blocks, key=lambda name: blocks[name], default="")
-    return Llm(
-        blocks,
-        {name if name in blocks else main: n for name, n in head.items()},
-        header.integer(f"{arch}.block_count"),
-        heads * channels,
-    )
+    outputs = {f"{name} {shape}": n for name, n in head.items()}
+    return Llm(blocks, {name if name in blocks else main: n for name, n in outputs.items()}, layers, heads * channels)
 
 
 def _used(header: Header) -> float:

@@ -26,6 +26,11 @@ class Real:
     kind: str = "Q4_0"
     arch: str = "llama"
 
+    def layer(self, kind: str) -> str:
+        """By which rates of its layers are known."""
+        _, width, kv, ffn, _ = self.llm
+        return f"{kind} {width} {ffn} {self.head} {width // self.head} {kv // self.head}"
+
 
 CLIP = {"image_size": 336, "patch_size": 14}
 LLAVA7 = Real("llava-7b", (32, 4096, 4096, 11008, 32064), 128, (24, 1024, 4096), "mlp", CLIP,
@@ -44,6 +49,9 @@ QWEN7B = Real("qwen2.5-vl-7b", (28, 3584, 512, 18944, 152064), 128, (32, 1280, 3
               _QWEN, ((5120, 5120), (3584, 5120)), arch="qwen2vl")  # fmt: skip
 
 
+REAL = LLAVA7, GUIDE028, SMOL256, SMOL22B, QWEN3B, QWEN7B
+
+
 def files_of(folder: Path, real: Real) -> VlmFiles:
     """Its two headers, each before as much nothing as its tensors take."""
     found = VlmFiles(folder / f"{real.name}.gguf", folder / f"{real.name}-mmproj.gguf")
@@ -55,6 +63,7 @@ def files_of(folder: Path, real: Real) -> VlmFiles:
                                     ("ffn_down", width, ffn)):  # fmt: skip
             matrices[f"blk.{i}.{name}.weight"] = rows, columns
     values = {"block_count": layers, "embedding_length": width, "attention.head_count": width // real.head}
+    values["attention.head_count_kv"] = kv // real.head
     _write(found.model, real.arch, {f"{real.arch}.{k}": v for k, v in values.items()}, matrices, real.kind)
     blocks, width, ffn = real.tower
     patch = real.values["patch_size"]
@@ -98,6 +107,8 @@ def rates(**kinds: float) -> Rates:
     weights = sum(r * c for r, c in ((4096, 4096),) * 4 + ((11008, 4096),) * 3) * 32
     taken = (0.2, 0.9, 32 * 0.115, 128 * 0.105, 256 * 0.101)
     assert len(taken) == len(KNOTS)
-    rows = {kind: tuple(k * t / weights for t in taken) for kind, k in {"Q4_0": 1.0, **kinds}.items()}
+    kinds = {"Q4_0": 1.0, **kinds}
+    layers = [(real.layer(kind), k) for real in REAL for kind, k in kinds.items()]
+    rows = {layer: tuple(k * t / weights for t in taken) for layer, k in layers}
     patches = 24 * (4 * 1024 * 1024 + 2 * 4096 * 1024) * 576
     return Rates(rows, {"F16": 3.0 / patches}, (2.5e-10, 1e-10), 4e-11, 2e-5, 2e-3, 5e-10)

@@ -124,7 +124,7 @@ def test_a_machine_is_timed_once(timed, monkeypatch, tmp_path):
     assert "timing this machine" in run.err
     assert "(chosen)" in run.err
     assert "timing" not in cli.ask("-v").err
-    assert asked == [(["Q4_0"], ["F16"])]
+    assert asked == [(sorted(real.layer("Q4_0") for real in (LLAVA7, GUIDE028)), ["F16"])]
 
 
 def test_a_machine_that_cannot_be_timed_is_no_obstacle(timed, monkeypatch, tmp_path):
@@ -144,6 +144,7 @@ def test_a_machine_that_cannot_be_timed_is_no_obstacle(timed, monkeypatch, tmp_p
 def test_times_of_a_busy_machine_are_neither_taken_nor_learnt(timed, monkeypatch, tmp_path):
     cli = timed()
     monkeypatch.setattr("os.getloadavg", lambda: (99.0 * 64, 0.0, 0.0))
+    monkeypatch.setattr(choice, "_share", lambda: 0.5)
     before = [path.read_bytes() for path in directories().cache.rglob("*.json")]
     assert "plan" in json.loads(cli.ask("--json").out)
     assert [path.read_bytes() for path in directories().cache.rglob("*.json")] == before
@@ -152,6 +153,9 @@ def test_times_of_a_busy_machine_are_neither_taken_nor_learnt(timed, monkeypatch
     run = cli.ask("-v")
     assert (run.code, run.out) == (0, MODEL_SAYS + "\n")
     assert "plan: as asked; this machine is too busy to be timed now" in run.err
+    monkeypatch.setattr(choice, "_share", lambda: 0.95)  # the others leave what is asked for
+    monkeypatch.setattr(choice, "sample", lambda *_: rates())
+    assert "(chosen)" in cli.ask("-v").err
 
 
 def test_answers_are_learnt_from(timed):

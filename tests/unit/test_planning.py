@@ -43,7 +43,8 @@ def planner(shapes: dict[str, VlmShape], model: str, guide: str | None, known: R
 
 def test_a_7b_and_its_tower_are_counted_from_their_headers(shapes):
     llm, tower = shapes["llava-7b"].llm, shapes["llava-7b"].tower
-    assert llm == Llm({"Q4_0": 32 * (4 * 4096**2 + 3 * 4096 * 11008)}, {"Q4_0": 32064 * 4096}, 32, 4096)
+    layer = LLAVA7.layer("Q4_0")
+    assert llm == Llm({layer: 32 * (4 * 4096**2 + 3 * 4096 * 11008)}, {layer: 32064 * 4096}, 32, 4096)
     inside = 23 * (4 * 1024**2 + 2 * 1024 * 4096) + 3 * 14 * 14 * 1024  # LLaVA goes by the last but one
     assert tower == Tower({"F16": inside}, {"F16": 4096 * 1024 + 4096**2}, 1024, 23)
     assert shapes["llava-7b"].view(1280, 960) == View(576, (Run(576, image=True),), ((576, 576),))
@@ -70,8 +71,8 @@ def test_windows_attend_to_less(shapes):
 def test_experts_count_as_often_as_they_run_and_rare_types_as_the_commonest(tmp_path):
     files = write(tmp_path, "mini", MiniLlm("Q8_0", 256, 512, 2), MiniTower("F16", 128, 256, 1, 4))
     shape = VlmShape(files)
-    assert shape.llm.blocks == {"Q8_0": 2 * (4 * 256**2 + 3 * 256 * 512)}
-    assert shape.llm.head == {"Q8_0": 259 * 256}  # F32 in the file, and no sample is worth its while
+    assert shape.llm.blocks == {"Q8_0 256 512 128 2 2": 2 * (4 * 256**2 + 3 * 256 * 512)}
+    assert shape.llm.head == {"Q8_0 256 512 128 2 2": 259 * 256}  # F32 in the file, and no sample is worth its while
     assert shape.tower.patch == {"F16": 4 * 128**2 + 2 * 128 * 256 + 3 * 14**2 * 128}
 
 
@@ -145,7 +146,7 @@ class ClockworkVlm:
         n = len(self.tokenize(parts))
         stay = 0 if reuse == "nothing" else min(self.cells, n - 1)
         self.cells = n
-        seconds = self.truth.batch(self.shape.llm, n - stay, stay, outputs=0)
+        seconds = self.truth.step + self.truth.batch(self.shape.llm, n - stay, stay, outputs=0)
         return Prefilled(None, 0, 0, n, seconds * 1e3, n - stay)
 
     def encode(self, image) -> Encoded:
@@ -159,16 +160,18 @@ class ClockworkVlm:
 
 
 def test_the_fit_recovers_what_a_machine_takes(monkeypatch):
-    monkeypatch.setattr(sampling, "_FULL", MiniLlm("F16", 256, 512, 2))
+    monkeypatch.setattr(sampling, "CACHE", 1 << 20)
     monkeypatch.setattr(sampling, "_TOWER", MiniTower("F16", 256, 512, 2, 32))
-    rows = {"F32": (0.0,) * 5, "F16": (2e-10, 9e-10, 3e-9, 1e-8, 2e-8), "Q4_0": (1e-10, 8e-10, 2e-9, 9e-9, 1.5e-8)}
-    truth = Rates(rows, {"F16": 2e-11, "Q8_0": 3e-11}, (3e-10, 1e-10), 4e-11, 2e-5, 0.0, 1.0)
+    wide, narrow = "F16 256 512 128 2 1", "Q4_0 256 512 64 4 4"
+    rows = {wide: (2e-10, 9e-10, 3e-9, 1e-8, 2e-8), narrow: (1e-10, 8e-10, 2e-9, 9e-9, 1.5e-8)}
+    rows |= dict.fromkeys(("F32 128 256 128 1 1",), (0.0,) * 5) | {"F16 1024 256 128 8 8": rows[wide]}
+    truth = Rates(rows, {"F16": 2e-11, "Q8_0": 3e-11}, (3e-10, 1e-10), 4e-11, 2e-5, 0.0, 1.0, 3e-4)
     engine = Clockwork(truth)
     found = sampling.sample(engine, LoadOptions())
-    assert found.layer == pytest.approx(2e-5, rel=0.2)
+    assert (found.layer, found.step) == (pytest.approx(2e-5, rel=0.05), pytest.approx(3e-4, rel=0.05))
     assert found.cell == (pytest.approx(3e-10, rel=0.1), pytest.approx(1e-10, rel=0.1))
-    found = sampling.sample(engine, LoadOptions(), replace(found, tile=1e-9), ["F16", "Q4_0"], ["F16", "Q8_0"])
-    for kind in ("F16", "Q4_0"):
+    found = sampling.sample(engine, LoadOptions(), replace(found, tile=1e-9), [wide, narrow], ["F16", "Q8_0"])
+    for kind in (wide, narrow):
         assert found.rows[kind] == tuple(pytest.approx(known, rel=0.05) for known in rows[kind])
     assert found.patch == {kind: pytest.approx(known, rel=0.05) for kind, known in truth.patch.items()}
     assert found.pair == pytest.approx(4e-11, rel=0.05)
@@ -177,12 +180,27 @@ def test_the_fit_recovers_what_a_machine_takes(monkeypatch):
     assert engine.loads == before
 
 
+@pytest.mark.parametrize(
+    ("name", "mini"),
+    [
+        ("Q4_0 4096 11008 128 32 32", MiniLlm("Q4_0", 4096, 11008, 1, 128, 32, 32)),  # 114 MB
+        ("Q8_0 896 3072 64 14 2", MiniLlm("Q8_0", 896, 3072, 7, 64, 14, 2)),
+        ("Q8_0 576 1536 64 9 3", MiniLlm("Q8_0", 576, 1536, 18, 64, 9, 3)),
+        ("Q4_K 896 4864 64 14 2", MiniLlm("Q4_K", 1024, 4864, 7, 64, 16, 2)),  # blocks of 256
+    ],
+)
+def test_what_is_sampled_is_as_wide_as_the_llm_and_outgrows_caches(name, mini):
+    assert sampling.full(name) == mini
+
+
 def test_noise_never_makes_a_rate_of_nothing(monkeypatch):
-    monkeypatch.setattr(sampling, "_FULL", MiniLlm("F16", 256, 512, 2))
+    monkeypatch.setattr(sampling, "CACHE", 1 << 20)
     monkeypatch.setattr(sampling, "_TOWER", MiniTower("F16", 256, 512, 2, 32))
-    found = sampling.sample(Clockwork(Rates(dict.fromkeys(("F16", "F32", "Q4_0"), (0.0,) * 5), {"F16": 0.0})),
-                            LoadOptions(), llms=["Q4_0"], towers=["F16"])  # fmt: skip
-    assert min(*found.rows["Q4_0"], found.patch["F16"], *found.cell, found.pair, found.layer, found.tile) > 0
+    shape = "Q4_0 256 512 128 2 2"
+    shapes = "F32 128 256 128 1 1", "F16 1024 256 128 8 8", shape
+    engine = Clockwork(Rates(dict.fromkeys(shapes, (0.0,) * 5), {"F16": 0.0}))
+    found = sampling.sample(engine, LoadOptions(), llms=[shape], towers=["F16"])
+    assert min(*found.rows[shape], found.patch["F16"], *found.cell, found.pair, found.layer, found.tile) > 0
 
 
 # ---- the choice
@@ -297,7 +315,7 @@ SECONDS = st.floats(1e-13, 1e-6)
 )  # fmt: skip
 def test_what_is_chosen_is_never_predicted_slower_than_plain(shapes, pair, row, others, sizes, keep, exits, accuracy):
     patch, small, large, *rest = others
-    known = Rates({"Q4_0": tuple(sorted(row))}, {"F16": patch}, (small, large), *rest)
+    known = Rates(dict.fromkeys(rates().rows, tuple(sorted(row))), {"F16": patch}, (small, large), *rest)
     asked = Asked(tuple(sizes), QUESTION, keep=keep, exits=exits)
     plans = planner(shapes, *pair, known).plans(asked, accuracy)
     best = quickest(plans)

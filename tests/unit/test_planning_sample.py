@@ -15,7 +15,7 @@ from tests.asking import ONE
 
 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "_FULL", MiniLlm("F16", 256, 256, 2))
+    monkeypatch.setattr(sampling, "CACHE", 1 << 18)
     monkeypatch.setattr(sampling, "_TOWER", MiniTower("F16", 128, 256, 2, 16))
     monkeypatch.setattr(sampling, "LEAN", MiniLlm("F16", 128, 32, 1))
     monkeypatch.setattr(sampling, "DEEP", 300)
@@ -36,10 +36,11 @@ def test_matrices_of_any_type_load_and_run(engine: Engine, tmp_path: Path, kind:
 def test_a_sample_of_two_types_and_a_tower(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch)
     told: list[str] = []
-    found = sampling.sample(engine, LoadOptions(threads=1), llms=["Q4_0", "Q4_K"], towers=["F16"], on_part=told.append)
-    assert told == ["attention", "Q4_0", "Q4_K", "tower F16"]
-    assert set(found.rows) == {"Q4_0", "Q4_K"}
+    llms = ["Q4_0 256 512 128 2 1", "Q4_K 320 256 64 5 1"]
+    found = sampling.sample(engine, LoadOptions(threads=1), llms=llms, towers=["F16"], on_part=told.append)
+    assert told == ["attention", *llms, "tower F16"]
+    assert set(found.rows) == set(llms)
     for rows in found.rows.values():
         assert list(rows) == sorted(rows)
         assert rows[0] > 0
-    assert min(found.patch["F16"], found.pair, found.tile, found.layer, *found.cell, found.load) > 0
+    assert min(found.patch["F16"], found.pair, found.tile, found.layer, found.step, *found.cell, found.load) > 0
