@@ -96,6 +96,7 @@ def load_options(params: dict[str, Any], pair: Pair) -> tuple[LoadOptions, LoadO
         kv_type=params["kv_type"],
         compact_positions=params["positions"] == "compact",
         cache=str(directories().cache),
+        image_cache=params["image_cache"] << 20,
     )
     guide_image_tokens = params["guide_image_max_tokens"] or options.image_tokens
     if not params["guide_image_max_tokens"] and _takes_any_size(pair.guide):

@@ -460,6 +460,10 @@ engine_options = _group(
         help="The same for the guide; as many as a tile has leave it the overview [default: 512 where its tower takes "
         "any size, else --image-max-tokens].",
     ),
+    setting(
+        "--image-cache", metavar="MIB", type=WholeType(0), default=0,
+        help="Keep encoded pictures on disk, in at most that many MiB, for later questions [default: none].",
+    ),
     setting("--stock-tower", is_flag=True, help="Run llama.cpp's vision tower unrepaired."),
     setting("--stock-tiling", is_flag=True, help="Let llama.cpp cut pictures into tiles; no token can then be placed."),
 )  # fmt: skip

@@ -62,6 +62,8 @@ class LoadOptions:
     """Number the rows of a pruned prompt without gaps, instead of giving each the position it would have unpruned."""
     cache: str = ""
     """Folder to keep what is measured of a model, for later runs; "" = none."""
+    image_cache: int = 0
+    """Bytes below that folder for what towers give for pictures (``engine/image_cache.py``); 0 = nothing is kept."""
     tap: bool = True
     """Without, llama.cpp runs as it is, towers unrepaired, and what needs the tap is refused. For measuring against."""
 

@@ -10,11 +10,9 @@ is as one that is not there. Of two runs that write at a time one may lose what 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from typing import Any
 from localvlm.engine.api import LoadOptions
 from localvlm.engine.drafts import CELLS, SIZES, Deviations, Measured
 from localvlm.engine.gguf_header import Header
+from localvlm.engine.kept_files import file_identity, keep_file
 from localvlm.engine.llama import describe_backend, thread_count
 
 __all__ = ["DraftMemory", "identity"]
@@ -62,11 +61,7 @@ class DraftMemory:
 
 def identity(header: Header, options: LoadOptions) -> str:
     """All that chooses the kernels of a model on a CPU, and the file itself: its size, time and header."""
-    found = header.path.stat()
-    end = min((tensor.offset for tensor in header.tensors.values()), default=0)
-    with header.path.open("rb") as file:
-        head = hashlib.sha256(file.read(end)).hexdigest()
-    about = [found.st_size, found.st_mtime_ns, head, describe_backend(), thread_count(options), options.kv_type]
+    about = [*file_identity(header), describe_backend(), thread_count(options), options.kv_type]
     return json.dumps(about)
 
 
@@ -102,11 +97,4 @@ def _add(path: Path, measured: Mapping[Measured, float]) -> None:
     text = json.dumps([[*key, deviation] for key, deviation in merged.items()])
     if len(text) > MAX_BYTES:
         text = json.dumps([[*key, deviation] for key, deviation in list(measured.items())[-1:]])
-    with contextlib.suppress(OSError):  # without a cache the next run measures again
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        kept = sorted(path.parent.iterdir(), key=lambda p: p.stat().st_mtime)
-        for old in kept[: max(0, len(kept) + 1 - MAX_FILES)]:
-            old.unlink()
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".new-", delete=False) as file:
-            file.write(text)
-        Path(file.name).replace(path)
+    keep_file(path, text.encode(), max_files=MAX_FILES)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from localvlm.engine.api import ImageLayout, LoadOptions
 from localvlm.engine.families import Block, Cut, Family, Patches, Tile, describe, draw
 from localvlm.engine.gguf_header import Header
+from localvlm.engine.image_cache import ImageCache
 from localvlm.engine.last_block import LAST_BLOCK, add_block
 from localvlm.engine.llama import Model, flash_attention, last_log_lines, short_of_memory, thread_count
 from localvlm.engine.native import REPAIRS, Tap, TowerMode
@@ -152,6 +153,7 @@ class VisionTower:
         self._header = header
         how = (family.name, self.repair_names, self.tower, options.gpu_layers != 0, thread_count(options))
         self._shared = Member(towers, header, family.row_end, how)
+        self._kept = ImageCache.of(header, options, (*how, family.bounds))
         self._end: Float32 | None = None
         self.tap = Tap(path.name, thread_count(options), options.gpu_layers != 0)
         params = mtmd_cpp.mtmd_context_params_default()
@@ -289,9 +291,20 @@ class VisionTower:
         return self._end
 
     def _tile(self, tile: Tile, pixels: RGB, attention: bool, picture: Picture) -> tuple[Float32, Float32 | None, bool]:
-        """Rows (n, width) of a tile, and its attention (n_layer, n) if asked, merged patches summed. If the same tower
-        of another VLM has run on these pixels, which is told last, the projector goes on from there.
+        """Rows (n, width) of a tile, and its attention (n_layer, n) if asked, merged patches summed: those of another
+        process, if they were kept. If the same tower of another VLM has run on these pixels, which is told last, the
+        projector goes on from there.
         """
+        width = self._model.n_embd_input
+        kept = self._kept.find(pixels, tile.n, width, self.tower.n_layer if attention else 0)
+        if kept is not None:
+            return *kept, False
+        rows, mass, shared = self._run(tile, pixels, attention, picture)
+        self._kept.keep(pixels, rows, mass)
+        return rows, mass, shared
+
+    def _run(self, tile: Tile, pixels: RGB, attention: bool, picture: Picture) -> tuple[Float32, Float32 | None, bool]:
+        """As :meth:`_tile`, in this process."""
         known = self._shared.find(pixels, attention)
         height, width = pixels.shape[:2]
         patches = Patches(height // self.tower.patch, width // self.tower.patch, tile)

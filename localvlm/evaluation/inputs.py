@@ -51,8 +51,8 @@ def inputs_of(
 
 
 def _loading(options: LoadOptions) -> dict[str, Any]:
-    """All but the folder of what is measured, which changes no answer."""
-    return asdict(replace(options, cache=""))
+    """All but what is kept for later runs, which changes no answer."""
+    return asdict(replace(options, cache="", image_cache=0))
 
 
 def digest(value: Any) -> str:

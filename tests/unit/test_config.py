@@ -98,6 +98,21 @@ def test_type_of_the_cache_reaches_the_engine(cli, settings, monkeypatch):
     assert "q4_0" in refused.err
 
 
+def test_pictures_are_kept_only_where_that_is_asked(cli, settings, monkeypatch):
+    seen, load = [], FakeEngine.load
+
+    def recording(self, model, mmproj, options):
+        seen.append(options.image_cache)
+        return load(self, model, mmproj, options)
+
+    monkeypatch.setattr(FakeEngine, "load", recording)
+    cli.ask()
+    settings("image-cache = 3")
+    cli.ask()
+    assert seen == [0, 0, 3 << 20, 3 << 20]
+    assert cli.ask("--image-cache", "-1").code == 2
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
