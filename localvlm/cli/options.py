@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "LookType", "Setting", "ShareType", "SharesType", "WholeType",
            "answer_options", "budget_of", "engine_options", "output_options", "pair_options", "preset_of", "rank",
-           "setting", "user_config"]  # fmt: skip
+           "known_settings", "setting", "user_config"]  # fmt: skip
 
 METHODS = (
     "sgl+", "sgl", "fastervlm", "vtc-cls", "divprune", "cdpruner", "scope", "visionzip", "vispruner", "tome",
@@ -100,7 +100,7 @@ class _LazyConfig(MutableMapping[str, Any]):
     @property
     def config(self) -> Config:
         if self._config is None:
-            self._config = read_config(_KNOWN)
+            self._config = _read()
         return self._config
 
     def __getitem__(self, key: str) -> Any:
@@ -139,7 +139,24 @@ class ConfiguredCommand(click.Command):
 def user_config(ctx: click.Context) -> Config:
     """The settings file of a command's context."""
     lazy = ctx.default_map
-    return lazy.config if isinstance(lazy, _LazyConfig) else read_config(_KNOWN)
+    return lazy.config if isinstance(lazy, _LazyConfig) else _read()
+
+
+def known_settings() -> Mapping[str, Setting]:
+    """The options of all commands, by their names with underscores."""
+    from localvlm.cli.main import cli
+
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        cli.get_command(context, name)
+    return _KNOWN
+
+
+def _read() -> Config:
+    try:
+        return read_config(_KNOWN)
+    except UsageError:  # the key may be of another command, whose options were not looked at
+        return read_config(known_settings())
 
 
 def rank(ctx: click.Context, name: str) -> int:
