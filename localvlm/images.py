@@ -1,7 +1,8 @@
 """Pictures as the model should see them: upright 8-bit RGB, first frame, transparency on white, nothing in silence.
 
-Files are hostile until decoded: formats come from an allow-list, sizes are checked before pixels are allocated, and
-no decoder that starts another program is reachable.
+Files are hostile until decoded: formats come from an allow-list, sizes are checked before pixels are allocated, no
+decoder that starts another program is reachable. HEIC and PDF, whose decoders are not Pillow's own, are decoded in a
+process of their own (:mod:`localvlm.images_apart`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -27,15 +27,17 @@ from numpy.typing import NDArray
 
 from localvlm.errors import ImageError
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "Image", "load"]
+__all__ = ["APART", "MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "Image", "decode", "load"]
 
 MAX_BYTES = 512 << 20
 """Largest file read."""
 MAX_PIXELS = 40_000_000
 """Most pixels decoded. Larger JPEGs are decoded at 1/2, 1/4 or 1/8 of their size; other formats are refused."""
 MAX_SIDE = 65_535
+"""Most pixels of a side."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "PPM")
+APART = ("HEIC", "PDF")
 TIFF_SUFFIXES = (".tif", ".tiff")
 STRIP = 1 << 20
 """Pixels converted at a time, so that a conversion costs little memory beside the picture."""
@@ -59,7 +61,7 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
     (b"\x00\x00\x00\x0cjP", "JPEG 2000"),
 )
-_READABLE = {"JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM"}
+_READABLE = {"JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM", "HEIC"}
 _pillow_globals = threading.Lock()
 
 
@@ -88,21 +90,39 @@ class Image:
         return hashlib.sha256(repr(self.size).encode() + self.rgb.tobytes()).digest()
 
 
-def load(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Image:
+def load(source: str | os.PathLike[str] | bytes, name: str | None = None, page: int | None = None) -> Image:
     """Reads a picture from a path, from bytes, or from standard input if ``source`` is ``"-"``.
 
+    ``page``: of a PDF, from 1 on; None: the first.
+
     Raises:
-        ImageError: it is missing, unreadable, truncated, too large or of an unknown format.
+        ImageError: it is missing, unreadable, truncated, too large or of an unknown format, or has no such page.
     """
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), len(source), name or "(bytes)", tiff=True)
+        return _load(io.BytesIO(source), len(source), name or "(bytes)", page, tiff=True)
     if source == "-":
         data = _read_stdin()
-        return _decode(io.BytesIO(data), len(data), name or "(standard input)", tiff=True)
+        return _load(io.BytesIO(data), len(data), name or "(standard input)", page, tiff=True)
     path = os.fspath(source)
     with _open(path, name or path) as file:
         tiff = path.lower().endswith(TIFF_SUFFIXES)
-        return _decode(file, os.fstat(file.fileno()).st_size, name or path, tiff=tiff)
+        return _load(file, os.fstat(file.fileno()).st_size, name or path, page, tiff=tiff)
+
+
+def _load(file: BinaryIO, n_bytes: int, name: str, page: int | None, *, tiff: bool) -> Image:
+    if n_bytes == 0:
+        raise ImageError(f"image {name!r} is empty", "check the file")
+    if n_bytes > MAX_BYTES:
+        raise ImageError(f"image {name!r} is over {MAX_BYTES >> 20} MiB", "make it smaller first")
+    kind = _kind(file.read(64))
+    file.seek(0)
+    if page is not None and kind != "PDF":
+        raise ImageError(f"image {name!r} has no pages", "give it without `#`")
+    if kind in APART:
+        from localvlm.images_apart import decode_apart
+
+        return decode_apart(file, kind, name, page or 1)
+    return decode(file, name, kind, (*FORMATS, "TIFF") if tiff else FORMATS)
 
 
 # ---- reading -----------------------------------------------------------------------------------------------------
@@ -120,9 +140,9 @@ def _read_stdin() -> bytes:
 def _open(path: str, name: str) -> BinaryIO:
     """Opens a regular file, and never waits for a FIFO or a device."""
     if path.startswith(("http://", "https://")):
-        raise ImageError(f"image {name!r} is a URL, and localvlm stays offline", "download the picture first")
+        raise ImageError(f"image {name!r} is a URL, and localvlm stays offline", "--fetch lets it download pictures")
     if path.startswith("~") and not os.path.lexists(path):
-        path = str(Path(path).expanduser())
+        path = os.path.expanduser(path)  # noqa: PTH111 - pathlib's raises where there is no such user
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
@@ -151,18 +171,16 @@ def _why(error: OSError | ValueError) -> str:
 # ---- decoding ----------------------------------------------------------------------------------------------------
 
 
-def _decode(file: BinaryIO, n_bytes: int, name: str, *, tiff: bool) -> Image:
-    if n_bytes == 0:
-        raise ImageError(f"image {name!r} is empty", "check the file")
-    if n_bytes > MAX_BYTES:
-        raise ImageError(f"image {name!r} is over {MAX_BYTES >> 20} MiB", "make it smaller first")
-    head = file.read(64)
-    file.seek(0)
-    kind = _kind(head)
+def decode(file: BinaryIO, name: str, kind: str, formats: tuple[str, ...]) -> Image:
+    """A file of Pillow's ``formats``, in this process; ``kind``: what its first bytes say it is.
+
+    Raises:
+        ImageError: see :func:`load`.
+    """
     notes: list[str] = []
     with _quiet_pillow(notes):
         try:
-            with PIL.Image.open(file, formats=[*FORMATS, "TIFF"] if tiff else FORMATS) as picture:
+            with PIL.Image.open(file, formats=formats) as picture:
                 _limit_size(picture, name, notes)
                 _note_frames(picture, notes)
                 if kind == "PNG":
@@ -174,7 +192,7 @@ def _decode(file: BinaryIO, n_bytes: int, name: str, *, tiff: bool) -> Image:
         except MemoryError as error:
             raise ImageError(f"image {name!r} does not fit the memory", "make it smaller first") from error
         except Exception as error:
-            raise _bad_file(name, kind, error, tiff=tiff) from error
+            raise _bad_file(name, kind, error, tiff="TIFF" in formats) from error
     return Image(np.ascontiguousarray(rgb), name, tuple(dict.fromkeys(notes)))
 
 
@@ -196,9 +214,10 @@ def _kind(head: bytes) -> str:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP"[: len(head[8:12])]:
         return "WEBP"
     if head[4:8] == b"ftyp":
-        if head[8:11] == b"avi":
+        brands = head[8:12] + head[16 : int.from_bytes(head[:4], "big")]
+        if b"avi" in (brands[i : i + 3] for i in range(0, len(brands), 4)):
             return "AVIF"
-        if head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        if head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
             return "HEIC"
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n") if head[:1] != b"\0" else head
     return next((kind for magic, kind in _MAGIC if start.startswith(magic)), "")
@@ -207,14 +226,12 @@ def _kind(head: bytes) -> str:
 def _bad_file(name: str, kind: str, error: Exception, *, tiff: bool) -> ImageError:
     if kind == "TIFF" and not tiff:
         return ImageError(f"image {name!r} is a TIFF file by its content", "name it .tif, or convert it to PNG")
-    if kind == "HEIC":
-        return ImageError(f"image {name!r} is a HEIC file, which cannot be read", "convert it to JPEG or PNG")
     if kind in _READABLE:
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         what = "truncated" if cut else "truncated or damaged"
         return ImageError(f"image {name!r} is a {what} {kind} file", "copy or download it again")
     what = f"is a {kind} file, not an image" if kind else "is not an image"
-    return ImageError(f"image {name!r} {what}", "JPEG, PNG, WebP, AVIF, GIF, BMP, PPM and TIFF can be read")
+    return ImageError(f"image {name!r} {what}", "JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP, PPM, TIFF and PDF can be read")
 
 
 def _limit_size(picture: PIL.Image.Image, name: str, notes: list[str]) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-_network_allowed = False
+_network_allowed = _loopback_allowed = False
+_HERE = ("127.0.0.1", "localhost", b"localhost")
 _INTERNET = {"AF_INET", "AF_INET6"}
 
 
@@ -16,7 +17,9 @@ def _no_network(event: str, args: tuple[object, ...]) -> None:
     if _network_allowed or event not in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
         return
     family = getattr(getattr(args[0], "family", None), "name", "AF_INET")
-    if family in _INTERNET:
+    address = args[0] if event == "socket.getaddrinfo" else args[1]
+    here = (address[0] if isinstance(address, tuple) else address) in _HERE
+    if family in _INTERNET and not (here and _loopback_allowed):
         raise PermissionError(f"a test without the network marker used {event}")
 
 
@@ -25,15 +28,16 @@ sys.addaudithook(_no_network)
 
 @pytest.fixture(autouse=True)
 def _alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory) -> Iterator[None]:
-    """Gives each test a home of its own; only tests marked `network` reach the internet."""
-    global _network_allowed
+    """Gives each test a home of its own; `network` tests alone reach the internet, `loopback` tests this machine."""
+    global _network_allowed, _loopback_allowed
     for name in os.environ:
         if name.startswith("LOCALVLM_") and name != "LOCALVLM_NATIVE_LIBRARY":
             monkeypatch.delenv(name)
     monkeypatch.setenv("LOCALVLM_HOME", str(tmp_path_factory.getbasetemp() / "home"))
     _network_allowed = request.node.get_closest_marker("network") is not None
+    _loopback_allowed = request.node.get_closest_marker("loopback") is not None
     yield
-    _network_allowed = False
+    _network_allowed = _loopback_allowed = False
 
 
 @pytest.fixture

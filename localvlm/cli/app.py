@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from localvlm.engine.api import Engine, LoadOptions
     from localvlm.pipeline import Pair, Pipeline, VlmFiles
 
-__all__ = ["App", "load_options"]
+__all__ = ["App", "guide_image_tokens", "load_options"]
 
 
 TINY = 20_000_000
@@ -98,12 +98,17 @@ def load_options(params: dict[str, Any], pair: Pair) -> tuple[LoadOptions, LoadO
         cache=str(directories().cache),
         image_cache=params["image_cache"] << 20,
     )
-    guide_image_tokens = params["guide_image_max_tokens"] or options.image_tokens
-    if not params["guide_image_max_tokens"] and _takes_any_size(pair.guide):
-        from localvlm.planning.plans import GUIDE_TOKENS
+    return replace(options, image_tokens=guide_image_tokens(params, pair)), options
 
-        guide_image_tokens = min(GUIDE_TOKENS[0], options.image_tokens or GUIDE_TOKENS[0])
-    return replace(options, image_tokens=guide_image_tokens), options
+
+def guide_image_tokens(params: dict[str, Any], pair: Pair) -> int:
+    """Most image tokens of a pair's guide; 0: its family's own bound."""
+    said: int = params["guide_image_max_tokens"] or params["image_max_tokens"]
+    if params["guide_image_max_tokens"] or not _takes_any_size(pair.guide):
+        return said
+    from localvlm.planning.plans import GUIDE_TOKENS
+
+    return min(GUIDE_TOKENS[0], said or GUIDE_TOKENS[0])
 
 
 def _takes_any_size(guide: VlmFiles | None) -> bool:

@@ -19,6 +19,7 @@ from localvlm.cli.options import (
     answer_options,
     budget_of,
     engine_options,
+    input_options,
     output_options,
     pair_options,
     preset_of,
@@ -43,6 +44,7 @@ _TOO_FEW_TO_MEASURE = 0.2
 @click.command(cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
 @click.argument("images", metavar="IMAGE...", nargs=-1)
 @click.argument("question")
+@input_options
 @pair_options(model=True)
 @answer_options
 @engine_options
@@ -54,13 +56,14 @@ _TOO_FEW_TO_MEASURE = 0.2
 def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params: Any) -> None:
     """Answers QUESTION about the IMAGEs.
 
-    An IMAGE is a file, `-` for standard input, or `example` for the bundled picture. Text on standard input goes
-    before the question. The answer alone goes to stdout.
+    An IMAGE is a file, a pattern such as "*.jpg", pages of a PDF as in doc.pdf#2-4, `-` for standard input, or
+    `example` for the bundled picture. Text on standard input goes before the question. The answer alone goes to stdout.
     """
     reporter = Reporter(quiet=params["quiet"], verbose=params["verbose"])
-    _check_arguments(images, question)
+    if not (params["clip"] or params["screen"]):
+        _check_arguments(images, question)
     drawing = _drawing(params["explain"], images)
-    pictures = load_images(images, reporter)
+    pictures = load_images(images, reporter, params)
     text = full_question(question, images, reporter)
     pair = choose_pair(ctx, reporter)
 

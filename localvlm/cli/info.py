@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from localvlm.cli.options import ConfiguredCommand, setting, user_config
+from localvlm.cli.output import print_table
 from localvlm.cli.sanitize import sanitize
 
 __all__ = ["list_pairs", "methods", "paths"]
@@ -19,12 +19,6 @@ def _dumps(value: object) -> str:
     import json
 
     return json.dumps(value)
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @click.command("list", cls=ConfiguredCommand)
@@ -52,7 +46,7 @@ def list_pairs(ctx: click.Context, json: bool) -> None:
     for entry in found:
         state = "installed" if not entry.missing else f"{len(entry.missing)} of {len(entry.files)} files missing"
         rows.append((sanitize(entry.name), f"{entry.size / 1e6:.0f} MB", state, entry.summary))
-    _table(rows)
+    print_table(rows)
 
 
 @click.command(cls=ConfiguredCommand)
@@ -82,7 +76,7 @@ def methods(json: bool) -> None:
     if json:
         click.echo(_dumps({name: {"summary": told, "needs": needs[name]} for name, told in summaries.items()}))
     else:
-        _table([(name, ", ".join(needs[name]) or "-", told) for name, told in summaries.items()])
+        print_table([(name, ", ".join(needs[name]) or "-", told) for name, told in summaries.items()])
 
 
 @click.command(cls=ConfiguredCommand)
@@ -103,4 +97,4 @@ def paths(json: bool) -> None:
     if json:
         click.echo(_dumps(shown))
     else:
-        _table(list(shown.items()))
+        print_table(list(shown.items()))

@@ -6,7 +6,8 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,8 +20,10 @@ from localvlm.errors import ImageError, UsageError
 if TYPE_CHECKING:
     from localvlm.images import Image
     from localvlm.pipeline import Pair
+    from localvlm.sources import Source
 
-__all__ = ["EXAMPLE", "choose_pair", "exit_threshold", "full_question", "load_images"]
+__all__ = ["EXAMPLE", "choose_pair", "exit_threshold", "find_images", "full_question", "load_image",
+           "load_images"]  # fmt: skip
 
 EXAMPLE = "example"
 """Names the bundled picture, unless there is a file of that name."""
@@ -29,30 +32,89 @@ STDIN_WAIT_S = 1.0
 MAX_STDIN_TEXT = 1 << 20
 
 
-def load_images(names: Sequence[str], reporter: Reporter) -> list[Image]:
-    """Decodes the pictures, and says what was done to them."""
-    if not names:
-        raise UsageError("no image was given", "localvlm ask IMAGE QUESTION")
+def find_images(names: Sequence[str], params: Mapping[str, Any] = {}) -> list[Source]:
+    """What the IMAGEs of a command stand for, and after them what its options --clip and --screen (``params``) say;
+    nothing is read yet.
+
+    Raises:
+        UsageError: there is none.
+        ImageError: see :func:`localvlm.sources.sources`.
+    """
     if names.count("-") > 1:
         raise UsageError("`-` was given twice and there is one standard input", "give files")
+    from localvlm.sources import Source, is_url, sources
+
+    found: list[Source] = []
+    for name in names:
+        if name == EXAMPLE and not os.path.lexists(name):
+            found.append(Source(name, _example))
+        elif is_url(name) and params.get("fetch"):
+            found.append(Source(name, partial(_fetched, name)))
+        else:
+            found += sources(name)
+    if params.get("clip"):
+        found.append(Source("(clipboard)", _from_clipboard))
+    if params.get("screen"):
+        from localvlm.cli.clipboard import picture_of_screen
+
+        found.append(Source("(screen)", picture_of_screen))
+    if not found:
+        raise UsageError("no image was given", "localvlm ask IMAGE QUESTION")
+    return found
+
+
+def _example() -> Image:
     from localvlm.catalog import example_image
     from localvlm.images import load
 
-    images = []
-    for name in names:
-        source = str(example_image()) if name == EXAMPLE and not os.path.lexists(name) else name
-        try:
-            image = load(source, name=None if name == "-" else name)
-        except ImageError as error:
-            if len(names) > 1 and not os.path.lexists(source) and not Path(name).suffix:
-                raise ImageError(error.message, "if it belongs to the question, put the question in quotes") from error
-            raise
-        for note in image.notes:
-            reporter.note(f"image {image.name!r}: {note}")
-        if reporter.verbose:
-            reporter.note(f"image {image.name!r}: {image.size[0]}x{image.size[1]} pixels")
-        images.append(image)
-    return images
+    return load(example_image(), EXAMPLE)
+
+
+def _fetched(url: str) -> Image:
+    from localvlm.fetch import fetch
+    from localvlm.images import load
+
+    return load(fetch(url), url)
+
+
+def _from_clipboard() -> Image:
+    from localvlm.cli.clipboard import picture_of_clipboard
+    from localvlm.images import load
+    from localvlm.sources import sources
+
+    found = picture_of_clipboard()
+    return load(found, "(clipboard)") if isinstance(found, bytes) else sources(found)[0].load()
+
+
+def load_images(names: Sequence[str], reporter: Reporter, params: Mapping[str, Any] = {}) -> list[Image]:
+    """Decodes the pictures that :func:`find_images` finds, and says what was done to them.
+
+    Raises:
+        UsageError: there is none.
+        ImageError: one cannot be read.
+    """
+    found = find_images(names, params)
+    try:
+        return [load_image(source, reporter) for source in found]
+    except ImageError as error:
+        wordlike = [name for name in names if not os.path.lexists(name) and not Path(name).suffix]
+        if len(names) > 1 and any(repr(name) in error.message for name in wordlike):
+            raise ImageError(error.message, "if it belongs to the question, put the question in quotes") from error
+        raise
+
+
+def load_image(source: Source, reporter: Reporter) -> Image:
+    """Decodes a picture, and says what was done to it.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    image = source.load()
+    for note in image.notes:
+        reporter.note(f"image {image.name!r}: {note}")
+    if reporter.verbose:
+        reporter.note(f"image {image.name!r}: {image.size[0]}x{image.size[1]} pixels")
+    return image
 
 
 def full_question(question: str, images: Sequence[str], reporter: Reporter) -> str:

@@ -28,6 +28,7 @@ _COMMANDS = {
     "eval": ("evaluate", "evaluate", "Tells what methods and budgets cost and lose on the questions of DATA."),
     "list": ("info", "list_pairs", "Lists the pairs that have a name."),
     "methods": ("info", "methods", "Lists the ways to choose image tokens, and controls."),
+    "tokens": ("tokens", "tokens", "Tells how many image tokens the IMAGEs are to each VLM."),
     "paths": ("info", "paths", "Shows where localvlm keeps its files."),
 }
 """Module and name of each command, and what the list of commands says of it, so that none is loaded before it runs."""

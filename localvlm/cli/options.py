@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from localvlm.pruning import Keep
 
 __all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "LookType", "Setting", "ShareType", "SharesType", "WholeType",
-           "answer_options", "budget_of", "engine_options", "output_options", "pair_options", "preset_of", "rank",
-           "known_settings", "setting", "user_config"]  # fmt: skip
+           "answer_options", "budget_of", "engine_options", "image_token_options", "input_options", "output_options",
+           "known_settings", "pair_options", "preset_of", "rank", "setting", "user_config"]  # fmt: skip
 
 METHODS = (
     "sgl+", "sgl", "fastervlm", "vtc-cls", "divprune", "cdpruner", "scope", "visionzip", "vispruner", "tome",
@@ -447,6 +447,18 @@ answer_options = _group(
     setting("--no-draft", is_flag=True, help="Decode token by token, not along the guide's answer."),
 )
 
+image_token_options = _group(
+    setting(
+        "--image-max-tokens", metavar="N", type=WholeType(0), default=0,
+        help="Most tokens of a picture, for models that take any size [default: 1024].",
+    ),
+    setting(
+        "--guide-image-max-tokens", metavar="N", type=WholeType(0), default=0,
+        help="The same for the guide; as many as a tile has leave it the overview [default: 512 where its tower takes "
+        "any size, else --image-max-tokens].",
+    ),
+)  # fmt: skip
+
 engine_options = _group(
     setting(
         "--threads", metavar="N", type=WholeType(0), default=0,
@@ -464,18 +476,10 @@ engine_options = _group(
         "--kv-type", type=click.Choice(KV_TYPES), metavar="TYPE", default="f16", show_default=True,
         help="Type of the KV cache: f16, or q8_0 in half the memory.",
     ),
-    setting(
-        "--image-max-tokens", metavar="N", type=WholeType(0), default=0,
-        help="Most tokens of a picture, for models that take any size [default: 1024].",
-    ),
+    image_token_options,
     setting(
         "--positions", type=click.Choice(POSITIONS), metavar="WHICH", default="true", show_default=True,
         help="Of the tokens that are kept: true, those they would have had; or compact, numbered without gaps.",
-    ),
-    setting(
-        "--guide-image-max-tokens", metavar="N", type=WholeType(0), default=0,
-        help="The same for the guide; as many as a tile has leave it the overview [default: 512 where its tower takes "
-        "any size, else --image-max-tokens].",
     ),
     setting(
         "--image-cache", metavar="MIB", type=WholeType(0), default=0,
@@ -484,6 +488,12 @@ engine_options = _group(
     setting("--stock-tower", is_flag=True, help="Run llama.cpp's vision tower unrepaired."),
     setting("--stock-tiling", is_flag=True, help="Let llama.cpp cut pictures into tiles; no token can then be placed."),
 )  # fmt: skip
+
+input_options = _group(
+    setting("--fetch", is_flag=True, help="IMAGEs may be http and https addresses, which are then downloaded."),
+    setting("--clip", is_flag=True, help="The picture in the clipboard, too."),
+    setting("--screen", is_flag=True, help="A picture of the screen, too."),
+)
 
 output_options = _group(
     setting("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from localvlm.cli.sanitize import Sanitizer, sanitize
@@ -13,7 +13,7 @@ from localvlm.errors import LocalvlmError
 if TYPE_CHECKING:
     from localvlm.pipeline import Answer
 
-__all__ = ["AnswerPrinter", "Reporter", "answer_json", "print_error"]
+__all__ = ["AnswerPrinter", "Reporter", "answer_json", "print_error", "print_table"]
 
 _STAGES = {
     "load": "loading",
@@ -34,6 +34,14 @@ def print_error(error: LocalvlmError) -> None:
 
 def _one_line(text: str) -> str:
     return " ".join(sanitize(text).split("\n"))
+
+
+def print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Columns on stdout."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write(line.rstrip() + "\n")
 
 
 class Reporter:

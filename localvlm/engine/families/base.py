@@ -92,6 +92,12 @@ class Tile:
         boxes[:, :c, 1], boxes[:, :c, 3] = y[:-1, None], y[1:, None]
         return boxes.reshape(-1, 4)[: self.n]
 
+    def scale(self, width: int, height: int) -> float:
+        """Pixels that the tower is given of each pixel of a side of a width x height picture."""
+        full_w, full_h, *_ = self.canvas or (width, height)
+        last_w, last_h = self.sizes[-1] if self.sizes else (full_w, full_h)
+        return min(last_w / full_w, last_h / full_h)
+
     def shows(self) -> NDArray[np.bool_]:
         """(n,) whether a row is a token of the picture (padding counts) and not the end of a row."""
         out = np.ones((self.rows, self.columns + self.row_end), bool)

@@ -1,0 +1,118 @@
+"""``localvlm tokens``: what pictures cost before anything is run."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localvlm.cli.app import guide_image_tokens
+from localvlm.cli.inputs import choose_pair, load_images
+from localvlm.cli.options import (
+    ConfiguredCommand,
+    KeepType,
+    image_token_options,
+    input_options,
+    output_options,
+    pair_options,
+    rank,
+    setting,
+    user_config,
+)
+from localvlm.cli.output import Reporter, print_table
+from localvlm.cli.sanitize import sanitize
+from localvlm.errors import ModelNotFound, UsageError
+
+if TYPE_CHECKING:
+    from localvlm.images import Image
+    from localvlm.pipeline import Pair, VlmFiles
+    from localvlm.pruning import Keep
+
+__all__ = ["tokens"]
+
+
+@click.command(cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
+@click.argument("images", metavar="IMAGE...", nargs=-1)
+@input_options
+@pair_options(model=True)
+@setting("--keep", type=KeepType(), metavar="R|auto|all", default="0.35", show_default=True,
+         help="Share of the image tokens that the model keeps.")  # fmt: skip
+@image_token_options
+@setting("--json", is_flag=True, help="As JSON.")
+@output_options
+@click.pass_context
+def tokens(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> None:
+    """Tells how many image tokens the IMAGEs are to each VLM: of the pair that is named, else of every installed one.
+
+    Nothing is loaded: headers tell. SCALE is what is left of the picture's width and height in what a VLM sees of it
+    closest up; under 1, it sees a coarser picture.
+    """
+    reporter = Reporter(quiet=params["quiet"], verbose=params["verbose"])
+    pictures = load_images(images, reporter, params)
+    pairs = _pairs(ctx, reporter)
+    found = [_counted(picture, pairs, params) for picture in pictures]
+    if params["json"]:
+        import json
+
+        click.echo(json.dumps(found))
+        return
+    rows: list[tuple[str, ...]] = [("IMAGE", "PIXELS", "PAIR", "VLM", "TOKENS", "KEPT", "TILES", "SCALE")]
+    for one in found:
+        for vlm in one["vlms"]:
+            cells = [vlm[key] for key in ("tokens", "kept", "tiles", "scale")]
+            shown = ["-" if cell is None else f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in cells]
+            place = sanitize(one["image"]), f"{one['width']}x{one['height']}", sanitize(vlm["pair"] or "-")
+            rows.append((*place, f"{sanitize(vlm['name'])} ({vlm['role']})", *shown))
+    print_table(rows)
+
+
+def _pairs(ctx: click.Context, reporter: Reporter) -> list[Pair]:
+    """The one that options name, else all whose files are there.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if any(rank(ctx, name) for name in ("pair", "guide", "model")):
+        return [choose_pair(ctx, reporter)]
+    from localvlm.catalog import as_pair, entries
+
+    found = entries(user_config(ctx).pairs)
+    there = []
+    for entry in found:
+        with contextlib.suppress(ModelNotFound):
+            pair = as_pair(entry.name, entry.files)
+            there += [pair] * (pair.model is not None or pair.guide is not None)
+    if not there:
+        raise UsageError("no pair is installed", "`localvlm list` shows them; or pass --model")
+    if len(there) < len(found):
+        reporter.note(f"{len(found) - len(there)} pairs of `localvlm list` are not installed and left out")
+    return there
+
+
+def _counted(picture: Image, pairs: list[Pair], params: dict[str, Any]) -> dict[str, Any]:
+    width, height = picture.size
+    vlms = []
+    for pair in pairs:
+        if pair.guide is not None:
+            vlms.append(_seen(picture, pair, "guide", pair.guide, guide_image_tokens(params, pair), None))
+        if pair.model is not None:
+            vlms.append(_seen(picture, pair, "model", pair.model, params["image_max_tokens"], params["keep"]))
+    return {"image": picture.name, "width": width, "height": height, "notes": list(picture.notes), "vlms": vlms}
+
+
+def _seen(picture: Image, pair: Pair, role: str, files: VlmFiles, most: int, keep: Keep) -> dict[str, Any]:
+    """Counts of a picture in one VLM; None where they are not known beforehand."""
+    from localvlm.engine.families import Block, describe
+    from localvlm.engine.gguf_header import read_header
+    from localvlm.planning.shapes import view_of
+    from localvlm.pruning import share_of
+
+    family = describe(read_header(files.mmproj), most)
+    known = {"pair": pair.name, "role": role, "name": files.model.stem}
+    if (view := view_of(family, *picture.size)) is None or family.cut is None:
+        return {**known, "tokens": None, "kept": None, "tiles": None, "scale": None}
+    blocks = [part for part in family.cut(*picture.size) if isinstance(part, Block)]
+    scale = max(tile.scale(*picture.size) for block in blocks for tile in block.tiles)
+    kept = None if role == "guide" or keep == "auto" else share_of(keep, view.tokens)
+    return {**known, "tokens": view.tokens, "kept": kept, "tiles": len(view.tiles), "scale": round(scale, 3)}

@@ -1,0 +1,69 @@
+"""``localvlm tokens``: what pictures cost, told from headers."""
+
+from __future__ import annotations
+
+import json
+
+import PIL.Image
+import pytest
+
+from localvlm.catalog import DEMOS, pair_named
+from localvlm.engine.families.base import Tile
+from localvlm.planning.shapes import VlmShape
+
+
+def test_every_installed_pair_is_told_of(cli):
+    run = cli("tokens", "example", cli.image, "--json")
+    assert run.code == 0
+    assert cli.engine is None  # nothing is loaded
+    found = json.loads(run.out)
+    assert [(one["image"], one["width"], one["height"]) for one in found] == [
+        ("example", 384, 384),
+        (cli.image, 64, 48),
+    ]
+    for one in found:
+        told = {(vlm["pair"], vlm["role"]): vlm for vlm in one["vlms"]}
+        for name in DEMOS:
+            for role in ("guide", "model"):
+                view = VlmShape(getattr(pair_named(name), role)).view(one["width"], one["height"])
+                vlm = told[name, role]
+                assert (vlm["tokens"], vlm["tiles"]) == (view.tokens, len(view.tiles))
+                assert vlm["kept"] == (None if role == "guide" else round(0.35 * view.tokens))
+
+
+def test_one_pair_as_a_table(cli):
+    run = cli("tokens", "--pair=demo", "--keep=0.5", "example")
+    assert [line.split()[2:] for line in run.out.splitlines()] == [
+        ["PAIR", "VLM", "TOKENS", "KEPT", "TILES", "SCALE"],
+        ["demo", "guide", "(guide)", "144", "-", "1", "0.5"],
+        ["demo", "model", "(model)", "144", "72", "1", "0.5"],
+    ]
+    assert run.err == ""
+    auto = json.loads(cli("tokens", "--pair=demo", "--keep=auto", "example", "--json").out)
+    assert [vlm["kept"] for vlm in auto[0]["vlms"]] == [None, None]
+
+
+def test_what_was_done_to_a_picture_is_said(cli):
+    PIL.Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(cli.image)
+    run = cli("tokens", "--pair=demo", cli.image, "--json")
+    assert json.loads(run.out)[0]["notes"] == ["transparent parts shown on white"]
+    assert "transparent parts shown on white" in run.err
+
+
+def test_what_cannot_be_told(cli):
+    assert cli("tokens").code == 2
+    assert cli("tokens", "no.png").code == 6
+    assert cli("tokens", *cli.pair, cli.image).code == 3
+
+
+@pytest.mark.parametrize(
+    ("tile", "scale"),
+    [
+        (Tile((), (0, 0, 80, 40), 1, 1), 1.0),
+        (Tile(((20, 10),), (0, 0, 20, 10), 1, 1), 0.25),
+        (Tile(((20, 20),), (0, 0, 20, 20), 1, 1, canvas=(80, 80, 0, 20)), 0.25),
+        (Tile(((160, 40),), (0, 0, 40, 40), 1, 1), 1.0),
+    ],
+)
+def test_scale_of_a_tile(tile, scale):
+    assert tile.scale(80, 40) == scale
