@@ -1,0 +1,151 @@
+"""The cache on disk that huggingface_hub, llama.cpp and localvlm share: what lies in it, checked and removed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localvlm.errors import StorageError
+
+__all__ = [
+    "DIGEST",
+    "PIECE",
+    "CachedFile",
+    "Removal",
+    "cache_folder",
+    "cached_files",
+    "digest_of",
+    "folder_of",
+    "hasher",
+    "removal",
+    "size_of",
+]
+
+PIECE = 1 << 18
+"""Bytes that are read from a file at a time."""
+DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
+"""SHA-256 of a file that the hub stores by LFS, or the SHA-1 by which git knows it."""
+
+
+@dataclass(frozen=True)
+class CachedFile:
+    """A file in the cache.
+
+    Attributes:
+        path: in the folder of its commit, under its own name.
+        digest: see DIGEST; ``""`` where the cache does not tell.
+    """
+
+    repo: str
+    commit: str
+    name: str
+    path: Path
+    size: int
+    digest: str
+
+
+def cache_folder() -> Path:
+    """HF_HUB_CACHE, else the usual place below HF_HOME."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def folder_of(repo: str, cache: Path) -> Path:
+    """Where the cache keeps a repository of models."""
+    return cache / f"models--{repo.replace('/', '--')}"
+
+
+def cached_files(cache: Path | None = None, suffix: str = ".gguf") -> list[CachedFile]:
+    """The files in the cache whose names end so; of a repository's commits, those of its newest first."""
+    cache = cache or cache_folder()
+    found = []
+    for folder in sorted(cache.glob("models--*--*")):
+        repo = folder.name.removeprefix("models--").replace("--", "/", 1)
+        for snapshot in sorted((folder / "snapshots").glob("*"), key=lambda at: _rank(folder, at)):
+            for path in sorted(snapshot.rglob("*")):
+                if path.name.lower().endswith(suffix) and path.is_file():
+                    digest = path.readlink().name if path.is_symlink() else ""
+                    name = path.relative_to(snapshot).as_posix()
+                    known = digest if DIGEST.fullmatch(digest) else ""
+                    found.append(CachedFile(repo, snapshot.name, name, path, path.stat().st_size, known))
+    return found
+
+
+def _rank(folder: Path, snapshot: Path) -> tuple[bool, float]:
+    """The commit that "main" means first, then the newest."""
+    try:
+        main = (folder / "refs" / "main").read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        main = ""
+    return snapshot.name != main, -snapshot.stat().st_mtime
+
+
+def digest_of(file: CachedFile, at: Callable[[int], None] | None = None) -> str:
+    """The digest of what a file holds, of the kind that its name in the cache has; ``at`` hears the bytes read."""
+    found = hasher(file.digest or "0" * 64, file.size)
+    n_bytes = 0
+    with file.path.open("rb", buffering=0) as source:
+        while piece := source.read(PIECE):
+            found.update(piece)
+            n_bytes += len(piece)
+            if at is not None:
+                at(n_bytes)
+    told: str = found.hexdigest()
+    return told
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What removing files would free, in bytes, and what does it."""
+
+    n_bytes: int
+    execute: Callable[[], None]
+
+
+def removal(files: Sequence[CachedFile], cache: Path | None = None) -> Removal:
+    """How to remove files: content that others still use stays, and a repository without files goes.
+
+    Partial files of the same repositories go too.
+    """
+    from huggingface_hub import scan_cache_dir
+
+    cache = cache or cache_folder()
+    info = scan_cache_dir(cache)
+    paths = {file.path for file in files}
+    known = [f for r in info.repos for v in r.revisions for f in v.files if f.file_path in paths]
+    if len(known) < len(paths):
+        raise StorageError(f"the cache '{cache}' is damaged", "`hf cache verify` tells more; remove the folder by hand")
+    plan = info.delete_files(*known)
+    folders = {folder_of(file.repo, cache) for file in files}
+    parts = [path for folder in folders for path in (folder / "blobs").glob("*.incomplete")]
+
+    def execute() -> None:
+        plan.execute()
+        for path in parts:
+            path.unlink(missing_ok=True)
+        for folder in folders:
+            if not any(path.is_file() for path in (folder / "snapshots").rglob("*")):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    return Removal(plan.expected_freed_size + sum(size_of(path) for path in parts), execute)
+
+
+def hasher(digest: str, size: int) -> Any:
+    """What makes a digest of the kind of ``digest`` from a content of ``size`` bytes."""
+    if len(digest) == 64:
+        return hashlib.sha256()
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)  # as git names a file
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, 0 without one."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,378 @@
+"""Files from a hub: what a server of our own on this machine does to them, and what is kept of it."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from localvlm.errors import DownloadError, StorageError, UsageError
+from localvlm.hub import Hub, check_name
+from localvlm.hub_cache import cached_files, digest_of, removal
+from tests.hub_server import Fault, HubServer
+
+pytestmark = pytest.mark.loopback
+REPO = "user/model-GGUF"
+BIG = bytes(range(256)) * 8192  # 2 MiB
+FILES = {"model-Q4_K_M.gguf": BIG, "mmproj-model-F16.gguf": b"projector" * 100, "README.md": b"# Model"}
+
+
+class Heard:
+    """Progress that remembers."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.bytes: dict[str, list[int]] = {}
+
+    def begin(self, files):
+        self.bytes = {file.name: [] for file in files}
+
+    def at(self, file, n_bytes):
+        self.bytes[file.name].append(n_bytes)
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.fixture
+def server():
+    with HubServer() as found:
+        found.add(REPO, FILES)
+        yield found
+
+
+@pytest.fixture
+def hub(server, tmp_path, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    return Hub(server.endpoint, tmp_path / "hub", "hf_right", offline=False, progress=Heard(), wait_s=0.001)
+
+
+def pull(hub: Hub, *names: str, repo: str = REPO) -> list[Path]:
+    listing = hub.listing(repo)
+    return hub.pull([(listing, [file for file in listing.files if file.name in (names or FILES)])])
+
+
+def visible(hub: Hub) -> list[str]:
+    return sorted(path.name for path in (hub.cache).rglob("snapshots/*/*"))
+
+
+def parts(hub: Hub) -> list[Path]:
+    return list(hub.cache.rglob("*.incomplete"))
+
+
+def test_files_lie_where_other_programs_look(server, hub):
+    paths = pull(hub)
+    assert [path.read_bytes() for path in paths] == list(FILES.values())
+    assert hub.listing(REPO).licence == "mit"
+    from huggingface_hub import hf_hub_download, scan_cache_dir
+
+    name = "model-Q4_K_M.gguf"
+    assert hf_hub_download(REPO, name, cache_dir=hub.cache, local_files_only=True) == str(paths[0])
+    served = server.served
+    assert hf_hub_download(REPO, name, cache_dir=hub.cache, endpoint=hub.endpoint) == str(paths[0])
+    assert server.served == served
+    assert not scan_cache_dir(hub.cache).warnings
+    assert not parts(hub)
+    assert hub.progress.bytes[name][-1] == len(BIG)
+
+
+def test_what_the_library_fetched_is_not_fetched_again(server, hub):
+    from huggingface_hub import hf_hub_download
+
+    hf_hub_download(REPO, "model-Q4_K_M.gguf", cache_dir=hub.cache, endpoint=hub.endpoint)
+    served = server.served
+    pull(hub, "model-Q4_K_M.gguf")
+    assert server.served == served
+
+
+def test_the_token_goes_to_the_hub_and_not_to_storage(server, hub):
+    server.add(REPO, FILES, gated=True)
+    pull(hub)
+    assert {seen.token for seen in server.asked("/resolve/")} == {"Bearer hf_right"}
+    assert {seen.token for seen in server.asked("/content/")} == {""}
+
+
+@pytest.mark.parametrize(("token", "hint"), [(False, "accept its terms"), ("hf_wrong", "accept its terms")])
+def test_gated_repositories(server, hub, token, hint):
+    server.add(REPO, FILES, gated=True)
+    with pytest.raises(DownloadError, match="gated") as raised:
+        pull(Hub(hub.endpoint, hub.cache, token, offline=False))
+    assert hint in raised.value.hint
+    assert "HF_TOKEN" in raised.value.hint
+    assert f"{hub.endpoint}/{REPO}" in raised.value.hint
+
+
+def test_what_is_not_there(server, hub):
+    with pytest.raises(DownloadError, match="no repository 'user/other'") as raised:
+        hub.listing("user/other")
+    assert "private" in raised.value.message
+    for name in ("model", "../x/y", "a/b/c", "a/..", "a b/c", "user/--x", "-/" + "x" * 300):
+        with pytest.raises(UsageError, match="repository"):
+            hub.listing(name)
+    server.api_faults.append(Fault(status=403))
+    with pytest.raises(DownloadError, match="token"):
+        hub.listing(REPO)
+
+
+def test_offline_asks_nothing_but_takes_what_is_there(server, hub):
+    away = Hub(hub.endpoint, hub.cache, offline=True)
+    with pytest.raises(DownloadError, match="offline"):
+        away.listing(REPO)
+    listing = hub.listing(REPO)
+    hub.pull([(listing, listing.files)])
+    asked = len(server.requests)
+    assert away.pull([(listing, listing.files)]) == hub.pull([(listing, listing.files)])
+    assert len(server.requests) == asked
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_failures_that_pass_are_waited_out_and_told(server, hub, status):
+    server.api_faults += [Fault(status=status)]
+    server.faults += [Fault(status=status, headers={"Retry-After": "0"}), Fault(status=status)]
+    pull(hub)
+    assert len([note for note in hub.progress.notes if str(status) in note]) == 3
+
+
+def test_a_hub_that_stays_down_is_given_up(server, hub):
+    server.faults += [Fault(status=503)] * 20
+    with pytest.raises(DownloadError, match="503") as raised:
+        pull(hub)
+    assert len(server.asked("/content/")) == 6
+    assert "try again" in raised.value.hint
+
+
+@pytest.mark.parametrize("after", ["3600", "Fri, 31 Dec 2999 23:59:59 GMT"])
+def test_a_long_wait_is_not_slept_through(server, hub, after):
+    server.faults.append(Fault(status=429, headers={"Retry-After": after}))
+    with pytest.raises(DownloadError, match="asks to wait"):
+        pull(hub)
+    assert len(server.asked("/content/")) == 1
+
+
+def test_nobody_there(hub):
+    dead = Hub("http://127.0.0.1:9", hub.cache, offline=False, wait_s=0.001)
+    with pytest.raises(DownloadError, match="could not be reached") as raised:
+        dead.listing(REPO)
+    assert "HF_ENDPOINT" in raised.value.hint
+
+
+def test_something_that_is_no_hub(server, hub):
+    class Portal:
+        sha, siblings, tags = None, None, None
+
+    import huggingface_hub
+
+    original = huggingface_hub.HfApi.model_info
+    try:
+        huggingface_hub.HfApi.model_info = lambda *args, **kwargs: Portal()
+        with pytest.raises(DownloadError, match="does not answer as a hub"):
+            hub.listing(REPO)
+    finally:
+        huggingface_hub.HfApi.model_info = original
+
+
+def test_a_connection_cut_again_and_again_is_gone_on_with(server, hub):
+    server.faults += [Fault(cut=250_000)] * 8
+    pull(hub, "model-Q4_K_M.gguf")
+    asked = server.asked("/content/")
+    assert len(asked) == 9  # more than RETRIES, as each brought something
+    assert all(seen.range for seen in asked[1:])
+    assert server.served == len(BIG)
+    assert any("trying again" in note for note in hub.progress.notes)
+
+
+def test_a_server_that_falls_silent_is_left(server, hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    server.faults.append(Fault(stall=1.0))
+    pull(hub, "model-Q4_K_M.gguf")
+    assert any("Timeout" in note for note in hub.progress.notes)
+
+
+def test_a_part_of_an_earlier_process_is_gone_on_with(server, hub):
+    server.faults += [Fault(cut=1 << 20), *[Fault(status=404)]]
+    with pytest.raises(DownloadError):
+        pull(hub, "model-Q4_K_M.gguf")
+    assert visible(hub) == []
+    assert [part.stat().st_size for part in parts(hub)] == [1 << 20]
+    pull(hub, "model-Q4_K_M.gguf")
+    assert server.asked("/content/")[-1].range == f"bytes={1 << 20}-"
+    assert server.served == len(BIG)
+    assert not parts(hub)
+
+
+def test_a_server_that_ignores_ranges_sends_all_again(server, hub):
+    server.faults += [Fault(cut=1 << 20), Fault(ignore_range=True)]
+    paths = pull(hub, "model-Q4_K_M.gguf")
+    assert paths[0].read_bytes() == BIG
+    assert server.served == len(BIG) + (1 << 20)
+
+
+def test_a_file_that_changed_meanwhile_is_begun_anew(server, hub):
+    server.faults += [Fault(cut=1 << 20), Fault(status=404)]
+    with pytest.raises(DownloadError):
+        pull(hub, "model-Q4_K_M.gguf")
+    other = BIG[::-1]
+    server.add(REPO, FILES | {"model-Q4_K_M.gguf": other})
+    paths = pull(hub, "model-Q4_K_M.gguf")
+    assert paths[0].read_bytes() == other
+    assert not parts(hub)
+    assert visible(hub) == ["model-Q4_K_M.gguf"]
+
+
+@pytest.mark.parametrize("lfs", [True, False])
+@pytest.mark.parametrize("before", [0, 1 << 20])
+def test_a_tampered_byte_is_refused_and_removed(server, hub, lfs, before):
+    server.add(REPO, FILES, lfs=lfs)
+    server.faults += ([Fault(cut=before)] if before else []) + [Fault(flip=1000)]
+    with pytest.raises(DownloadError, match="damaged"):
+        pull(hub, "model-Q4_K_M.gguf")
+    assert visible(hub) == []
+    assert not parts(hub)
+    assert pull(hub, "model-Q4_K_M.gguf")[0].read_bytes() == BIG
+
+
+def test_a_part_that_rotted_on_disk_is_refused_and_removed(server, hub):
+    server.faults += [Fault(cut=1 << 20), Fault(status=404)]
+    with pytest.raises(DownloadError):
+        pull(hub, "model-Q4_K_M.gguf")
+    parts(hub)[0].write_bytes(b"x" * (1 << 20))
+    with pytest.raises(DownloadError, match="damaged"):
+        pull(hub, "model-Q4_K_M.gguf")
+    assert not parts(hub)
+
+
+def test_wrong_lengths(server, hub):
+    server.faults.append(Fault(more=5))
+    with pytest.raises(DownloadError, match="longer"):
+        pull(hub, "model-Q4_K_M.gguf")
+    short = hashlib.sha256(BIG).hexdigest()
+    server.blobs[short] = BIG[:-5]
+    with pytest.raises(DownloadError):
+        pull(hub, "model-Q4_K_M.gguf")
+    assert visible(hub) == []
+
+
+def test_too_little_room_is_said_beforehand(server, hub, monkeypatch):
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=len(BIG) - 1))
+    with pytest.raises(StorageError, match="GB free") as raised:
+        pull(hub, "model-Q4_K_M.gguf")
+    assert "HF_HUB_CACHE" in raised.value.hint
+    assert server.served == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=len(BIG)))
+    pull(hub, "model-Q4_K_M.gguf")
+
+
+def test_a_disk_that_fills_up_keeps_the_part(server, hub, monkeypatch):
+    from localvlm import hub as module
+
+    def full(part, piece):
+        if part.n_bytes >= 1 << 20:
+            raise OSError(28, "No space left on device")
+        add(part, piece)
+
+    add = module._Part.add
+    monkeypatch.setattr(module._Part, "add", full)
+    with pytest.raises(StorageError, match="No space left"):
+        pull(hub, "model-Q4_K_M.gguf")
+    kept = parts(hub)[0].stat().st_size
+    assert kept >= 1 << 20
+    monkeypatch.setattr(module._Part, "add", add)
+    pull(hub, "model-Q4_K_M.gguf")
+    assert server.asked("/content/")[-1].range == f"bytes={kept}-"
+
+
+def test_two_at_once_do_the_work_once(server, hub):
+    begun, free = threading.Event(), threading.Event()
+
+    def pace(served: int) -> None:
+        begun.set()
+        free.wait(5)
+
+    server.pace = pace
+    heard = Heard()
+    twin = Hub(hub.endpoint, hub.cache, "hf_right", offline=False, progress=heard)
+    first = threading.Thread(target=pull, args=(hub, "model-Q4_K_M.gguf"))
+    first.start()
+    assert begun.wait(5)
+    second = threading.Thread(target=pull, args=(twin, "model-Q4_K_M.gguf"))
+    second.start()
+    while not heard.notes and second.is_alive():
+        pass
+    free.set()
+    first.join(10)
+    second.join(10)
+    assert "another process" in heard.notes[0]
+    assert server.served == len(BIG)
+    assert visible(hub) == visible(twin) == ["model-Q4_K_M.gguf"]
+
+
+BAD = ["../x.gguf", "/etc/x.gguf", "a/../../x.gguf", "a\0.gguf", "a\\..\\x.gguf", "x" * 300 + ".gguf", "a//b.gguf", "",
+       "a\x1b[2J.gguf", "./x.gguf", "a/" * 600 + "x.gguf", "a\u202eb.gguf"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_names_that_lead_elsewhere_are_refused(server, hub, name):
+    with pytest.raises(DownloadError, match="refused") as raised:
+        check_name(name)
+    assert raised.value.message.isprintable()
+    if name:
+        server.add(REPO, {name: b"x"})
+        listing = hub.listing(REPO)
+        with pytest.raises(DownloadError, match="refused"):
+            hub.pull([(listing, listing.files)])
+    assert not hub.cache.exists()
+
+
+def test_digests_and_commits_that_are_none_are_refused(server, hub):
+    server.repos[REPO].commit = "../../x"
+    with pytest.raises(DownloadError, match="does not answer as a hub"):
+        hub.listing(REPO)
+
+
+def test_what_lies_in_the_cache(server, hub):
+    assert cached_files(hub.cache) == []
+    pull(hub)
+    found = cached_files(hub.cache)
+    assert [(f.repo, f.name, f.size) for f in found] == [
+        (REPO, "mmproj-model-F16.gguf", 900),
+        (REPO, "model-Q4_K_M.gguf", len(BIG)),
+    ]
+    assert [digest_of(f) == f.digest for f in found] == [True, True]
+    with found[1].path.open("r+b") as file:
+        file.write(b"!")
+    assert digest_of(found[1]) != found[1].digest
+
+
+def test_the_commit_that_main_means_comes_first(server, hub):
+    pull(hub)
+    server.add(REPO, FILES | {"model-Q4_K_M.gguf": b"new"})
+    pull(hub)
+    found = cached_files(hub.cache)
+    assert [f.size for f in found if f.name.startswith("model")] == [3, len(BIG)]
+
+
+def test_removal_frees_what_it_says_and_keeps_what_others_use(server, hub):
+    pull(hub)
+    server.add(REPO, FILES | {"README.md": b"changed"})  # a commit with the same models
+    pull(hub, "model-Q4_K_M.gguf")
+    models = [f for f in cached_files(hub.cache) if f.name.startswith("model")]
+    assert len(models) == 2
+    assert removal(models[:1], hub.cache).n_bytes == 0
+    both = removal(models, hub.cache)
+    assert both.n_bytes == len(BIG)
+    both.execute()
+    assert [f.name for f in cached_files(hub.cache)] == ["mmproj-model-F16.gguf"]
+    server.faults += [Fault(cut=1 << 20), Fault(status=404)]
+    with pytest.raises(DownloadError):
+        pull(hub, "model-Q4_K_M.gguf")
+    rest = removal(cached_files(hub.cache), hub.cache)
+    assert rest.n_bytes == 900 + (1 << 20)
+    rest.execute()
+    assert cached_files(hub.cache) == []
+    assert [path.name for path in hub.cache.rglob("*README.md")] == ["README.md"]  # not ours
