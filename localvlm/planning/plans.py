@@ -11,22 +11,28 @@ from localvlm.answers import GUIDE_MAX_TOKENS, Answer, AskOptions
 from localvlm.planning.memory import RateMemory
 from localvlm.planning.shapes import View, VlmShape
 from localvlm.planning.work import Counts, Speed, expected_tiles, prompt_rows, ratios
-from localvlm.pruning import Keep, share_of
+from localvlm.pruning import Keep, Tokens, share_of
 
 __all__ = ["ACCURACIES", "GUIDE_TOKENS", "Asked", "Plan", "Planner", "quickest"]
 
 ACCURACIES = ("high", "fast")
 """``high``: a guide that sees up to GUIDE_TOKENS[0] tokens chooses what is kept, or all is. ``fast``: it may see fewer,
-or the model's own tower or features choose.
+or the model's own tower or features choose. GUIDE_KEEPS says what it may be shown of those it sees.
 """
 GUIDE_TOKENS = (512, 256)
 """Most image tokens of a guide, from the most accurate on."""
+GUIDE_KEEPS: dict[str, tuple[float | None, ...]] = {"high": (None,), "fast": (None, 0.44)}
+"""Shares of its tokens that a guide may be shown, by class: 256 of 576 cost half a point on the demo's scenes, and
+are not shown to cost less than two (docs/log.md).
+"""
 ANSWER = 32
 """Tokens of an answer whose length nobody knows."""
 AUTO_KEEP = 0.15
 """Share of the tokens that ``keep="auto"`` comes to (21.7 of 144 on the demo's scenes, docs/log.md)."""
 CLEARLY = 0.9
 """Share of plain's time below which another plan is taken: predictions are not exact, and plain loses nothing."""
+HARDLY = 1.03
+"""Times the least total up to which a more accurate plan is taken."""
 BEFORE, AFTER = 16, 12
 """Rows of a chat template on either side of pictures and question."""
 BYTES = 4
@@ -42,6 +48,7 @@ class Asked:
         exits: share of the questions that the guide's answer is expected to be final for; None: it never is.
         image_tokens: most tokens of a picture, 0: each family's own bound.
         guide_tokens: the same for the guide, where the user said so; None: as accuracy allows.
+        guide_keep: what the guide is shown of its tokens, likewise.
         answer: tokens of the answer, where they are known.
         loaded: loading is of no account.
     """
@@ -55,6 +62,7 @@ class Asked:
     tile_price: float | None = None
     image_tokens: int = 0
     guide_tokens: int | None = None
+    guide_keep: float | Tokens | None = None
     answer: int | None = None
     loaded: bool = False
 
@@ -63,7 +71,7 @@ class Asked:
         """A question as ``options`` ask it; ``more`` of the attributes."""
         return cls(
             tuple(sizes), question + (options.system or ""), options.keep, options.max_tokens, options.guide_max_tokens,
-            tile_price=options.tile_price, **more,
+            tile_price=options.tile_price, guide_keep=options.guide_keep, **more,
         )  # fmt: skip
 
     @property
@@ -84,6 +92,7 @@ class Plan:
         guide_tokens: most image tokens of the guide, 0: its own bound; None: it is not asked.
         ms: predicted milliseconds by stage, those that an exit spares less the share of the questions that exit.
         exits: that share.
+        guide_keep: what the guide is shown of its tokens; None: all.
     """
 
     name: str
@@ -91,6 +100,7 @@ class Plan:
     guide_tokens: int | None = None
     ms: dict[str, float] = field(default_factory=dict)
     exits: float = 0.0
+    guide_keep: float | Tokens | None = None
 
     @property
     def total(self) -> float:
@@ -101,13 +111,18 @@ class Plan:
         """``options`` as this plan has them."""
         if self.method == "none":
             return replace(options, method="none", keep=None, exit_at=None)
-        return replace(options, method=self.method, exit_at=None if self.guide_tokens is None else options.exit_at)
+        exit_at = None if self.guide_tokens is None else options.exit_at
+        return replace(options, method=self.method, exit_at=exit_at, guide_keep=self.guide_keep)
 
 
 def quickest(plans: Sequence[Plan]) -> Plan:
-    """The one of the least total, or the first, which loses nothing, where that is not clearly less."""
-    best = min(plans, key=lambda plan: plan.total)
-    return best if best.total < CLEARLY * plans[0].total else plans[0]
+    """The one of the least total, or one before it that takes hardly longer; or the first of all, which loses nothing,
+    where that is not clearly less. From the second on, the most accurate come first.
+    """
+    least = min(plan.total for plan in plans)
+    if least >= CLEARLY * plans[0].total:
+        return plans[0]
+    return next(plan for plan in plans if plan.total <= HARDLY * least)
 
 
 class Planner:
@@ -129,14 +144,25 @@ class Planner:
             return []
         found = [self.plan(asked, "plain", "none")]
         if self._guide is not None:
-            for bound in self._bounds(asked, accuracy):
-                name = "guided" if bound == 0 else f"guided, at most {bound} tokens"
-                found += [self.plan(asked, name, "sgl+", bound)] * (self._guide_views(asked, bound) is not None)
+            bounds = [b for b in self._bounds(asked, accuracy) if self._guide_views(asked, b) is not None]
+            found += [self._guided(asked, bound, keep) for bound in bounds for keep in _shown(asked, accuracy)]
         if accuracy == "fast" and asked.keep != "auto":
             found += [self.plan(asked, name, name) for name in ("fastervlm", "divprune")]
         return found
 
-    def plan(self, asked: Asked, name: str, method: str, guide_tokens: int | None = None) -> Plan:
+    def _guided(self, asked: Asked, bound: int, keep: float | Tokens | None) -> Plan:
+        names = ["guided", *([f"at most {bound} tokens"] if bound else [])]
+        names += [f"shown {keep if isinstance(keep, Tokens) else f'{100 * keep:g} %'}"] if keep is not None else []
+        return self.plan(asked, ", ".join(names), "sgl+", bound, keep)
+
+    def plan(
+        self,
+        asked: Asked,
+        name: str,
+        method: str,
+        guide_tokens: int | None = None,
+        guide_keep: float | Tokens | None = None,
+    ) -> Plan:
         """What one way takes, with answers of an expected length."""
         views = self._views(asked) or []
         total = sum(view.tokens for view in views)
@@ -146,7 +172,7 @@ class Planner:
             price = self._model.shape.tile_price if asked.tile_price is None else asked.tile_price
             n_tiles = sum(len(view.tiles) for view in views)
             counts = replace(counts, tiles=expected_tiles(n_tiles, len(views), kept, price))
-        return Plan(name, method, guide_tokens, *self._ms(asked, counts, guide_tokens))
+        return self._told(asked, counts, Plan(name, method, guide_tokens, guide_keep=guide_keep))
 
     def again(self, asked: Asked, plan: Plan, answer: Answer) -> Plan:
         """The same prediction with what could not be known: rows of text, tokens kept, tiles, length of the answer."""
@@ -164,7 +190,7 @@ class Planner:
         might = plan.guide_tokens is not None and asked.exits is not None
         exits = float(answer.answered_by == "guide") if might else None
         told = replace(asked, exits=exits)
-        return Plan(plan.name, plan.method, plan.guide_tokens, *self._ms(told, counts, plan.guide_tokens))
+        return self._told(told, counts, plan)
 
     def learn(self, asked: Asked, plan: Plan, answer: Answer) -> None:
         """Remembers how far a plan was off."""
@@ -177,8 +203,9 @@ class Planner:
             told.pop("encode", None)
         self._memory.learn(ratios(self._speed, told, answer.ms))
 
-    def _ms(self, asked: Asked, counts: Counts, guide_tokens: int | None) -> tuple[dict[str, float], float]:
-        """Milliseconds by stage, and the share of exits among them."""
+    def _told(self, asked: Asked, counts: Counts, plan: Plan) -> Plan:
+        """A plan with the milliseconds of its stages."""
+        guide_tokens = plan.guide_tokens
         exits = (asked.exits or 0.0) if guide_tokens is not None else 0.0
         views = self._views(asked) or []
         seen = [] if guide_tokens is None else self._guide_views(asked, guide_tokens) or []
@@ -188,8 +215,10 @@ class Planner:
         if guide_tokens is not None:
             assert self._guide is not None
             load += 0.0 if asked.loaded else self._guide.load()
+            if plan.guide_keep is not None:
+                counts = replace(counts, shown=sum(share_of(plan.guide_keep, view.tokens) for view in seen))
             ms = self._guide.look(seen, counts, checked=asked.exits is not None) | ms
-        return {"load": load} | ms, exits
+        return replace(plan, ms={"load": load} | ms, exits=exits)
 
     def _speed(self, stage: str) -> Speed:
         return self._guide if self._guide is not None and stage.startswith("guide_") else self._model
@@ -231,6 +260,13 @@ def _views(shape: VlmShape, asked: Asked, bound: int) -> list[View] | None:
     found = [shape.view(width, height, bound) for width, height in asked.sizes]
     known = [view for view in found if view is not None]
     return known if len(known) == len(found) else None
+
+
+def _shown(asked: Asked, accuracy: str) -> Sequence[float | Tokens | None]:
+    """What a guide may be shown of its tokens; all where exits are calibrated, since it saw all then."""
+    if asked.guide_keep is not None or asked.exits is not None:
+        return (asked.guide_keep,)
+    return GUIDE_KEEPS[accuracy]
 
 
 def _kept(keep: Keep, total: int) -> int:

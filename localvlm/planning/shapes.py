@@ -106,6 +106,11 @@ class VlmShape:
         self._seen: dict[tuple[int, int, int], View | None] = {}
         self.n_bytes = files.model.stat().st_size + files.mmproj.stat().st_size
 
+    @property
+    def headers(self) -> tuple[Header, Header]:
+        """Of the model's file and the projector's."""
+        return self._model, self._mmproj
+
     @cached_property
     def llm(self) -> Llm:
         return _llm(self._model)

@@ -214,7 +214,7 @@ def test_a_tenth_of_the_parameters_as_a_guide_pays(shapes):
     asked = Asked(PHOTO, QUESTION, keep=0.09, max_tokens=16, loaded=True)
     plans = planner(shapes, "llava-7b", "guide-0.28b").plans(asked)
     plain, best = plans[0], quickest(plans)
-    assert (best.name, best.method) == ("guided", "sgl+")
+    assert (best.name, best.method, best.guide_keep) == ("guided", "sgl+", None)
     assert plain.total / best.total > 3.3
     assert plain.ms["prefill"] == pytest.approx(64e3, rel=0.1)  # 58.4 s of pictures and 6.0 s of text were timed
     assert plain.ms["encode"] == pytest.approx(3.4e3, rel=0.1)
@@ -231,7 +231,7 @@ def test_a_guide_that_costs_what_it_saves_is_left_out(shapes, guide, model, gain
     assert plans[0].total / plans[1].total == pytest.approx(gains, abs=0.1)
     assert quickest(plans).name == "plain"
     seen_less = planner(shapes, model, guide).plans(replace(asked, guide_tokens=None, keep=0.09))
-    assert quickest(seen_less).name == "guided, at most 512 tokens"
+    assert quickest(seen_less).guide_tokens == 512
 
 
 def test_one_tower_runs_once(shapes):
@@ -252,21 +252,45 @@ def test_plain_stays_where_little_is_saved():
     plans = [plain, *(Plan(str(ms), "sgl+", 0, {"prefill": ms}) for ms in others)]
     assert quickest(plans).name == "89.0"
     assert quickest([plain, plans[2]]) is plain
+    quicker, sooner = (replace(plans[1], name=str(ms), ms={"prefill": ms}) for ms in (87.0, 80.0))
+    assert quickest([*plans, quicker]).name == "89.0"  # more accurate, and hardly longer
+    assert quickest([*plans, quicker, sooner]).name == "80.0"
 
 
 def test_what_accuracy_allows(shapes):
     asked = Asked(PHOTO, QUESTION, loaded=True)
     qwen = planner(shapes, "qwen2.5-vl-7b", "qwen2.5-vl-3b")
-    assert [p.name for p in qwen.plans(asked)] == ["plain", "guided, at most 512 tokens"]
+    half, third = (f"guided, at most {n} tokens" for n in (512, 256))
+    assert [p.name for p in qwen.plans(asked)] == ["plain", half]
     fast = qwen.plans(asked, "fast")
-    assert [p.name for p in fast[2:]] == ["guided, at most 256 tokens", "fastervlm", "divprune"]
-    assert [p.guide_tokens for p in qwen.plans(replace(asked, image_tokens=300))] == [None, 300]
+    shown = [f"{name}{less}" for name in (half, third) for less in ("", ", shown 44 %")]
+    assert [p.name for p in fast[1:]] == [*shown, "fastervlm", "divprune"]
+    assert {p.guide_tokens for p in qwen.plans(replace(asked, image_tokens=300))} == {None, 300}
     assert [p.guide_tokens for p in qwen.plans(replace(asked, guide_tokens=77), "fast")[:2]] == [None, 77]
+    said = qwen.plans(replace(asked, guide_keep=Tokens(99)))
+    assert [(p.name, p.guide_keep) for p in said[1:]] == [(f"{half}, shown 99 tokens", Tokens(99))]
     assert "fastervlm" not in by_name(qwen.plans(replace(asked, keep="auto"), "fast"))
     assert [p.name for p in planner(shapes, "llava-7b", None).plans(asked)] == ["plain"]
     smol = planner(shapes, "smolvlm2-2.2b", "smolvlm2-256m")
     assert [p.guide_tokens for p in smol.plans(asked)] == [None, 0, 512]
-    assert [p.guide_tokens for p in smol.plans(replace(asked, exits=0.5))] == [None, 0]  # as it was calibrated
+    calibrated = smol.plans(replace(asked, exits=0.5), "fast")[:2]
+    assert [(p.guide_tokens, p.guide_keep) for p in calibrated] == [(None, None), (0, None)]
+
+
+def test_a_guide_that_is_shown_less_reads_less_and_compares_first(shapes):
+    asked = Asked(PHOTO, QUESTION, keep=0.09, max_tokens=16, loaded=True)
+    pair = planner(shapes, "llava-7b", "guide-0.28b")
+    all_, some = pair.plans(asked, "fast")[1:3]
+    text = asked.counts.before + asked.counts.after
+    speed = pair._speed("guide_")
+    assert some.ms["guide_prefill"] == pytest.approx(speed.prefill([text + 253]) + 2.7e-5 * 576**2)
+    assert some.ms["guide_encode"] == all_.ms["guide_encode"]
+    assert some.ms["guide_decode"] < all_.ms["guide_decode"]
+    assert {stage: some.ms[stage] for stage in ("encode", "prefill", "decode")} == {
+        stage: all_.ms[stage] for stage in ("encode", "prefill", "decode")
+    }
+    applied = some.applied(AskOptions(keep=0.09, exit_at=0.5, max_tokens=16))
+    assert (applied.guide_keep, applied.keep) == (0.44, 0.09)
 
 
 def test_exits_shorten_what_comes_after_the_guide(shapes):
