@@ -1,30 +1,39 @@
-"""Pairs by name: the bundled one, those of the settings file, and what files given by hand mean."""
+"""Pairs by name: the bundled ones, those on the hub, those of the settings file, and what files given by hand mean."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localvlm.config import PAIR_KEYS
-from localvlm.errors import ModelNotFound
+from localvlm.errors import ModelError, ModelNotFound
+from localvlm.references import Reference, choose, heads, parse, quant_of
 
 if TYPE_CHECKING:
+    from localvlm.hub_cache import CachedFile
     from localvlm.pipeline import Pair, VlmFiles
 
 __all__ = [
     "DEMO",
+    "HEADROOM",
     "Entry",
+    "Pulled",
     "as_pair",
     "calibrations",
     "default_entry",
     "entries",
     "entry_named",
     "example_image",
+    "located",
     "models_folder",
+    "named",
     "pair_named",
+    "reference",
     "vlm_files",
 ]
 
@@ -32,6 +41,8 @@ DEMO = "demo"
 DEMOS = DEMO, "demo-tiles"
 HEADROOM = 1 << 30
 """Bytes of memory that a pair needs beside its files: KV caches and compute buffers."""
+PROJECTORS = {"guide": "guide_mmproj", "model": "mmproj"}
+"""PAIR_KEYS of a VLM and of its projector."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +50,90 @@ class Entry:
     """A pair that has a name.
 
     Attributes:
-        files: by PAIR_KEYS; the guide's may be missing.
+        files: by PAIR_KEYS, those whose place is known; the guide's may be missing.
+        references: what "guide" and "model" are called on the hub, where they come from there.
+        lacking: what is not on this machine: paths, and names on the hub.
+        about: licence, tokens, good-at and gb of the catalogue, where they are known.
+        run: whether this project has run it.
     """
 
     name: str
     summary: str
     files: Mapping[str, Path]
-
-    @property
-    def missing(self) -> list[Path]:
-        """Files that are not there."""
-        return [path for path in self.files.values() if not path.is_file()]
+    references: Mapping[str, Reference] = field(default_factory=dict)
+    lacking: tuple[str, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+    run: bool = True
 
     @property
     def size(self) -> int:
         """Bytes of all files that are there."""
         return sum(path.stat().st_size for path in set(self.files.values()) if path.is_file())
+
+
+class Pulled:
+    """The models in the cache that is shared with other programs, looked at when first asked for."""
+
+    @cached_property
+    def files(self) -> list[CachedFile]:
+        """All GGUF files of it."""
+        from localvlm.hub_cache import cached_files
+
+        return cached_files()
+
+    def commits(self, repo: str) -> Iterator[list[CachedFile]]:
+        """Files of a repository, commit by commit, the newest first."""
+        mine = (file for file in self.files if file.repo == repo)
+        for _, found in groupby(mine, key=lambda file: file.commit):
+            yield list(found)
+
+    def models(self) -> dict[Reference, list[CachedFile]]:
+        """What can be asked for, of each repository's newest commit that has it; without a projector it cannot see."""
+        found: dict[Reference, list[CachedFile]] = {}
+        for repo in dict.fromkeys(file.repo for file in self.files):
+            for commit in self.commits(repo):
+                named = {file.name: file for file in commit}
+                for head in heads(named):
+                    quants = [quant_of(name) for name in heads(named)]
+                    single = quant_of(head) and quants.count(quant_of(head)) == 1
+                    wanted = Reference(repo, quant_of(head)) if single else Reference(repo, file=head)
+                    found.setdefault(wanted, self.chosen(wanted) or [named[head]])
+        return found
+
+    def chosen(self, wanted: Reference) -> list[CachedFile]:
+        """What a reference means of what is there: the model's files and, at the end, its projector; or nothing."""
+        for commit in self.commits(wanted.repo):
+            named = {file.name: file for file in commit}
+            try:
+                names, projector = choose(wanted, sorted(named))
+            except ModelError:
+                continue
+            return [named[name] for name in (*names, projector) if name]
+        return []
+
+    def removable(self, wanted: Reference) -> list[CachedFile]:
+        """What removing a model removes: of all commits, its files, and projectors that no other model needs then."""
+        found: list[CachedFile] = []
+        for commit in self.commits(wanted.repo):
+            named = {file.name: file for file in commit}
+            if not (wanted.quant or wanted.file):
+                found += commit
+                continue
+            try:
+                names, projector = choose(wanted, sorted(named))
+            except ModelError:
+                continue
+            rest = set(named) - set(names)
+            needed = any(self._projector(wanted.repo, head, rest) == projector for head in heads(rest))
+            found += [named[name] for name in (*names, "" if needed else projector) if name]
+        return found
+
+    @staticmethod
+    def _projector(repo: str, head: str, names: set[str]) -> str:
+        try:
+            return choose(Reference(repo, file=head), sorted(names))[1]
+        except ModelError:
+            return ""
 
 
 def models_folder() -> Path:
@@ -69,15 +148,82 @@ def example_image() -> Path:
     return models_folder() / "demo" / "example.png"
 
 
-def entries(user_pairs: Mapping[str, Mapping[str, Path]] = {}) -> list[Entry]:
+def named(name: str, files: Mapping[str, Path | Reference]) -> Entry:
+    """Files by PAIR_KEYS as a pair of that name."""
+    return _entry(name, {"summary": ""}, files, Pulled())
+
+
+def entries(user_pairs: Mapping[str, Mapping[str, Path | Reference]] = {}, pulled: Pulled | None = None) -> list[Entry]:
     """All pairs that have a name, the user's own first; these win over bundled ones of the same name."""
-    folder = models_folder()
-    found = [Entry(name, "from the settings file", files) for name, files in user_pairs.items()]
-    for name, table in _bundled().items():
-        if name not in user_pairs:
-            files = {key: folder / table[key.replace("_", "-")] for key in PAIR_KEYS if key.replace("_", "-") in table}
-            found.append(Entry(name, table["summary"], files))
+    pulled = pulled or Pulled()
+    found = [_entry(name, {"summary": "from the settings file"}, files, pulled) for name, files in user_pairs.items()]
+    return found + [_bundled_entry(name, t, pulled) for name, t in _bundled().items() if name not in user_pairs]
+
+
+def _bundled_entry(name: str, table: dict[str, Any], pulled: Pulled) -> Entry:
+    written = {key: table[key.replace("_", "-")] for key in PAIR_KEYS if key.replace("_", "-") in table}
+    return _entry(name, table, {key: parse(text) or models_folder() / text for key, text in written.items()}, pulled)
+
+
+def _entry(name: str, table: Mapping[str, Any], files: Mapping[str, Path | Reference], pulled: Pulled) -> Entry:
+    about = {key: table[key] for key in ("licence", "tokens", "good-at", "gb") if key in table}
+    found, lacking = _found(files, pulled)
+    lacking += [str(path) for path in found.values() if not path.is_file()]
+    references = {key: value for key, value in files.items() if isinstance(value, Reference)}
+    return Entry(name, table["summary"], found, references, tuple(lacking), about, table.get("run", True))
+
+
+def _found(files: Mapping[str, Path | Reference], pulled: Pulled) -> tuple[dict[str, Path], list[str]]:
+    """Paths by PAIR_KEYS, and the names on the hub of what was not pulled."""
+    found = {key: value for key, value in files.items() if isinstance(value, Path)}
+    lacking = []
+    for key, wanted in files.items():
+        if isinstance(wanted, Path):
+            continue
+        chosen = [file.path for file in pulled.chosen(wanted)]
+        if not chosen:
+            lacking.append(str(wanted))
+            continue
+        found[key] = chosen[0]
+        if key in PROJECTORS and len(chosen) > 1:
+            found.setdefault(PROJECTORS[key], chosen[-1])
+    return found, lacking
+
+
+def reference(text: str) -> Reference | None:
+    """What ``text`` is called on the hub; None where it is a path or a single word.
+
+    Raises:
+        UsageError: an address that is not on the hub.
+    """
+    hosts = []
+    if "://" in text:
+        from urllib.parse import urlsplit
+
+        from huggingface_hub import constants
+
+        hosts = [urlsplit(constants.ENDPOINT).netloc]
+    return parse(text, hosts)
+
+
+def located(files: Mapping[str, Path | Reference]) -> dict[str, Path]:
+    """Where files are, by PAIR_KEYS; those that come from the hub bring their projectors, unless one is given.
+
+    Raises:
+        ModelNotFound: one from the hub was not pulled.
+    """
+    found, lacking = _found(files, Pulled())
+    if lacking:
+        what = next(w for w in files.values() if str(w) == lacking[0])
+        raise ModelNotFound(f"'{lacking[0]}' is not on this machine", f"run `localvlm pull {_spoken(what)}`")
     return found
+
+
+def _spoken(wanted: Path | Reference) -> str:
+    """As it is written on the command line."""
+    if isinstance(wanted, Reference) and wanted.file:
+        return f"https://huggingface.co/{wanted.repo}/resolve/{wanted.revision}/{wanted.file}"
+    return str(wanted)
 
 
 def calibrations() -> dict[str, dict[str, Any]]:
@@ -93,8 +239,8 @@ def _bundled() -> dict[str, Any]:
         return tomllib.load(file)
 
 
-def entry_named(name: str, user_pairs: Mapping[str, Mapping[str, Path]] = {}) -> Entry:
-    """The pair called ``name``.
+def entry_named(name: str, user_pairs: Mapping[str, Mapping[str, Path | Reference]] = {}) -> Entry:
+    """The pair called ``name``, whose files are there.
 
     Raises:
         ModelNotFound: there is none, or one of its files is missing.
@@ -103,8 +249,10 @@ def entry_named(name: str, user_pairs: Mapping[str, Mapping[str, Path]] = {}) ->
     if name not in found:
         raise ModelNotFound(f"there is no pair {name!r}", f"`localvlm list` shows them: {', '.join(found)}")
     entry = found[name]
-    if entry.missing:
-        raise ModelNotFound(f"pair {name!r} lacks the file '{entry.missing[0]}'", "`localvlm list` shows what is there")
+    if entry.lacking and entry.references:
+        raise ModelNotFound(f"pair {name!r} lacks '{entry.lacking[0]}'", f"run `localvlm pull {name}`")
+    if entry.lacking:
+        raise ModelNotFound(f"pair {name!r} lacks the file '{entry.lacking[0]}'", "`localvlm list` shows what is there")
     return entry
 
 
@@ -113,11 +261,11 @@ def pair_named(name: str) -> Pair:
     return as_pair(name, entry_named(name).files)
 
 
-def default_entry(user_pairs: Mapping[str, Mapping[str, Path]] = {}) -> Entry:
+def default_entry(user_pairs: Mapping[str, Mapping[str, Path | Reference]] = {}) -> Entry:
     """The largest installed pair that fits the memory now available, else the demo pair."""
     import psutil
 
-    installed = [e for e in entries(user_pairs) if "model" in e.files and not e.missing and e.name not in DEMOS]
+    installed = [e for e in entries(user_pairs) if "model" in e.files and not e.lacking and e.name not in DEMOS]
     room = psutil.virtual_memory().available - HEADROOM
     fitting = [e for e in installed if e.size <= room]
     return max(fitting, key=lambda e: e.size) if fitting else entry_named(DEMO, user_pairs)

@@ -6,8 +6,12 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from localvlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from localvlm.references import Reference
 
 __all__ = ["PAIR_KEYS", "Config", "Directories", "config_file", "directories", "read_config"]
 
@@ -35,12 +39,13 @@ class Config:
     Attributes:
         path: the file, whether it exists or not.
         settings: by option name, with underscores.
-        pairs: pairs the user named; values by PAIR_KEYS, relative paths already resolved against the file's folder.
+        pairs: pairs the user named; values by PAIR_KEYS: what is on the hub, or a path, resolved against the file's
+            folder.
     """
 
     path: Path
     settings: Mapping[str, object] = field(default_factory=dict)
-    pairs: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
+    pairs: Mapping[str, Mapping[str, Path | Reference]] = field(default_factory=dict)
 
 
 def directories() -> Directories:
@@ -97,7 +102,9 @@ def _closest(name: str, known: Collection[str]) -> str:
     return f"did you mean {close[0].replace('_', '-')!r}?" if close else "`localvlm ask --help` lists the options"
 
 
-def _read_pairs(path: Path, pairs: object) -> dict[str, dict[str, Path]]:
+def _read_pairs(path: Path, pairs: object) -> dict[str, dict[str, Path | Reference]]:
+    from localvlm.references import parse
+
     if not isinstance(pairs, dict) or not all(isinstance(p, dict) for p in pairs.values()):
         raise UsageError(f"'pairs' in config file '{path}' must hold tables", "write [pairs.NAME]")
     result = {}
@@ -107,7 +114,10 @@ def _read_pairs(path: Path, pairs: object) -> dict[str, dict[str, Path]]:
             if key not in PAIR_KEYS or not isinstance(value, str):
                 raise UsageError(
                     f"pair {name!r} in config file '{path}' has a wrong entry {key!r}",
-                    "give guide, guide-mmproj, model and mmproj as paths in quotes",
+                    "give guide, guide-mmproj, model and mmproj as paths or user/repo:quant in quotes",
                 )
-        result[name] = {key: path.parent / Path(value).expanduser() for key, value in files.items()}
+        places = {key: path.parent / Path(value).expanduser() for key, value in files.items()}
+        result[name] = {
+            key: (None if places[key].exists() else parse(value)) or places[key] for key, value in files.items()
+        }
     return result

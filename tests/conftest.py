@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+for _name in ("HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "HUGGINGFACE_HUB_CACHE"):
+    os.environ.pop(_name, None)
+os.environ["HF_HOME"] = str(
+    Path(tempfile.gettempdir()) / "no-models-for-tests"
+)  # read when huggingface_hub is imported
 
 _network_allowed = _loopback_allowed = False
 _HERE = ("127.0.0.1", "localhost", b"localhost")

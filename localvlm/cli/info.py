@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,47 +11,98 @@ from localvlm.cli.options import ConfiguredCommand, setting, user_config
 from localvlm.cli.output import print_table
 from localvlm.cli.sanitize import sanitize
 
-__all__ = ["list_pairs", "methods", "paths"]
+if TYPE_CHECKING:
+    from localvlm.catalog import Entry
+    from localvlm.hub_cache import CachedFile
 
-_json = setting("--json", is_flag=True, help="As JSON.")
+__all__ = ["as_json", "dumps", "gigabytes", "list_models", "methods", "paths"]
+
+as_json = setting("--json", is_flag=True, help="As JSON.")
 
 
-def _dumps(value: object) -> str:
+def dumps(value: object) -> str:
+    """One line of JSON, in ASCII."""
     import json
 
     return json.dumps(value)
 
 
-@click.command("list", cls=ConfiguredCommand)
-@_json
-@click.pass_context
-def list_pairs(ctx: click.Context, json: bool) -> None:
-    """Lists the pairs that have a name."""
-    from localvlm.catalog import entries
+def gigabytes(n_bytes: float) -> str:
+    """A size as people read it, in powers of ten as disks are sold and hubs tell."""
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
-    found = entries(user_config(ctx).pairs)
+
+@click.command("list", cls=ConfiguredCommand)
+@as_json
+@click.pass_context
+def list_models(ctx: click.Context, json: bool) -> None:
+    """Lists the pairs that have a name, and the models in the cache that is shared with other programs.
+
+    A pair that is not there is fetched by `localvlm pull`; sizes of such are those that its catalogue tells.
+    """
+    from localvlm.catalog import Pulled, entries
+
+    pulled = Pulled()
+    pairs, models = entries(user_config(ctx).pairs, pulled), pulled.models()
     if json:
-        shown: list[dict[str, Any]] = [
-            {
-                "name": entry.name,
-                "summary": entry.summary,
-                "installed": not entry.missing,
-                "bytes": entry.size,
-                "files": {key: str(path) for key, path in entry.files.items()},
-            }
-            for entry in found
+        shown: dict[str, Any] = {"pairs": [_pair_json(entry) for entry in pairs]}
+        shown["models"] = [
+            {"name": str(name), "bytes": sum(f.size for f in files), "sees": _sees(files), "files": _names(files)}
+            for name, files in models.items()
         ]
-        click.echo(_dumps(shown))
+        click.echo(dumps(shown))
         return
-    rows = [("NAME", "SIZE", "STATE", "WHAT IT IS")]
-    for entry in found:
-        state = "installed" if not entry.missing else f"{len(entry.missing)} of {len(entry.files)} files missing"
-        rows.append((sanitize(entry.name), f"{entry.size / 1e6:.0f} MB", state, entry.summary))
+    rows = [("PAIR", "SIZE", "STATE", "WHAT IT IS")]
+    for entry in pairs:
+        what = entry.summary if entry.run else f"{entry.summary}; not run by us"
+        rows.append((sanitize(entry.name), _size(entry), _state(entry), what))
     print_table(rows)
+    if models:
+        click.echo()
+        whats = {True: "", False: "without a projector: cannot see"}
+        named = [
+            (sanitize(str(m)), gigabytes(sum(f.size for f in files)), whats[_sees(files)])
+            for m, files in models.items()
+        ]
+        print_table([("MODEL", "SIZE", ""), *named])
+
+
+def _size(entry: Entry) -> str:
+    """Of what is there, else what the catalogue says."""
+    if not entry.lacking:
+        return gigabytes(entry.size)
+    told = entry.about.get("gb", {})
+    return f"{gigabytes(sum(told.values()) * 1e9)}{'' if len(told) == 2 else ' or more'}" if told else "?"
+
+
+def _state(entry: Entry) -> str:
+    if not entry.lacking:
+        return "installed"
+    return "not pulled" if entry.references else "files missing"
+
+
+def _pair_json(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "summary": entry.summary,
+        "installed": not entry.lacking,
+        "run": entry.run,
+        "bytes": entry.size,
+        "files": {key: str(path) for key, path in entry.files.items()},
+        "hub": {key: str(wanted) for key, wanted in entry.references.items()},
+    }
+
+
+def _sees(files: Sequence[CachedFile]) -> bool:
+    return any("mmproj" in file.name.lower() for file in files)
+
+
+def _names(files: Sequence[CachedFile]) -> list[str]:
+    return [str(file.path) for file in files]
 
 
 @click.command(cls=ConfiguredCommand)
-@_json
+@as_json
 def methods(json: bool) -> None:
     """Lists the ways to choose image tokens (--method), the rows of eval, and what each goes by besides the image.
 
@@ -74,17 +126,18 @@ def methods(json: bool) -> None:
     needs |= {name: ["guide", "layers"] for name in AT_LAYER}
     needs |= {name: ["guide"] * (name == GUIDE.method) for name in CONTROLS}
     if json:
-        click.echo(_dumps({name: {"summary": told, "needs": needs[name]} for name, told in summaries.items()}))
+        click.echo(dumps({name: {"summary": told, "needs": needs[name]} for name, told in summaries.items()}))
     else:
         print_table([(name, ", ".join(needs[name]) or "-", told) for name, told in summaries.items()])
 
 
 @click.command(cls=ConfiguredCommand)
-@_json
+@as_json
 def paths(json: bool) -> None:
     """Shows where localvlm keeps its files."""
     from localvlm.catalog import models_folder
     from localvlm.config import config_file, directories
+    from localvlm.hub_cache import cache_folder
 
     places = directories()
     shown = {
@@ -93,8 +146,9 @@ def paths(json: bool) -> None:
         "cache": str(places.cache),
         "state": str(places.state),
         "bundled models": str(models_folder()),
+        "pulled models": str(cache_folder()),
     }
     if json:
-        click.echo(_dumps(shown))
+        click.echo(dumps(shown))
     else:
         print_table(list(shown.items()))

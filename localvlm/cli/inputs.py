@@ -20,6 +20,7 @@ from localvlm.errors import ImageError, UsageError
 if TYPE_CHECKING:
     from localvlm.images import Image
     from localvlm.pipeline import Pair
+    from localvlm.references import Reference
     from localvlm.sources import Source
 
 __all__ = ["EXAMPLE", "choose_pair", "exit_threshold", "find_images", "full_question", "load_image",
@@ -156,13 +157,13 @@ def choose_pair(ctx: click.Context, reporter: Reporter) -> Pair:
     Files given one by one replace members of a pair that was named at the same place or farther from the user: a
     ``--model`` flag replaces the model of LOCALVLM_PAIR, and a ``--pair`` flag overrules LOCALVLM_MODEL.
     """
-    from localvlm.catalog import DEMO, as_pair, default_entry, entry_named
+    from localvlm.catalog import DEMO, as_pair, default_entry, entry_named, located
 
     values: dict[str, Any] = ctx.params
     name = values.get("pair")
     config = user_config(ctx)
     given = {
-        key: _path(ctx, key)
+        key: _file(ctx, key)
         for key in ("guide", "guide_mmproj", "model", "mmproj")
         if values.get(key) and rank(ctx, key) >= rank(ctx, "pair")
     }
@@ -173,13 +174,14 @@ def choose_pair(ctx: click.Context, reporter: Reporter) -> Pair:
         if entry.name == DEMO:
             reporter.note("demo pair: knows drawn scenes only; for photos pass --model and --mmproj of another VLM")
         return as_pair(entry.name, entry.files)
+    found = located(given)
     if name is None:
-        return as_pair(None, given)
+        return as_pair(None, found)
     files = dict(entry_named(name, config.pairs).files)
     for role, projector in (("guide", "guide_mmproj"), ("model", "mmproj")):
         if role in given:
             files.pop(projector, None)  # another model needs another projector
-    return as_pair(None if given else name, {**files, **given})
+    return as_pair(None if given else name, {**files, **found})
 
 
 def exit_threshold(ctx: click.Context, pair: Pair, reporter: Reporter) -> float | None:
@@ -207,8 +209,11 @@ def exit_threshold(ctx: click.Context, pair: Pair, reporter: Reporter) -> float 
     return None if found is None else found.threshold
 
 
-def _path(ctx: click.Context, key: str) -> Path:
+def _file(ctx: click.Context, key: str) -> Path | Reference:
+    """The file that an option names, or what it is called on the hub."""
+    from localvlm.catalog import reference
+
     path = Path(ctx.params[key]).expanduser()
     if ctx.get_parameter_source(key) is click.core.ParameterSource.DEFAULT_MAP:
-        return user_config(ctx).path.parent / path
-    return path
+        path = user_config(ctx).path.parent / path
+    return (None if path.exists() else reference(ctx.params[key])) or path

@@ -26,10 +26,13 @@ _COMMANDS = {
     "calibrate": ("calibrate", "calibrate", "Finds from which score on the guide's answer is final."),
     "config": ("config", "config", "Reads and writes the settings file."),
     "eval": ("evaluate", "evaluate", "Tells what methods and budgets cost and lose on the questions of DATA."),
-    "list": ("info", "list_pairs", "Lists the pairs that have a name."),
+    "list": ("info", "list_models", "Lists pairs, and models that were pulled."),
     "methods": ("info", "methods", "Lists the ways to choose image tokens, and controls."),
     "tokens": ("tokens", "tokens", "Tells how many image tokens the IMAGEs are to each VLM."),
     "paths": ("info", "paths", "Shows where localvlm keeps its files."),
+    "pull": ("pull", "pull", "Fetches models from the Hugging Face hub."),
+    "rm": ("models", "rm", "Removes models that were pulled."),
+    "show": ("models", "show", "Tells what a pair or a model is, and whether its files are sound."),
 }
 """Module and name of each command, and what the list of commands says of it, so that none is loaded before it runs."""
 

@@ -195,6 +195,7 @@ def test_help_starts_fast(tmp_path):
 
 def test_help_loads_nothing_heavy():
     heavy = {"numpy", "PIL", "llama_cpp", "gguf", "jinja2", "psutil", "platformdirs", "tomllib", "json", "statistics"}
+    heavy |= {"huggingface_hub", "rich"}
     code = (
         "import sys\nfrom localvlm.cli.main import main\n"
         "try: main(['ask', '--help'])\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"

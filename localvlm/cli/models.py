@@ -1,0 +1,213 @@
+"""``localvlm show`` and ``rm``: models on this machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localvlm.cli.info import as_json, dumps, gigabytes
+from localvlm.cli.options import ConfiguredCommand, output_options, setting, user_config
+from localvlm.cli.output import Reporter, print_table
+from localvlm.cli.sanitize import sanitize
+from localvlm.errors import Interrupted, ModelNotFound, NotGguf, UsageError
+
+if TYPE_CHECKING:
+    from localvlm.catalog import Entry
+    from localvlm.facts import VlmFacts
+    from localvlm.hub_cache import CachedFile
+
+__all__ = ["rm", "show"]
+
+
+@click.command(cls=ConfiguredCommand)
+@click.argument("model", metavar="PAIR|REPO[:QUANT]|GGUF")
+@setting("--verify", is_flag=True, help="Read all files, and compare them with the digests that they were pulled by.")
+@as_json
+@output_options
+@click.pass_context
+def show(ctx: click.Context, model: str, verify: bool, json: bool, quiet: bool, verbose: int) -> None:
+    """Tells what a pair or a model is: architecture, sizes, context, image tokens, licence. Nothing is loaded."""
+    reporter = Reporter(quiet=quiet, verbose=verbose)
+    from localvlm.facts import facts_of, pair_notes
+
+    entry = _entry(ctx, model)
+    found = {} if entry.lacking else facts_of(entry.files)
+    notes = pair_notes(found)
+    if json:
+        about: dict[str, Any] = {"name": entry.name, "summary": entry.summary, "run": entry.run, **entry.about}
+        about["hub"] = {role: str(wanted) for role, wanted in entry.references.items()}
+        about |= {"lacking": list(entry.lacking), "notes": notes, **{r: _facts_json(f) for r, f in found.items()}}
+        click.echo(dumps(about))
+    else:
+        print_table([(key, sanitize(value)) for key, value in (*_entry_rows(entry), *_rows(found, notes))])
+    if verify:
+        _verify([*entry.files.values(), *(vlm.mmproj for vlm in found.values())], reporter)
+
+
+def _entry(ctx: click.Context, name: str) -> Entry:
+    """What the user means: a pair by name, else a model on the hub or a file, as a pair without a guide."""
+    from localvlm.catalog import entries, named, reference
+
+    pairs = user_config(ctx).pairs
+    for entry in entries(pairs):
+        if entry.name == name:
+            return entry
+    path = Path(name).expanduser()
+    found = None if path.exists() else reference(name)
+    if found is None and not path.exists():
+        raise ModelNotFound(f"there is no pair, model or file {name!r}", "`localvlm list` shows what there is")
+    return named(name, {"model": found or path})
+
+
+def _entry_rows(entry: Entry) -> list[tuple[str, str]]:
+    rows = [("name", entry.name)]
+    if entry.summary:
+        rows.append(("what", entry.summary if entry.run else f"{entry.summary}; not run by us"))
+    rows += [
+        (key.replace("-", " "), entry.about[key]) for key in ("good-at", "tokens", "licence") if key in entry.about
+    ]
+    sizes = entry.about.get("gb", {})
+    for role, wanted in entry.references.items():
+        size = f" ({sizes[role]:.2f} GB)" if role in sizes else ""
+        rows.append((role, f"{wanted}{size}"))
+    if entry.lacking:
+        pull = f"; run `localvlm pull {entry.name}`" if entry.references else ""
+        rows.append(("state", f"not here: {', '.join(entry.lacking)}{pull}"))
+    return rows
+
+
+def _rows(found: Mapping[str, VlmFacts], notes: Sequence[str]) -> list[tuple[str, str]]:
+    from localvlm.catalog import HEADROOM
+    from localvlm.facts import PICTURES
+
+    rows = []
+    for role, vlm in found.items():
+        seen = [f"{n} image tokens of {w}x{h}" for n, (w, h) in zip(vlm.tokens, PICTURES, strict=False)]
+        rows += [
+            ("", ""),
+            (role, vlm.name),
+            ("file", f"{vlm.model}"),
+            ("projector", f"{vlm.mmproj}"),
+            ("size", gigabytes(vlm.n_bytes)),
+            ("architecture", f"{vlm.architecture}, {vlm.n_layer} layers, {_weights(vlm)} {vlm.quant}".rstrip()),
+            ("context", f"{vlm.context} positions"),
+            ("pictures", ", ".join([vlm.family, *seen])),
+        ]
+        if vlm.licence:
+            rows.append(("licence", vlm.licence))
+    if found:
+        total = sum(vlm.n_bytes for vlm in found.values()) + HEADROOM
+        rows += [("", ""), ("memory", f"about {gigabytes(total)}, all loaded")]
+    return rows + [("note", note) for note in notes]
+
+
+def _weights(vlm: VlmFacts) -> str:
+    n = vlm.n_params
+    return f"{n / 1e9:.1f} B weights" if n >= 1e9 else f"{n / 1e6:.1f} M weights"
+
+
+def _facts_json(vlm: VlmFacts) -> dict[str, Any]:
+    from localvlm.facts import PICTURES
+
+    told = {name: getattr(vlm, name) for name in ("name", "architecture", "quant", "n_params", "n_layer", "context")}
+    tokens = {f"{w}x{h}": n for n, (w, h) in zip(vlm.tokens, PICTURES, strict=False)}
+    files = {"file": str(vlm.model), "projector": str(vlm.mmproj), "bytes": vlm.n_bytes}
+    return {**told, **files, "family": vlm.family, "image_tokens": tokens, "licence": vlm.licence}
+
+
+def _verify(paths: Sequence[Path], reporter: Reporter) -> None:
+    """Says of each file whether it holds what was pulled.
+
+    Raises:
+        NotGguf: one does not.
+    """
+    from localvlm.catalog import Pulled
+    from localvlm.hub_cache import CachedFile, digest_of
+
+    known = {file.path: file for file in Pulled().files}
+    damaged = []
+    for path in dict.fromkeys(part for first in paths for part in _all_parts(first)):
+        file = known.get(path) or CachedFile("", "", path.name, path, path.stat().st_size, "")
+
+        def at(n_bytes: int, of: CachedFile = file) -> None:
+            reporter.stage(f"reading {of.path.name}: {n_bytes / max(of.size, 1):.0%}")
+
+        found = digest_of(file, at)
+        reporter.clear()
+        word = "sound" if found == file.digest else "DAMAGED" if file.digest else "not pulled, nothing to compare with"
+        click.echo(f"{found}  {sanitize(str(path))}  {word}")
+        if word == "DAMAGED":
+            damaged.append(file)
+    if damaged:
+        again = f"{damaged[0].repo}"
+        raise NotGguf(
+            f"'{damaged[0].name}' does not hold what was pulled", f"`localvlm rm {again}`, then `localvlm pull {again}`"
+        )
+
+
+def _all_parts(path: Path) -> list[Path]:
+    head, _, rest = path.name.partition("-00001-of-")
+    return sorted(path.parent.glob(f"{head}-?????-of-{rest}")) if rest else [path]
+
+
+@click.command(cls=ConfiguredCommand)
+@click.argument("models", metavar="PAIR|REPO[:QUANT]...", nargs=-1, required=True)
+@setting("-y", "--yes", is_flag=True, help="Do not ask.")
+@output_options
+@click.pass_context
+def rm(ctx: click.Context, models: tuple[str, ...], yes: bool, quiet: bool, verbose: int) -> None:
+    """Removes models from the cache that is shared with other programs, after saying what that frees.
+
+    A REPO without a quantization means all of its GGUF files; a projector stays while another model of its repository
+    needs it.
+    """
+    reporter = Reporter(quiet=quiet, verbose=verbose)
+    from localvlm.hub_cache import removal
+
+    files = list(dict.fromkeys(file for name in models for file in _to_remove(ctx, name, reporter)))
+    plan = removal(files)
+    for file in files:
+        click.echo(f"{gigabytes(file.size):>9}  {sanitize(file.repo)}  {sanitize(file.name)}", err=True)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"removing frees {gigabytes(plan.n_bytes)} and was not agreed to", "pass --yes")
+        if not click.confirm(
+            f"Remove {'it' if len(files) == 1 else 'them'} and free {gigabytes(plan.n_bytes)}?", err=True
+        ):
+            raise Interrupted("nothing was removed")
+    plan.execute()
+    reporter.note(f"{gigabytes(plan.n_bytes)} freed")
+
+
+def _to_remove(ctx: click.Context, name: str, reporter: Reporter) -> list[CachedFile]:
+    """Files in the cache that a word of the command line means.
+
+    Raises:
+        ModelNotFound: there are none.
+        UsageError: it is a pair of the user's own files, or a path.
+    """
+    from localvlm.catalog import Pulled, entries, reference
+
+    pulled = Pulled()
+    known = {entry.name: entry for entry in entries(user_config(ctx).pairs, pulled)}
+    if name in known:
+        wanted = list(known[name].references.values())
+        if not wanted:
+            raise UsageError(f"pair {name!r} was not pulled from a hub", "remove its files by other means")
+    else:
+        one = reference(name)
+        if one is None:
+            raise UsageError(f"{name!r} is neither a pair nor a repository", "`localvlm list` shows what there is")
+        wanted = [one]
+    found = [file for one in wanted for file in pulled.removable(one)]
+    if not found:
+        raise ModelNotFound(f"nothing of {name!r} is in the cache", "`localvlm list` shows what there is")
+    gone = {file.path for file in found}
+    for entry in known.values():
+        if entry.name != name and not entry.lacking and gone & set(entry.files.values()):
+            reporter.note(f"pair '{entry.name}' needs some of it too")
+    return found

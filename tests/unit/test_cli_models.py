@@ -1,0 +1,236 @@
+"""`localvlm pull`, `list`, `show` and `rm`, and models by their names on a hub, against a server on this machine."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from localvlm import catalog
+from tests import zoo
+from tests.hub_server import Fault, HubServer
+
+pytestmark = pytest.mark.loopback
+DEMO = Path(catalog.models_folder()) / "demo"
+GUIDE, MODEL = "ggml-org/tiny-guide-GGUF", "ggml-org/tiny-model-GGUF"
+
+
+@pytest.fixture(scope="module")
+def contents() -> dict[str, bytes]:
+    names = ("guide", "guide-mmproj", "model", "model-mmproj")
+    return {name: (DEMO / f"{name}.gguf").read_bytes() for name in names}
+
+
+@pytest.fixture
+def hub(contents, cli, monkeypatch):
+    """A server with both demo VLMs, which the command line takes for the hub."""
+    with HubServer() as server:
+        server.add(GUIDE, {"guide-Q8_0.gguf": contents["guide"], "mmproj-guide-F16.gguf": contents["guide-mmproj"]})
+        model = {"model-Q8_0.gguf": contents["model"], "mmproj-model-F16.gguf": contents["model-mmproj"]}
+        server.add(MODEL, {**model, "model-Q2_K.gguf": contents["model"] + bytes(32)}, licence="apache-2.0")
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cli.folder / "hub"))
+        yield server
+
+
+@pytest.fixture
+def tiny(cli, monkeypatch):
+    """A catalogue with a pair on the hub."""
+    lines = f'summary = "tiny"\nguide = "{GUIDE}"\nmodel = "{MODEL}:Q8_0"\nlicence = "MIT"\nrun = false\n'
+    folder = cli.folder / "catalogue"
+    folder.mkdir()
+    (folder / "catalog.toml").write_text(f"[tiny]\n{lines}gb = {{ guide = 0.25, model = 0.5 }}\n")
+    monkeypatch.setattr("localvlm.catalog.models_folder", lambda: folder)
+
+
+def test_a_pair_is_pulled_listed_shown_used_and_removed(cli, hub, tiny):
+    listed = cli("list").out.splitlines()
+    assert re.match(r"tiny +750 MB +not pulled +tiny; not run by us", listed[1])
+    assert len(listed) == 2
+    run = cli("ask", "--pair", "tiny", cli.image, "What?")
+    assert run.code == 3
+    assert "`localvlm pull tiny`" in run.err
+    assert len(hub.requests) == 0, "only pull uses the network"
+
+    run = cli("pull", "tiny")
+    assert run.code == 0, run.err
+    paths = run.out.splitlines()
+    names = ["guide-Q8_0.gguf", "mmproj-guide-F16.gguf", "model-Q8_0.gguf", "mmproj-model-F16.gguf"]
+    assert [Path(path).name for path in paths] == names
+    assert "not run by us" in run.err
+    assert "--pair tiny" in run.err
+    assert "licence apache-2.0" in run.err
+    served = hub.served
+    assert cli("pull", "tiny").out.splitlines() == paths
+    assert hub.served == served
+
+    asked = len(hub.requests)
+    listed = cli("ls").out
+    assert re.search(r"tiny +\d+ MB +installed", listed)
+    assert f"{MODEL}:Q8_0" in listed
+    told = json.loads(cli("show", "tiny", "--json").out)
+    assert told["guide"]["family"] == "llava"
+    assert told["guide"]["image_tokens"]["640x480"] == 144
+    assert told["licence"] == "MIT"
+    assert told["lacking"] == told["notes"] == []
+    cli.scripts = {Path(p).stem: cli.scripts[r] for p, r in zip(paths[::2], ("guide", "model"), strict=True)}
+    assert cli("ask", "--pair", "tiny", "--exit-at", "off", cli.image, "What?").out == "dark red\n"
+    assert cli("ask", "--model", f"{MODEL}:Q8_0", "--guide", f"hf.co/{GUIDE}", cli.image, "What?").out == "dark red\n"
+
+    run = cli("rm", "tiny")
+    assert run.code == 2
+    assert "--yes" in run.err
+    run = cli("rm", "-y", "tiny")
+    assert run.code == 0
+    assert "freed" in run.err
+    assert not [path for path in (cli.folder / "hub").rglob("*") if path.suffix == ".gguf"]
+    assert "not pulled" in cli("list").out
+    assert len(hub.requests) == asked
+    assert cli("rm", "-y", "tiny").code == 3
+
+
+def test_a_model_by_its_repository_and_quantization(cli, hub):
+    run = cli("pull", f"{MODEL}:Q2_K", "-q")
+    assert run.code == 0
+    assert run.err == ""
+    assert [Path(path).name for path in run.out.splitlines()] == ["model-Q2_K.gguf", "mmproj-model-F16.gguf"]
+    assert cli("pull", MODEL).code == 0
+    models = {m["name"]: m for m in json.loads(cli("list", "--json").out)["models"]}
+    assert set(models) == {f"{MODEL}:Q2_K", f"{MODEL}:Q8_0"}
+    assert models[f"{MODEL}:Q8_0"]["sees"]
+    freed = cli("rm", "-y", f"{MODEL}:Q2_K").err
+    assert "mmproj" not in freed, "the other quantization needs it"
+    assert "model-Q8_0" not in freed
+    assert "mmproj" in cli("rm", "-y", MODEL).err
+
+
+def test_a_file_by_its_address(cli, hub):
+    run = cli("pull", f"{hub.endpoint}/{MODEL}/blob/main/mmproj-model-F16.gguf")
+    assert run.code == 0, run.err
+    assert run.out.endswith("mmproj-model-F16.gguf\n")
+    assert run.out.count("\n") == 1
+    run = cli("ask", "--model", f"{MODEL}:Q8_0", cli.image, "What?")
+    assert run.code == 3
+    assert f"localvlm pull {MODEL}:Q8_0" in run.err
+
+
+def test_names_in_the_settings_file(cli, hub):
+    config = Path(os.environ["LOCALVLM_HOME"]) / "config" / "config.toml"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(f'[pairs.mine]\nguide = "{GUIDE}"\nmodel = "{cli.folder}/model.gguf"\n')
+    try:
+        assert re.search(r"mine +\? +not pulled", cli("list").out)
+        assert f"'{GUIDE}'" in cli("ask", "--pair", "mine", cli.image, "What?").err
+        assert cli("pull", GUIDE).code == 0
+        assert re.search(r"mine +\d+ MB +installed", cli("list").out)
+        cli.scripts["guide-Q8_0"] = cli.scripts["guide"]
+        assert cli("ask", "--pair", "mine", cli.image, "What?").code == 0
+        run = cli("rm", "-y", GUIDE)
+        assert "pair 'mine' needs some of it too" in run.err
+    finally:
+        config.unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "says"),
+    [
+        ("demo", 2, "nothing to fetch"),
+        ("nonsense", 2, "neither a pair nor a repository"),
+        ("https://example.com/x.gguf", 2, "not on a Hugging Face hub"),
+        ("nobody/nothing", 7, "no repository"),
+        (f"{MODEL}:Q5_K_M", 3, "Q2_K, Q8_0"),
+        ("text/only", 3, "cannot see"),
+        ("swapped/files", 3, "projector"),
+        ("torn/model", 3, "cut short"),
+    ],
+)
+def test_what_cannot_be_pulled_is_refused_with_the_reason(cli, hub, contents, name, code, says):
+    hub.add("text/only", {"text-Q4_K_M.gguf": b"x"})
+    hub.add("swapped/files", {"a-Q8_0.gguf": contents["guide-mmproj"], "mmproj-a.gguf": contents["guide"]})
+    hub.add("torn/model", {"a-Q8_0.gguf": contents["guide"][:5000], "mmproj-a.gguf": contents["guide-mmproj"]})
+    run = cli("pull", name)
+    assert run.code == code, run.err
+    assert says in run.err
+    assert run.out == ""
+
+
+def test_vlms_that_go_together_in_part(cli, hub, tmp_path):
+    """Other tokenizers and other grids are noted, not refused."""
+    for name in ("llava15", "qwen25vl"):
+        built = zoo.build(name, tmp_path)
+        hub.add(f"zoo/{name}", {f"{name}-F16.gguf": built.model.read_bytes(), "mmproj.gguf": built.mmproj.read_bytes()})
+    config = Path(os.environ["LOCALVLM_HOME"]) / "config" / "config.toml"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text('[pairs.odd]\nguide = "zoo/llava15"\nmodel = "zoo/qwen25vl"\n')
+    try:
+        run = cli("pull", "odd")
+    finally:
+        config.unlink()
+    assert run.code == 0, run.err
+    assert "grids of image tokens differ" in run.err
+    assert "over half as large" in run.err
+
+
+def test_offline(cli, hub, tiny, monkeypatch):
+    run = cli("pull", "tiny", "--offline")
+    assert run.code == 7
+    assert f"'{GUIDE}' is not on this machine" in run.err
+    assert cli("pull", "tiny").code == 0
+    asked = len(hub.requests)
+    assert cli("pull", "tiny", "--offline").code == 0
+    assert len(hub.requests) == asked
+    cli("rm", "-y", "tiny")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    run = cli("pull", "tiny")
+    assert run.code == 7
+    assert "HF_HUB_OFFLINE" in run.err
+
+
+def test_verify_tells_damaged_files(cli, hub):
+    path = Path(cli("pull", GUIDE).out.splitlines()[0])
+    run = cli("show", GUIDE, "--verify")
+    assert run.code == 0
+    assert run.out.count("sound") == 2
+    with path.open("r+b") as file:
+        file.seek(-100, 2)
+        file.write(b"!")
+    run = cli("show", "--verify", GUIDE)
+    assert run.code == 3
+    assert run.out.count("DAMAGED") == 1
+    assert f"localvlm rm {GUIDE}" in run.err
+
+
+def test_files_of_ones_own(cli):
+    run = cli("show", DEMO / "model.gguf", "--verify")
+    assert run.code == 0
+    assert "144 image tokens of 640x480" in run.out
+    assert run.out.count("nothing to compare with") == 2
+    assert cli("show", cli.folder / "missing.gguf").code == 3
+    assert cli("show", cli.folder / "model.gguf").code == 3
+
+
+def test_a_name_that_drives_terminals_is_shown_safely(cli, hub, contents):
+    hub.add("evil/repo", {"a\x1b[2J-Q8_0.gguf": contents["guide"], "mmproj.gguf": contents["guide-mmproj"]})
+    run = cli("pull", "evil/repo")
+    assert run.code == 7
+    assert "\x1b" not in run.err + run.out
+
+
+def test_bars_are_for_terminals(cli, hub, monkeypatch):
+    hub.faults.append(Fault(cut=3_000_000))
+    assert "\x1b" not in cli("pull", GUIDE).err
+    ours, theirs = pty.openpty()
+    with io.TextIOWrapper(os.fdopen(theirs, "wb", buffering=0), write_through=True) as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        assert cli("pull", f"{MODEL}:Q8_0").code == 0
+    shown = os.read(ours, 1 << 20).decode(errors="replace")
+    os.close(ours)
+    assert "model-Q8_0.gguf" in shown
+    assert "all" in shown
+    assert re.search(r"[\d.]+/[\d.]+ MB", shown)
