@@ -68,7 +68,8 @@ class AskOptions:
     it if 0. ``preset``: names a setting of the paper (``localvlm.pruning.PRESETS``), which says ``keep``, and ``layer``
     by the model's depth. ``tile_price``: encoding one of the model's tiles, in tokens of its prefill that take as long
     (:mod:`localvlm.pruning.joint`); None: as its shapes tell, 0: of no account. ``guide_keep``: share, or
-    number, of each picture's image tokens that the guide is shown, chosen blind to the question; None: all.
+    number, of each picture's image tokens that the guide is shown, chosen blind to the question; None: all. ``schema``:
+    a JSON schema, as JSON, that guide and model answer by; "": none.
 
     Raises:
         UsageError: there is no such preset, or ``keep`` or ``layer`` were given beside it.
@@ -87,6 +88,7 @@ class AskOptions:
     preset: str | None = None
     tile_price: float | None = None
     guide_keep: float | Tokens | None = None
+    schema: str = ""
 
     def __post_init__(self) -> None:
         if self.preset is None:

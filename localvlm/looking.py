@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from localvlm.answers import Look
 from localvlm.clock import Clock
 from localvlm.early_exit import CONSISTENCY_KEEP, Score, confidence, consistency
-from localvlm.engine.api import Message, Reuse, TextPart, Vlm
+from localvlm.engine.api import Message, Reuse, SamplingOptions, TextPart, Vlm
 from localvlm.errors import Interrupted
 from localvlm.guidance import AGGREGATIONS, carried
 from localvlm.images import Image
@@ -34,12 +34,13 @@ def look_at(
     check: Method | None = None,
     reuse: Reuse = "batches",
     last_alone: bool = False,
+    schema: str = "",
 ) -> Look:
     """Asks about pictures, ``keep`` of whose tokens are shown, and reads where the answer comes from.
 
     ``tower``: with the vision tower's attention. ``check``: the method that prunes the picture for the answer's score;
     None: it gets none. ``reuse`` as in :meth:`Vlm.prefill`. ``last_alone``: attention is that of the last message, not
-    of all text after the last picture.
+    of all text after the last picture. ``schema``: what the answer follows, see :class:`SamplingOptions`.
 
     Raises:
         Interrupted: the engine was cancelled.
@@ -53,7 +54,7 @@ def look_at(
         asked = [i for i, p in enumerate(parts) if isinstance(p, TextPart) and not p.special]
         prompt = vlm.prefill(parts, tap=True, reuse=reuse, since=asked[-1] if last_alone else 0)
     with clock("guide_decode"):
-        answer = vlm.generate(max_tokens)
+        answer = vlm.generate(max_tokens, SamplingOptions(schema=schema))
     if answer.finish == "cancelled":
         raise Interrupted()
     attention, seen = vlm.attention(), tuple(len(s.of) if s.tokens is None else len(s.tokens) for s in shown)

@@ -162,7 +162,7 @@ class Session:
         if guided:
             max_tokens = min(options.max_tokens, options.guide_max_tokens)
             check = guiding(method) if may_exit else None
-            look = self._look(messages, max_tokens, clock, keep=options.guide_keep, check=check)
+            look = self._look(messages, max_tokens, clock, keep=options.guide_keep, check=check, schema=options.schema)
             self._looked(look)
             if look.score is not None and exits(look.score, options.exit_at, look.answer.finish):
                 seen = AGGREGATIONS[guiding(method).aggregation or "sum"](look.attention)
@@ -333,11 +333,12 @@ class Session:
         keep: float | Tokens | None = None,
         tower: bool = False,
         check: Method | None = None,
+        schema: str = "",
     ) -> Look:
         speaker, follows = self._guide if role == "guide" else self._model, bool(self._history and self.turns)
         return look_at(
             speaker, self.images, messages, max_tokens, clock,
-            keep=keep, tower=tower, check=check, reuse=self._reuse, last_alone=follows,
+            keep=keep, tower=tower, check=check, reuse=self._reuse, last_alone=follows, schema=schema,
         )  # fmt: skip
 
     def _exit(self, look: Look, options: AskOptions, clock: Clock, on_text: Callable[[str], None] | None) -> Answer:
@@ -390,7 +391,7 @@ class Session:
         prompt = stepped.prompt
         before = clock.elapsed()
         with clock("decode"):
-            sampling = SamplingOptions(options.temp, options.seed)
+            sampling = SamplingOptions(options.temp, options.seed, schema=options.schema)
             draft = self._draft(options, look)
             ids = None if draft is None else draft.ids
             done = model.generate(options.max_tokens, sampling, _without_lead(on_text), draft=ids)

@@ -283,6 +283,8 @@ class SamplingOptions:
     """Goes on where the model ends its answer, for measuring answers of one length."""
 
 
+    schema: str = ""
+    """A JSON schema, as JSON, that the answer follows; "" = none. One that is cut is no whole JSON."""
 @dataclass(frozen=True)
 class Completion:
     """A generated answer.
@@ -451,7 +453,8 @@ class Vlm(Protocol):
         cannot take tokens back leave them unused.
 
         Raises:
-            UsageError: the draft holds tokens that the model does not have.
+            UsageError: the draft holds tokens that the model does not have, or llama.cpp has no grammar for the schema.
+            ModelError: the model's tokens cannot spell what the schema asks for.
         """
         ...
 

@@ -13,6 +13,7 @@ from localvlm.engine.api import Completion, SamplingOptions
 from localvlm.engine.cache import Cache
 from localvlm.engine.draft_memory import DraftMemory
 from localvlm.engine.drafts import Follower, agreed
+from localvlm.engine.grammar import Grammar
 from localvlm.engine.llama import MAX_OUTPUTS, Model
 from localvlm.engine.sampling import Sampler
 from localvlm.errors import Interrupted, UsageError
@@ -40,11 +41,13 @@ class Decoder:
         started = time.perf_counter()
         cache, vocabulary = self._cache, self._model.vocabulary
         logits = cache.logits
-        sampler = Sampler(sampling)
+        sampler = Sampler(sampling, Grammar(vocabulary, sampling.schema) if sampling.schema else None)
         likely = self._usable(draft, max_tokens, sampling)
         taken, n_ctx = cache.taken, cache.context.n_ctx
         deviations = self._memory.at(cache.cuts)
-        follower = Follower(cache.feed, cache.forget, likely[: max_tokens - 1], cache.cells, n_ctx, deviations)
+        follower = Follower(
+            cache.feed, cache.forget, likely[: max_tokens - 1], cache.cells, n_ctx, deviations, sampler.lead
+        )
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         ids: list[int] = []
         logprobs: list[float] = []

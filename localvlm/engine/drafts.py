@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CELLS", "SIZES", "Deviations", "Follower", "Measured", "agreed"]
+__all__ = ["CELLS", "SIZES", "Deviations", "Follower", "Measured", "agreed", "lead_of"]
 
 Float32 = NDArray[np.float32]
 Measured = tuple[tuple[int, ...], int]
@@ -83,6 +83,7 @@ class Follower:
         forget: removes that many of the last cells.
         draft: the likely answer; empty for none, and every token is then fed by itself.
         cells: taken before the answer in each context that runs the tokens. n_ctx: those each has.
+        lead: by how much, in logits, the token that (n_vocab,) logits decide for leads the next; None: the likeliest.
     """
 
     def __init__(
@@ -93,8 +94,9 @@ class Follower:
         cells: Sequence[int],
         n_ctx: int,
         deviations: Deviations,
+        lead: Callable[[Float32], float] | None = None,
     ) -> None:
-        self._feed, self._forget, self._deviations = feed, forget, deviations
+        self._feed, self._forget, self._deviations, self._lead = feed, forget, deviations, lead or lead_of
         self._draft = list(draft)
         self._at = 0
         """Tokens of the draft that were taken."""
@@ -122,7 +124,7 @@ class Follower:
         row = self._ahead.popleft()
         if self._size:
             self._compare(row)
-        elif self._loose is not None and not _lead(row) > self._deviations.tolerance:
+        elif self._loose is not None and not self._lead(row) > self._deviations.tolerance:
             return self.leave()[-1]
         return row
 
@@ -228,7 +230,7 @@ def agreed(ids: Sequence[object], draft: Sequence[object]) -> int:
     return next((i for i, (a, b) in enumerate(zip(ids, draft, strict=False)) if a != b), min(len(ids), len(draft)))
 
 
-def _lead(logits: Float32) -> float:
-    """Of the likeliest token over the next."""
+def lead_of(logits: Float32) -> float:
+    """By how much the likeliest token leads the next, in logits."""
     second, first = np.partition(logits, -2)[-2:]
     return float(first - second)

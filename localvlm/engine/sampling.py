@@ -1,25 +1,44 @@
-"""Picking the next token."""
+"""Picking the next token, of those that a grammar allows if there is one."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localvlm.engine.api import SamplingOptions
+from localvlm.engine.drafts import lead_of
 from localvlm.errors import ModelError
 
 __all__ = ["Sampler"]
 
 
-class Sampler:
-    """Greedy at temperature 0, else top-k, then top-p, then a seeded draw; the same seed draws the same tokens."""
+Float32 = NDArray[np.float32]
 
-    def __init__(self, options: SamplingOptions) -> None:
-        self._options = options
+
+class Rules(Protocol):
+    """What :class:`localvlm.engine.grammar.Grammar` is to a sampler."""
+
+    def allows(self, token: int) -> bool: ...
+
+    def masked(self, logits: Float32) -> Float32: ...
+
+    def accept(self, token: int) -> None: ...
+
+
+class Sampler:
+    """Greedy at temperature 0, else top-k, then top-p, then a seeded draw; the same seed draws the same tokens.
+
+    With ``rules``, a token that these do not allow is picked again, among those that they do.
+    """
+
+    def __init__(self, options: SamplingOptions, rules: Rules | None = None) -> None:
+        self._options, self._rules = options, rules
         self._random = np.random.default_rng(options.seed)
 
-    def pick(self, logits: NDArray[np.float32]) -> tuple[int, float]:
-        """(token, natural-log probability of it at temperature 1) from (n_vocab,) logits.
+    def pick(self, logits: Float32) -> tuple[int, float]:
+        """(token, natural-log probability of it at temperature 1, rules left out) from (n_vocab,) logits.
 
         Raises:
             ModelError: the logits are not numbers.
@@ -28,10 +47,23 @@ class Sampler:
         if not np.isfinite(top):
             raise ModelError("the model's logits are not numbers", "its weights are damaged: download it again")
         log_total = top + float(np.log(np.exp(logits - top, dtype=np.float64).sum()))
-        token = int(logits.argmax()) if self._options.temp <= 0 else self._draw(logits)
+        token = self._choose(logits)
+        if self._rules is not None:
+            if not self._rules.allows(token):
+                token = self._choose(self._rules.masked(logits))
+            self._rules.accept(token)
         return token, float(logits[token]) - log_total
 
-    def _draw(self, logits: NDArray[np.float32]) -> int:
+    def lead(self, logits: Float32) -> float:
+        """By how much the likeliest allowed token leads the next, in logits: how sure a greedy pick is."""
+        if self._rules is not None and not self._rules.allows(int(logits.argmax())):
+            logits = self._rules.masked(logits)
+        return lead_of(logits)
+
+    def _choose(self, logits: Float32) -> int:
+        return int(logits.argmax()) if self._options.temp <= 0 else self._draw(logits)
+
+    def _draw(self, logits: Float32) -> int:
         options = self._options
         k = min(options.top_k, len(logits)) if options.top_k > 0 else len(logits)
         candidates = np.argpartition(-logits, k - 1)[:k]
