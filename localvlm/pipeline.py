@@ -55,13 +55,24 @@ Int32 = NDArray[np.int32]
 
 
 class Pipeline:
-    """A pair, loaded as far as it is needed."""
+    """A pair, loaded as far as it is needed.
+
+    Attributes:
+        options: how "guide" and "model" are loaded.
+        low_memory: the one is unloaded before the other is loaded.
+    """
 
     def __init__(
-        self, pair: Pair, engine: Engine, *, guide: LoadOptions = LoadOptions(), model: LoadOptions = LoadOptions()
+        self,
+        pair: Pair,
+        engine: Engine,
+        *,
+        guide: LoadOptions = LoadOptions(),
+        model: LoadOptions = LoadOptions(),
+        low_memory: bool = False,
     ) -> None:
-        self.pair, self.engine = pair, engine
-        self._options = {"guide": guide, "model": model}
+        self.pair, self.engine, self.low_memory = pair, engine, low_memory
+        self.options = {"guide": guide, "model": model}
         self._loaded: dict[str, Vlm] = {}
         self._weights: dict[str, Mapping[str, Float32]] = {}
         self._fitted: dict[str, InLlm] = {}
@@ -111,7 +122,10 @@ class Pipeline:
             if not self._loaded:
                 order = (files, self.pair.model) if role == "guide" else (files,)
                 read_ahead([path for each in order if each is not None for path in (each.model, each.mmproj)])
-            self._loaded[role] = self.engine.load(files.model, files.mmproj, self._options[role])
+            if self.low_memory:
+                while self._loaded:
+                    self._loaded.popitem()[1].close()
+            self._loaded[role] = self.engine.load(files.model, files.mmproj, self.options[role])
         return self._loaded[role]
 
     def weights(self, method: Method) -> Mapping[str, Float32] | None:

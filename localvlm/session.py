@@ -154,10 +154,11 @@ class Session:
             )
         messages = self._messages(question, options.system)
         look = layouts = None
-        self._load(["guide"] * guided + ["model"] * (not may_exit), clock)
+        later = may_exit or (guided and self._pipeline.low_memory)
+        self._load(["guide"] * guided + ["model"] * (not later), clock)
         if guided:
             self._check_fit("guide", messages, method, options)
-        if not may_exit:
+        if not later:
             layouts = self._check_fit("model", messages, method, options)
         if guided:
             max_tokens = min(options.max_tokens, options.guide_max_tokens)
@@ -428,7 +429,7 @@ class Session:
     def _draft(self, options: AskOptions, look: Look | None) -> Completion | None:
         """The guide's answer, where the model may follow it: their tokens must be the same."""
         wanted = method_named(options.method).aggregation is not None if options.draft is None else options.draft
-        if look is None or not wanted or self._guide.vlm.info.vocab_hash != self._model.vlm.info.vocab_hash:
+        if look is None or not wanted or self._guide.info.vocab_hash != self._model.info.vocab_hash:
             return None
         return look.answer
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from localvlm.engine.api import Encoded, ImagePart, Message, Part, Vlm
+from localvlm.engine.api import Encoded, ImagePart, Message, Part, Vlm, VlmInfo
 from localvlm.errors import EngineCrashed, Interrupted
 from localvlm.given import Given
 from localvlm.guidance import stand_ins
@@ -58,6 +58,11 @@ class Speaker:
         if vlm is not self._of:
             self._of, self._encoded, self._shown = vlm, {}, {}
         return vlm
+
+    @property
+    def info(self) -> VlmInfo:
+        """What it is, or was before it was unloaded."""
+        return (self._of or self.vlm).info
 
     def encode(
         self, images: Sequence[Image], kept: Sequence[Int32 | None] | None = None, tower: bool = False

@@ -62,7 +62,7 @@ class App:
         with Interrupts(engine):
             try:
                 guide, model = load_options(params, pair)
-                yield Pipeline(pair, engine, guide=guide, model=model)
+                yield Pipeline(pair, engine, guide=guide, model=model, low_memory=params["low_memory"])
             finally:
                 engine.close()
 

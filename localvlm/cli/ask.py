@@ -13,6 +13,7 @@ import click
 
 from localvlm.cli.app import App
 from localvlm.cli.files import check_writable, write_whole
+from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import choose_pair, exit_threshold, full_question, load_images
 from localvlm.cli.options import (
     ConfiguredCommand,
@@ -82,6 +83,7 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
     stream = not (params["json"] or params["no_stream"])
     app = ctx.ensure_object(App)
     with app.pipeline(pair, params) as pipeline:
+        check_fit(pipeline, params, reporter, pictures, text, planned.options)
         try:
             answer = pipeline.ask(pictures, text, planned.options, printer.feed if stream else None, reporter.stage)
         except LocalvlmError:

@@ -9,6 +9,7 @@ import click
 
 from localvlm.cli.app import App
 from localvlm.cli.files import check_writable, write_whole
+from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import choose_pair, full_question, load_images
 from localvlm.cli.options import ConfiguredCommand, WholeType, engine_options, output_options, pair_options, setting
 from localvlm.cli.output import AnswerPrinter, Reporter
@@ -51,6 +52,7 @@ def attention(ctx: click.Context, /, image: str, question: str, save: str, **par
     if pair.guide is None:
         raise UsageError(f"pair {pair.name!r} has no guide", "pass --guide and --guide-mmproj")
     with ctx.ensure_object(App).pipeline(pair, params) as pipeline:
+        check_fit(pipeline, params, reporter, pictures, text)
         reporter.stage("guide_encode")
         try:
             arrays = pipeline.attention(pictures, text, params["max_tokens"]).arrays

@@ -301,7 +301,7 @@ class SharesType(click.ParamType):  # type: ignore[type-arg] # generic since cli
         return found  # type: ignore[return-value]
 
 
-class TempType(click.types.FloatParamType):
+class AmountType(click.types.FloatParamType):
     """A finite number from 0 up."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -406,7 +406,7 @@ answer_options = _group(
     setting(
         "--temp",
         metavar="T",
-        type=TempType(),
+        type=AmountType(),
         default=0.0,
         show_default=True,
         help="Temperature; 0 takes the likeliest token.",
@@ -484,6 +484,11 @@ engine_options = _group(
     setting(
         "--image-cache", metavar="MIB", type=WholeType(0), default=0,
         help="Keep encoded pictures on disk, in at most that many MiB, for later questions [default: none].",
+    ),
+    setting("--low-memory", is_flag=True, help="Unload the guide before the model is loaded."),
+    setting(
+        "--max-memory", metavar="GB", type=AmountType(),
+        help="Memory that may be used; 0: whatever it takes [default: what is free].",
     ),
     setting("--stock-tower", is_flag=True, help="Run llama.cpp's vision tower unrepaired."),
     setting("--stock-tiling", is_flag=True, help="Let llama.cpp cut pictures into tiles; no token can then be placed."),

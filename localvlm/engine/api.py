@@ -535,3 +535,7 @@ class Backend:
     """What it was built for, devices or not."""
     commit: str = ""
     """Of ggml, where the build knew it."""
+    gpu_free: int = 0
+    """Bytes of all GPUs together that are free."""
+    unified: bool = False
+    """A GPU has no memory of its own, but the machine's."""

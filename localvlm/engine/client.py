@@ -463,3 +463,4 @@ class RemoteVlm:
     def close(self) -> None:
         if self.alive:
             self._call("close", cancellable=False)
+        self._generation = 0  # of no worker

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from localvlm.errors import UsageError
 
-__all__ = ["backends", "check_gpu", "gpus"]
+__all__ = ["backends", "check_gpu", "gpu_memory", "gpus"]
 
-_GPU_TYPES = (1, 2)
+_INTEGRATED = 2
+_GPU_TYPES = (1, _INTEGRATED)
 """GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU of ``ggml-backend.h``: a card, and a part of the processor."""
 
 
@@ -24,6 +26,9 @@ def _registry() -> Any:
         getattr(libggml, name).restype, getattr(libggml, name).argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     for name in ("ggml_backend_dev_name", "ggml_backend_dev_description", "ggml_backend_reg_name"):
         getattr(libggml, name).restype, getattr(libggml, name).argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+    size_p = ctypes.POINTER(ctypes.c_size_t)
+    libggml.ggml_backend_dev_memory.restype = None
+    libggml.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, size_p, size_p]
     libggml.ggml_backend_dev_type.restype, libggml.ggml_backend_dev_type.argtypes = ctypes.c_int, [ctypes.c_void_p]
     return libggml
 
@@ -41,6 +46,19 @@ def gpus() -> tuple[str, ...]:
     found = (lib.ggml_backend_dev_get(i) for i in range(lib.ggml_backend_dev_count()))
     told = ((lib.ggml_backend_dev_name(d), lib.ggml_backend_dev_description(d)) for d in found if _is_gpu(lib, d))
     return tuple(f"{name.decode()}: {description.decode('utf-8', 'replace')}" for name, description in told)
+
+
+def gpu_memory() -> tuple[int, bool]:
+    """Free bytes of all GPUs together, and whether that is the machine's own memory."""
+    lib = _registry()
+    free, total, free_of_all = ctypes.c_size_t(), ctypes.c_size_t(), 0
+    unified = sys.platform == "darwin"
+    for device in (lib.ggml_backend_dev_get(i) for i in range(lib.ggml_backend_dev_count())):
+        if _is_gpu(lib, device):
+            lib.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+            free_of_all += free.value
+            unified = unified or lib.ggml_backend_dev_type(device) == _INTEGRATED
+    return free_of_all, unified
 
 
 def _is_gpu(lib: Any, device: int) -> bool:

@@ -155,7 +155,7 @@ class FakeVlm:
     def __init__(self, engine: FakeEngine, name: str, script: Script, options: LoadOptions) -> None:
         self._engine, self._script, self.options = engine, script, options
         self.gone = False
-        """Its engine died, and another was started."""
+        """It was closed, or its engine died and another was started."""
         self._steps = 0
         self._images: dict[int, set[int]] = {}
         self._tiles = script.tiles
@@ -492,8 +492,9 @@ class FakeVlm:
         return np.broadcast_to(mixed * there, (*shape, len(peaked))).astype(np.float32)
 
     def close(self) -> None:
-        """Forgets the pictures."""
+        """Forgets the pictures; nothing can be asked of it any more."""
         self._images.clear()
+        self.gone = True
 
 
 def _raster(rows: int, columns: int, x0: float, y0: float, x1: float, y1: float) -> Float32:

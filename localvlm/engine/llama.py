@@ -21,6 +21,11 @@ from localvlm.engine.native import Tap, library
 from localvlm.errors import Interrupted, NotEnoughMemory, NotGguf, UnsupportedModel
 
 __all__ = [
+    "DEFAULT_CTX",
+    "MAX_OUTPUTS",
+    "MICRO_BATCH",
+    "PADDING",
+    "ROOM",
     "Context",
     "Model",
     "Vocabulary",

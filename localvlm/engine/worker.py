@@ -124,9 +124,11 @@ class Worker:
         if name == "load":
             return self._load(int(message["call"]), *args)
         if name == "backend":
+            from localvlm.engine.devices import gpu_memory
             from localvlm.engine.llama import describe_backend
 
-            return describe_backend()
+            free, unified = gpu_memory()
+            return {**describe_backend(), "gpu_free": free, "unified": unified}
         if name not in _METHODS:
             raise LocalvlmError(f"the engine has no method '{name}'")
         vlm = self._vlms[int(message["vlm"])]

@@ -1,0 +1,40 @@
+"""How much memory a worker may take on this machine, now."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["room", "told"]
+
+
+def room() -> int:
+    """Bytes of memory that a worker may have now: what is available, and no more than its limits leave."""
+    import psutil
+
+    return min([int(psutil.virtual_memory().available), *_limits()])
+
+
+def _limits() -> Iterator[int]:
+    """What a control group and the limit of the address space leave."""
+    for most, taken in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            limit, used = (Path("/sys/fs/cgroup", name).read_text().strip() for name in (most, taken))
+            yield max(int(limit) - int(used), 0)
+        except (OSError, ValueError):
+            continue
+    if sys.platform != "win32":
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if soft != resource.RLIM_INFINITY:
+            yield soft
+
+
+def told(n_bytes: int) -> str:
+    """Bytes as people read them."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"

@@ -1,0 +1,115 @@
+"""Memory is told before it is taken, and what cannot fit is refused with what would."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from localvlm.answers import AskOptions
+from localvlm.catalog import example_image, pair_named
+from localvlm.engine.api import LoadOptions
+from localvlm.engine.fake import FakeEngine, Script
+from localvlm.images import load
+from localvlm.memory import TEXT, Asked, Need, pair_need, vlm_need
+from localvlm.pipeline import Pipeline
+from localvlm.room import room
+from tests import memory, zoo
+
+PLAIN = LoadOptions()
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    return zoo.build("llava15", tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.mark.parametrize("name", ["demo", "zoo llava15, a pair"])
+def test_predictions_hold(name, tmp_path):
+    case = next(case for case in memory.own_cases(tmp_path) if case.name == name)
+    found = memory.measure(case)
+    assert found.ok, f"{found.off:+.1%}"
+
+
+def test_a_cache_takes_what_its_cells_do(llava):
+    def cells(rows: int, options: LoadOptions = PLAIN) -> int:
+        return vlm_need(llava, options, Asked((), text=rows)).cache
+
+    text = llava.row.text
+    one = text.layers * text.kv_heads * text.head_dim * 2 * 2
+    assert cells(100) == 512 * one
+    assert cells(300) == 768 * one
+    assert cells(10_000) == text.context * one
+    assert cells(100, replace(PLAIN, n_ctx=256)) == 256 * one
+    assert cells(100, replace(PLAIN, kv_type="q8_0")) == 512 * one * 17 / 32
+
+
+def test_pictures_take_memory_and_a_guide_that_is_looked_into_more(llava):
+    none, one, two = (vlm_need(llava, PLAIN, Asked(((84, 84),) * n)).image for n in (0, 1, 2))
+    assert none == 0 < one < two
+    assert vlm_need(llava, PLAIN, guides=True).image > vlm_need(llava, PLAIN).image
+
+
+def test_layers_on_a_gpu_are_counted_there():
+    model = pair_named("demo").model
+    whole, half, none = (vlm_need(model, LoadOptions(gpu_layers=n)) for n in (-1, 3, 0))
+    assert none.gpu == 0 < half.gpu < whole.gpu < whole.total == none.total
+    assert whole.host < whole.weights  # the table of embeddings stays
+    assert whole.copies > half.copies > none.copies
+
+
+def test_of_a_pair_that_takes_turns_the_larger_counts():
+    both, turns = (pair_need(pair_named("demo"), PLAIN, PLAIN, low_memory=low) for low in (False, True))
+    assert both.total - turns.total == min(both.guide.total, both.model.total)
+    assert Need(None, both.model).total == turns.total
+
+
+def test_room_is_that_of_the_machine():
+    assert 1 << 24 < room() < 1 << 50
+
+
+def test_the_guide_goes_before_the_model_comes():
+    gone = []
+
+    class Engine(FakeEngine):
+        def load(self, model, mmproj, options=PLAIN):
+            gone.append([vlm.gone for vlm in self.loaded])
+            return super().load(model, mmproj, options)
+
+    pair, image = pair_named("demo"), load(example_image())
+    texts = []
+    for low in (False, True):
+        gone.clear()
+        with (
+            Pipeline(pair, Engine(Script(answer="red")), low_memory=low) as pipeline,
+            pipeline.session([image]) as talk,
+        ):
+            texts.append([talk.ask("What?", AskOptions(exit_at=None)).text for _ in range(2)])
+            assert gone[:2] == [[], [low]]
+    assert texts[0] == texts[1]
+
+
+def test_what_cannot_fit_is_refused_with_what_does(cli):
+    demo = ("ask", "--pair", "demo", "example", "What?")
+    assert cli(*demo, "--max-memory", "0").code == cli(*demo).code == 0
+    run = cli(*demo, "--max-memory", "0.03")
+    assert (run.code, run.out, cli.engine.loaded) == (5, "", [])
+    assert "30 MB are free" in run.err
+    assert "weights 6 MB" in run.err
+    assert "--max-memory 0 loads it all the same" in run.err
+    asked = Asked((load(example_image()).size,), TEXT + 1, kept=0.35)
+    most = pair_need(pair_named("demo"), PLAIN, PLAIN, asked).total - 2_000_000
+    run = cli(*demo, "--max-memory", most / 1e9)
+    assert (run.code, "pass --low-memory, which needs" in run.err) == (5, True)
+    run = cli(*demo, "--low-memory", "--max-memory", most / 1e9)
+    assert (run.code, "this is tight" in run.err) == (0, True)
+
+
+def test_verbose_tells_the_parts(cli):
+    run = cli("ask", "-v", "--pair", "demo", "example", "What?")
+    assert "guide 1" in run.err
+    assert "projector 5 MB" in run.err
+
+
+def test_files_that_cannot_be_read_are_told_by_those_that_load_them(cli):
+    assert cli.ask("-v", "--max-memory", "0.000001").code == 0  # the fake needs no files
