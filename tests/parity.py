@@ -111,7 +111,7 @@ def zoo_subject(name: str, directory: Path, n: int) -> Subject:
 def demo_subjects(n: int, directory: Path) -> list[Subject]:
     """The demo pair's guide and model on ``n`` held-out scenes; empty if the files are not there."""
     entry = next(e for e in entries() if e.name == DEMO)
-    if entry.missing:
+    if entry.lacking:
         return []
     from localvlm.models.demo.scenes import write_set
     from PIL import Image as Pillow
