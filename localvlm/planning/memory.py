@@ -13,7 +13,6 @@ import json
 import math
 import platform
 import statistics
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from localvlm.engine.api import LoadOptions
+from localvlm.engine.kept_files import keep_file
 from localvlm.engine.llama import thread_count
 from localvlm.planning.rates import KNOTS, Rates
 
@@ -77,13 +77,8 @@ class RateMemory:
 
     def _write(self) -> None:
         text = json.dumps({"rates": asdict(self.rates), "seen": self._seen})
-        if self._path is None or len(text) > MAX_BYTES:
-            return
-        with contextlib.suppress(OSError):  # without it the next run samples again
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, prefix=".new-", delete=False) as file:
-                file.write(text)
-            Path(file.name).replace(self._path)
+        if self._path is not None and len(text) <= MAX_BYTES:
+            keep_file(self._path, text.encode())
 
 
 def machine(options: LoadOptions) -> str:
