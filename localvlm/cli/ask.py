@@ -12,27 +12,29 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localvlm.cli.app import App
-from localvlm.cli.files import check_writable, write_whole
+from localvlm.cli.files import check_writable, target_of, write_whole
 from localvlm.cli.fit import check_fit
-from localvlm.cli.inputs import choose_pair, exit_threshold, full_question, load_images
+from localvlm.cli.inputs import choose_pair, exit_threshold, find_images, full_question, load_images
 from localvlm.cli.options import (
     ConfiguredCommand,
     answer_options,
     budget_of,
     engine_options,
+    files,
     input_options,
     output_options,
     pair_options,
     preset_of,
     setting,
 )
-from localvlm.cli.output import AnswerPrinter, Reporter, answer_json
+from localvlm.cli.output import AnswerPrinter, Reporter, answer_json, data_of
 from localvlm.cli.plan import method_asked, plan_answer, say, shown
-from localvlm.errors import LocalvlmError, UsageError
+from localvlm.cli.sanitize import sanitize
+from localvlm.errors import LocalvlmError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from localvlm.images import Image
-    from localvlm.pipeline import Answer, Pipeline
+    from localvlm.pipeline import Answer, AskOptions, Pair, Pipeline
 
 __all__ = ["ask"]
 
@@ -43,13 +45,17 @@ _TOO_FEW_TO_MEASURE = 0.2
 
 
 @click.command(cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
-@click.argument("images", metavar="IMAGE...", nargs=-1)
+@click.argument("images", metavar="IMAGE...", nargs=-1, shell_complete=files)
 @click.argument("question")
 @input_options
 @pair_options(model=True)
 @answer_options
 @engine_options
 @setting("--json", is_flag=True, help="One JSON object with the answer, tokens and timings.")
+@setting("--schema", metavar="FILE|FIELDS", help='The answer is JSON by a schema, or of fields as in "name, age int".')
+@setting("--jsonl", metavar="OUT.jsonl", help="Ask about each IMAGE alone, and add a line of JSON to OUT for each; "
+         "those that are there are skipped.")  # fmt: skip
+@setting("--copy", is_flag=True, help="Put the answer into the clipboard, too.")
 @setting("--no-stream", is_flag=True, help="Print the answer when it is complete.")
 @setting("--explain", metavar="OUT.png", help="Draw where the guide looked and what the model saw.")
 @output_options
@@ -63,19 +69,19 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
     reporter = Reporter(quiet=params["quiet"], verbose=params["verbose"])
     if not (params["clip"] or params["screen"]):
         _check_arguments(images, question)
-    drawing = _drawing(params["explain"], images)
-    pictures = load_images(images, reporter, params)
+    drawing, lines = _drawing(params["explain"], images), target_of(params["jsonl"], "jsonl")
+    if lines is not None and (drawing is not None or params["copy"]):
+        raise UsageError("--jsonl goes with neither --explain nor --copy", "ask about one picture for these")
+    found = find_images(images, params)
+    pictures = load_images(images, reporter, params) if lines is None else []
     text = full_question(question, images, reporter)
     pair = choose_pair(ctx, reporter)
+    options = _options(ctx, pair, reporter)
+    if lines is not None:
+        from localvlm.cli.batch import ask_each
 
-    from localvlm.pipeline import AskOptions
-
-    names = ("max_tokens", "temp", "seed", "system", "guide_max_tokens", "guide_keep")
-    asked = {"method": method_asked(ctx, pair), **{name: params[name] for name in names}}
-    asked |= {"preset": preset} if (preset := preset_of(ctx)) else {"keep": budget_of(ctx), "layer": params["layer"]}
-    draft = False if params["no_draft"] else None
-    price = None if params["tile_price"] == "auto" else params["tile_price"]
-    options = AskOptions(exit_at=exit_threshold(ctx, pair, reporter), draft=draft, tile_price=price, **asked)
+        ask_each(ctx, lines, found, text, pair, options, reporter)
+        return
     planned = plan_answer(ctx, pair, pictures, text, options, reporter)
     if reporter.verbose:
         say(planned, reporter)
@@ -91,14 +97,34 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
             raise
         finally:
             reporter.clear()
-        _show(answer, printer, stream=stream, json=params["json"], more=shown(planned))
+        _show(answer, printer, stream=stream, json=params["json"], more=data_of(answer, options) | shown(planned))
         if drawing is not None:
             _explain(drawing, pictures, question, answer, reporter)
+        if params["copy"]:
+            _copy(answer, reporter)
         reporter.summary(answer)
         planned.learn(answer)
         _warn_of_coordinates(question, answer, reporter)
         if reporter.verbose:
             _say_repairs(pipeline, answer, reporter)
+
+
+def _options(ctx: click.Context, pair: Pair, reporter: Reporter) -> AskOptions:
+    """What the command's options ask of an answer."""
+    from localvlm.pipeline import AskOptions
+    from localvlm.schema import schema_of
+
+    params = ctx.params
+    names = ("max_tokens", "temp", "seed", "system", "guide_max_tokens", "guide_keep")
+    asked = {"method": method_asked(ctx, pair), **{name: params[name] for name in names}}
+    asked |= {"preset": preset} if (preset := preset_of(ctx)) else {"keep": budget_of(ctx), "layer": params["layer"]}
+    return AskOptions(
+        exit_at=exit_threshold(ctx, pair, reporter),
+        draft=False if params["no_draft"] else None,
+        tile_price=None if params["tile_price"] == "auto" else params["tile_price"],
+        schema="" if params["schema"] is None else schema_of(params["schema"]),
+        **asked,
+    )
 
 
 def _check_arguments(images: tuple[str, ...], question: str) -> None:
@@ -128,6 +154,16 @@ def _explain(target: Path, pictures: list[Image], question: str, answer: Answer,
     sheet = explain(pictures, question, answer)
     write_whole(target, lambda file: sheet.save(file, "PNG"))
     reporter.note(f"drawn as {str(target)!r}")
+
+
+def _copy(answer: Answer, reporter: Reporter) -> None:
+    """Puts the answer into the clipboard; where that cannot be, it is said, and the answer is there all the same."""
+    from localvlm.cli.clipboard import copy_text
+
+    try:
+        reporter.note(copy_text(sanitize(answer.text)))
+    except StorageError as error:
+        reporter.note(f"{error.message} ({error.hint})")
 
 
 def _warn_of_coordinates(question: str, answer: Answer, reporter: Reporter) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +35,6 @@ __all__ = ["evaluate"]
 
 RULES = ("exact", "vqa", "relaxed", "anls", "yes-no")
 """Names of localvlm.scoring.RULES, known here without loading anything."""
-_BAR = 24
 
 
 @click.command("eval", cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
@@ -115,25 +112,13 @@ def _run(
             reporter.note(f"{before} of {n} questions were answered before, in '{journal.path}'; --restart asks anew")
         try:
             with app.pipeline(pair, params) as pipeline:
-                return ask_all(pipeline, dataset.questions, plan, options, journal, _progress(reporter, before, n))
+                return ask_all(
+                    pipeline, dataset.questions, plan, options, journal, reporter.progress(before, n, "questions")
+                )
         finally:
             reporter.clear()
             if before < (now := journal.answered(names)) < n:
                 reporter.note(f"{now} of {n} questions are answered; the same command goes on from there")
-
-
-def _progress(reporter: Reporter, before: int, n: int) -> Callable[[int], None]:
-    started = time.monotonic()
-
-    def show(done: int) -> None:
-        filled = _BAR * done // n
-        left = ""
-        if done > before:
-            seconds = (time.monotonic() - started) / (done - before) * (n - done)
-            left = f", {seconds / 60:.0f} min left" if seconds >= 90 else f", {seconds:.0f} s left"
-        reporter.stage(f"[{'#' * filled}{'.' * (_BAR - filled)}] {done} of {n} questions{left}")
-
-    return show
 
 
 def _report(

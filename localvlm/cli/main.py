@@ -24,6 +24,7 @@ _COMMANDS = {
     "attention": ("attention", "attention", "Saves what the guide attends to when it answers QUESTION about IMAGE."),
     "bench": ("bench", "bench", "Measures how much sooner answers come than from llama.cpp."),
     "calibrate": ("calibrate", "calibrate", "Finds from which score on the guide's answer is final."),
+    "completion": ("completion", "completion", "Prints what completes commands and options in SHELL."),
     "config": ("config", "config", "Reads and writes the settings file."),
     "eval": ("evaluate", "evaluate", "Tells what methods and budgets cost and lose on the questions of DATA."),
     "list": ("info", "list_models", "Lists pairs, and models that were pulled."),

@@ -14,11 +14,14 @@ from localvlm.config import Config, config_file, read_config
 from localvlm.errors import UsageError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from localvlm.pruning import Keep
 
 __all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "LookType", "Setting", "ShareType", "SharesType", "WholeType",
-           "answer_options", "budget_of", "engine_options", "image_token_options", "input_options", "output_options",
-           "known_settings", "pair_options", "preset_of", "rank", "setting", "user_config"]  # fmt: skip
+           "answer_options", "budget_of", "engine_options", "files", "image_token_options", "input_options",
+           "known_settings", "output_options", "pair_options", "preset_of", "rank", "setting",
+           "user_config"]  # fmt: skip
 
 METHODS = (
     "sgl+", "sgl", "fastervlm", "vtc-cls", "divprune", "cdpruner", "scope", "visionzip", "vispruner", "tome",
@@ -51,6 +54,19 @@ class Setting(click.Option):
         if source is ParameterSource.DEFAULT_MAP:
             return f"'{self.names[-1].replace('_', '-')}' in config file '{config_file()}'"
         return super().get_error_hint(ctx)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Files where the value is one, pairs by name, and what click knows."""
+        if self.name == "pair":
+            from click.shell_completion import CompletionItem
+
+            from localvlm.catalog import entries
+
+            names = [entry.name for entry in entries(user_config(ctx).pairs)]
+            return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        if any(word in (self.metavar or "") for word in ("GGUF", "FILE", "OUT", "DIR")):
+            return files(ctx, self, incomplete)
+        return super().shell_complete(ctx, incomplete)
 
     def _variable(self) -> str:
         names = [f"LOCALVLM_{name.upper()}" for name in self.names]
@@ -89,6 +105,13 @@ class Setting(click.Option):
         if isinstance(self.type, click.types.FloatParamType):
             return (int, float), "a number"
         return (str,), "text in quotes"
+
+
+def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
+    """Leaves completion to the shell, which knows files."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
 
 
 class _LazyConfig(MutableMapping[str, Any]):

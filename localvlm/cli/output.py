@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from localvlm.cli.sanitize import Sanitizer, sanitize
 from localvlm.errors import LocalvlmError
 
 if TYPE_CHECKING:
-    from localvlm.pipeline import Answer
+    from localvlm.pipeline import Answer, AskOptions
 
-__all__ = ["AnswerPrinter", "Reporter", "answer_json", "print_error", "print_table"]
+__all__ = ["AnswerPrinter", "Reporter", "answer_json", "data_of", "print_error", "print_table"]
 
 _STAGES = {
     "load": "loading",
@@ -24,6 +25,9 @@ _STAGES = {
     "prefill": "the model reads",
     "decode": "the model answers",
 }
+
+_BAR = 24
+"""Characters of a progress bar."""
 
 
 def print_error(error: LocalvlmError) -> None:
@@ -59,6 +63,20 @@ class Reporter:
             sys.stderr.write(f"\r\x1b[K{_STAGES.get(name, name)} ...")
             sys.stderr.flush()
             self._line = True
+
+    def progress(self, before: int, n: int, things: str) -> Callable[[int], None]:
+        """Shows how many of ``n`` things are done, and the time left; ``before``: those done in earlier runs."""
+        started = time.monotonic()
+
+        def show(done: int) -> None:
+            filled = _BAR * done // n
+            left = ""
+            if done > before:
+                seconds = (time.monotonic() - started) / (done - before) * (n - done)
+                left = f", {seconds / 60:.0f} min left" if seconds >= 90 else f", {seconds:.0f} s left"
+            self.stage(f"[{'#' * filled}{'.' * (_BAR - filled)}] {done} of {n} {things}{left}")
+
+        return show
 
     def clear(self) -> None:
         """Removes the progress line."""
@@ -156,6 +174,18 @@ class AnswerPrinter:
         """Ends the line if anything was printed."""
         if self._started:
             self.finish()
+
+
+def data_of(answer: Answer, options: AskOptions) -> dict[str, object]:
+    """What a schema made of the answer, for --json; null where it was cut."""
+    import json
+
+    if not options.schema:
+        return {}
+    try:
+        return {"data": json.loads(answer.text)}
+    except ValueError:
+        return {"data": None}
 
 
 def answer_json(answer: Answer, more: Mapping[str, object] | None = None) -> str:

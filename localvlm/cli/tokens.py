@@ -12,6 +12,7 @@ from localvlm.cli.inputs import choose_pair, load_images
 from localvlm.cli.options import (
     ConfiguredCommand,
     KeepType,
+    files,
     image_token_options,
     input_options,
     output_options,
@@ -33,7 +34,7 @@ __all__ = ["tokens"]
 
 
 @click.command(cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
-@click.argument("images", metavar="IMAGE...", nargs=-1)
+@click.argument("images", metavar="IMAGE...", nargs=-1, shell_complete=files)
 @input_options
 @pair_options(model=True)
 @setting("--keep", type=KeepType(), metavar="R|auto|all", default="0.35", show_default=True,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from localvlm.errors import StorageError, UsageError
+from localvlm.json_lines import JsonLines
 
 __all__ = ["Journal"]
 
@@ -21,8 +19,8 @@ _HINT = "pass --restart to begin anew, or another --work"
 class Journal:
     """A file of JSON lines: first the inputs that all results hang on, then results of one question a line, by name.
 
-    Further lines of a question add to it, so methods that are asked for later are run alone. A line is on disk before
-    the next is begun; a last line that was cut off is dropped. One process at a time holds it. A context manager.
+    Further lines of a question add to it, so methods that are asked for later are run alone. One process at a time
+    holds it. A context manager.
     """
 
     def __init__(self, path: Path, inputs: Mapping[str, Any], *, restart: bool = False) -> None:
@@ -36,13 +34,10 @@ class Journal:
         self._found: dict[int, dict[str, Any]] = {}
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._file: IO[bytes] = path.open("ab+", buffering=0)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise StorageError(f"'{path}' cannot be written: {error.strerror or error}", _HINT) from error
+        self._file = JsonLines(path, _HINT, restart=restart)
         try:
-            self._hold()
-            if restart:
-                self._file.truncate(0)
             self._read(json.loads(json.dumps(inputs)))
         except BaseException:
             self._file.close()
@@ -64,53 +59,26 @@ class Journal:
         Raises:
             StorageError: the disk is full or gone.
         """
-        self._write({"question": question, "results": results})
+        self._file.add({"question": question, "results": results})
         self._found.setdefault(question, {}).update(results)
 
     def answered(self, names: Collection[str]) -> int:
         """Questions that have results of all these names."""
         return sum(found.keys() >= set(names) for found in self._found.values())
 
-    def _hold(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"another evaluation is at work on '{self.path}'", "wait for it, or pass another --work"
-            ) from error
-        except OSError as error:
-            raise self._unwritable(error) from error
-
     def _read(self, inputs: dict[str, Any]) -> None:
-        self._file.seek(0)
-        *lines, torn = self._file.read().split(b"\n")
-        if torn:
-            self._file.truncate(self._file.tell() - len(torn))
+        if not self._file.lines:
+            self._file.add(inputs)
+            return
+        first, *rest = self._file.lines
+        if first != inputs:
+            other = ", ".join(_differences(first, inputs))
+            raise UsageError(f"'{self.path}' is of another run: {other} differ", _HINT)
         try:
-            first, *rest = [json.loads(line) for line in lines] or [None]
-            if lines and not isinstance(first, dict):
-                raise ValueError("not an object")
             for line in rest:
                 self._found.setdefault(int(line["question"]), {}).update(line["results"])
         except (ValueError, TypeError, KeyError) as error:
             raise UsageError(f"'{self.path}' is damaged: {error}", _HINT) from error
-        if first is None:
-            self._write(inputs)
-        elif first != inputs:
-            other = ", ".join(_differences(first, inputs))
-            raise UsageError(f"'{self.path}' is of another run: {other} differ", _HINT)
-
-    def _write(self, line: Mapping[str, Any]) -> None:
-        data = json.dumps(line).encode() + b"\n"
-        try:
-            if self._file.write(data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> StorageError:
-        return StorageError(f"'{self.path}' cannot be written: {error.strerror or error}", "pass another --work")
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

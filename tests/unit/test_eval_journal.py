@@ -85,7 +85,7 @@ def test_a_damaged_line_is_refused(path, line):
 
 
 def test_one_process_holds_it(path):
-    with Journal(path, INPUTS), pytest.raises(UsageError, match="another evaluation"):
+    with Journal(path, INPUTS), pytest.raises(UsageError, match="another process"):
         Journal(path, INPUTS, restart=True)
     with Journal(path, INPUTS) as journal:
         assert held(journal) == RESULTS

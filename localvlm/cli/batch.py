@@ -1,0 +1,126 @@
+"""``localvlm ask --jsonl``: one question about many pictures, a line of JSON each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localvlm.cli.app import App
+from localvlm.cli.fit import check_fit
+from localvlm.cli.inputs import load_image
+from localvlm.cli.output import Reporter, answer_json, data_of
+from localvlm.cli.plan import plan_answer, say
+from localvlm.errors import ContextOverflow, EngineCrashed, ImageError, LocalvlmError
+
+if TYPE_CHECKING:
+    from localvlm.images import Image
+    from localvlm.pipeline import AskOptions, Pair
+    from localvlm.sources import Source
+
+__all__ = ["ask_each"]
+
+
+class _Batch:
+    """Pictures that are to be asked about, and those that could not be."""
+
+    def __init__(self, left: Sequence[Source], reporter: Reporter) -> None:
+        self._left, self._reporter = left, reporter
+        self.failed: list[LocalvlmError] = []
+        self._crashed = False
+
+    def pictures(self) -> Iterator[tuple[str, Image]]:
+        """Those that can be read, one by one, by name."""
+        for source in self._left:
+            try:
+                yield source.name, load_image(source, self._reporter)
+            except ImageError as error:
+                self.fail(source.name, error)
+
+    def fail(self, name: str, error: LocalvlmError) -> None:
+        """Goes on without this one.
+
+        Raises:
+            EngineCrashed: for the second time in a row; it is not the picture then.
+        """
+        if self._crashed and isinstance(error, EngineCrashed):
+            raise error
+        self._crashed = isinstance(error, EngineCrashed)
+        self.failed.append(error)
+        self._reporter.note(f"{name!r} is left out: {error.message}")
+
+    def succeed(self) -> None:
+        """Notes an answer."""
+        self._crashed = False
+
+
+def ask_each(
+    ctx: click.Context,
+    target: Path,
+    found: Sequence[Source],
+    question: str,
+    pair: Pair,
+    options: AskOptions,
+    reporter: Reporter,
+) -> None:
+    """Asks about each picture alone, and adds what is answered to ``target`` at once. Those that have an answer to this
+    question there are left out; how to answer is planned by the first picture.
+
+    Raises:
+        ImageError, ContextOverflow, EngineCrashed: some had no answer; all others have.
+        UsageError, StorageError: see :class:`localvlm.json_lines.JsonLines`.
+    """
+    from localvlm.json_lines import JsonLines
+
+    named = {source.name: source for source in found}
+    with JsonLines(target, "name another file") as lines:
+        there = {line.get("image") for line in lines.lines if line.get("question") == question and "answer" in line}
+        left = [source for name, source in named.items() if name not in there]
+        before = len(named) - len(left)
+        batch = _Batch(left, reporter)
+        try:
+            done = before
+            for name, shown in _answers(ctx, batch, question, pair, options, reporter, (before, len(named))):
+                lines.add({"image": name, "question": question, **shown})
+                done += 1
+        finally:
+            reporter.clear()
+            known = f", {before} of them from before" if before else ""
+            reporter.note(f"{done} of {len(named)} pictures have answers in {str(target)!r}{known}")
+    if batch.failed:
+        last = batch.failed[-1]
+        raise type(last)(f"{len(batch.failed)} pictures were left out", "the same command asks about them again")
+
+
+def _answers(
+    ctx: click.Context,
+    batch: _Batch,
+    question: str,
+    pair: Pair,
+    options: AskOptions,
+    reporter: Reporter,
+    counts: tuple[int, int],
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names of pictures, and their answers as ``--json`` has them. ``counts``: answered before, and all."""
+    pictures = batch.pictures()
+    if (first := next(pictures, None)) is None:
+        return
+    planned = plan_answer(ctx, pair, [first[1]], question, options, reporter)
+    if reporter.verbose:
+        say(planned, reporter)
+    progress = reporter.progress(*counts, "pictures")
+    with ctx.ensure_object(App).pipeline(pair, ctx.params) as pipeline:
+        check_fit(pipeline, ctx.params, reporter, [first[1]], question, planned.options)
+        for done, (name, picture) in enumerate(chain([first], pictures), counts[0]):
+            progress(done)
+            try:
+                answer = pipeline.ask([picture], question, planned.options)
+            except (ContextOverflow, EngineCrashed) as error:
+                batch.fail(name, error)
+                continue
+            batch.succeed()
+            yield name, json.loads(answer_json(answer, data_of(answer, options)))
