@@ -126,7 +126,7 @@ def _verify(paths: Sequence[Path], reporter: Reporter) -> None:
         NotGguf: one does not.
     """
     from localvlm.catalog import Pulled
-    from localvlm.hub_cache import CachedFile, digest_of
+    from localvlm.hub_cache import PIECE, CachedFile, digest_of
 
     known = {file.path: file for file in Pulled().files}
     damaged = []
@@ -134,7 +134,8 @@ def _verify(paths: Sequence[Path], reporter: Reporter) -> None:
         file = known.get(path) or CachedFile("", "", path.name, path, path.stat().st_size, "")
 
         def at(n_bytes: int, of: CachedFile = file) -> None:
-            reporter.stage(f"reading {of.path.name}: {n_bytes / max(of.size, 1):.0%}")
+            if n_bytes % (1 << 26) < PIECE:
+                reporter.stage(f"reading {sanitize(of.path.name)}: {n_bytes / of.size:.0%}")
 
         found = digest_of(file, at)
         reporter.clear()

@@ -249,7 +249,7 @@ def _parse(c: _Cursor) -> Header:
     n_values = c.count("the number of keys", MAX_KEYS)
     _read_values(c, header, n_values)
     _read_tensors(c, header, n_tensors, _block_sizes())
-    if not header.architecture:
+    if not header.architecture and not header.integer("split.no"):  # of a split model the first part alone names it
         raise NotGguf(f"'{c.path.name}' names no architecture; it is damaged or not a model")
     return header
 
@@ -264,6 +264,8 @@ def check_pair(model: Header, mmproj: Header) -> None:
     """
     from localvlm.engine.plausible import check_model, check_projector
 
+    if part := model.integer("split.no"):
+        raise RoleMismatch(f"'{model.path.name}' is part {part + 1} of a split model", "pass its first part")
     if model.is_projector and not mmproj.is_projector:
         raise RoleMismatch(
             f"'{model.path.name}' is a projector and '{mmproj.path.name}' a language model: they are swapped",

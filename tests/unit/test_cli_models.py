@@ -49,6 +49,19 @@ def tiny(cli, monkeypatch):
     monkeypatch.setattr("localvlm.catalog.models_folder", lambda: folder)
 
 
+def test_the_catalogue_is_whole(cli):
+    """Of pairs on the hub: both VLMs by repository and quantization, what they are, and that nobody has run them."""
+    on_hub = [entry for entry in catalog.entries() if entry.references]
+    assert len(on_hub) >= 10
+    for entry in on_hub:
+        assert set(entry.references) == {"guide", "model"}, entry.name
+        assert all(wanted.quant for wanted in entry.references.values())
+        assert {"licence", "tokens", "good-at"} <= set(entry.about)
+        assert set(entry.about.get("gb", {})) <= {"guide", "model"}
+        assert not entry.run
+        assert f"{entry.summary}; not run by us" in cli("show", entry.name).out
+
+
 def test_a_pair_is_pulled_listed_shown_used_and_removed(cli, hub, tiny):
     listed = cli("list").out.splitlines()
     assert re.match(r"tiny +750 MB +not pulled +tiny; not run by us", listed[1])
@@ -234,3 +247,38 @@ def test_bars_are_for_terminals(cli, hub, monkeypatch):
     assert "model-Q8_0.gguf" in shown
     assert "all" in shown
     assert re.search(r"[\d.]+/[\d.]+ MB", shown)
+
+
+def split(whole: Path, folder: Path) -> list[Path]:
+    """The parts of a model, written by the gguf library."""
+    from gguf import GGUFReader, GGUFWriter
+
+    source = GGUFReader(whole)
+    writer = GGUFWriter(folder / "parts-F16.gguf", "llama", split_max_tensors=12)
+    for key, value in source.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            writer.add_key_value(key, value.contents(), value.types[0], value.types[1] if value.types[1:] else None)
+    for tensor in source.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(folder.glob("parts-F16-*.gguf"))
+
+
+def test_a_split_model(cli, hub, tmp_path):
+    built = zoo.build("llava15", tmp_path)
+    parts = split(built.model, tmp_path)
+    assert len(parts) > 1
+    files = {f"F16/{part.name}": part.read_bytes() for part in parts}
+    hub.add("zoo/parts", {**files, "mmproj-parts-F16.gguf": built.mmproj.read_bytes()})
+    run = cli("pull", "zoo/parts")
+    assert run.code == 0, run.err
+    assert [Path(path).name for path in run.out.splitlines()] == [*(p.name for p in parts), "mmproj-parts-F16.gguf"]
+    whole, told = (json.loads(cli("show", what, "--json").out)["model"] for what in (built.model, "zoo/parts"))
+    assert told["n_params"] == whole["n_params"]
+    assert told["bytes"] == sum(map(len, files.values())) + built.mmproj.stat().st_size
+    assert cli("show", "zoo/parts", "--verify").out.count("sound") == len(parts) + 1
+    Path(run.out.splitlines()[1]).unlink()
+    assert "localvlm pull zoo/parts" in cli("ask", "--model", "zoo/parts", cli.image, "What?").err
