@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEMO",
-    "HEADROOM",
     "Entry",
     "Pulled",
     "as_pair",

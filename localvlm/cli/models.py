@@ -81,7 +81,6 @@ def _entry_rows(entry: Entry) -> list[tuple[str, str]]:
 
 
 def _rows(found: Mapping[str, VlmFacts], notes: Sequence[str]) -> list[tuple[str, str]]:
-    from localvlm.catalog import HEADROOM
     from localvlm.facts import PICTURES
 
     rows = []
@@ -100,9 +99,18 @@ def _rows(found: Mapping[str, VlmFacts], notes: Sequence[str]) -> list[tuple[str
         if vlm.licence:
             rows.append(("licence", vlm.licence))
     if found:
-        total = sum(vlm.n_bytes for vlm in found.values()) + HEADROOM
-        rows += [("", ""), ("memory", f"about {gigabytes(total)}, all loaded")]
+        rows += [("", ""), ("memory", f"{_memory(found)} with a picture of 1024x768")]
     return rows + [("note", note) for note in notes]
+
+
+def _memory(found: Mapping[str, VlmFacts]) -> str:
+    """What all of them take at once, loaded without options."""
+    from localvlm.answers import Pair, VlmFiles
+    from localvlm.engine.api import LoadOptions
+    from localvlm.memory import pair_need
+
+    files = {role: VlmFiles(vlm.model, vlm.mmproj) for role, vlm in found.items()}
+    return gigabytes(pair_need(Pair(None, files.get("guide"), files.get("model")), LoadOptions(), LoadOptions()).total)
 
 
 def _weights(vlm: VlmFacts) -> str:
@@ -120,16 +128,17 @@ def _facts_json(vlm: VlmFacts) -> dict[str, Any]:
 
 
 def _verify(paths: Sequence[Path], reporter: Reporter) -> None:
-    """Says of each file whether it holds what was pulled.
+    """Says of each file whether it holds what was pulled, and numbers alone.
 
     Raises:
         NotGguf: one does not.
     """
     from localvlm.catalog import Pulled
+    from localvlm.engine.sound import unsound_tensors
     from localvlm.hub_cache import PIECE, CachedFile, digest_of
 
     known = {file.path: file for file in Pulled().files}
-    damaged = []
+    wrong = []
     for path in dict.fromkeys(part for first in paths for part in _all_parts(first)):
         file = known.get(path) or CachedFile("", "", path.name, path, path.stat().st_size, "")
 
@@ -138,16 +147,16 @@ def _verify(paths: Sequence[Path], reporter: Reporter) -> None:
                 reporter.stage(f"reading {sanitize(of.path.name)}: {n_bytes / of.size:.0%}")
 
         found = digest_of(file, at)
-        reporter.clear()
         word = "sound" if found == file.digest else "DAMAGED" if file.digest else "not pulled, nothing to compare with"
-        click.echo(f"{found}  {sanitize(str(path))}  {word}")
-        if word == "DAMAGED":
-            damaged.append(file)
-    if damaged:
-        again = f"{damaged[0].repo}"
-        raise NotGguf(
-            f"'{damaged[0].name}' does not hold what was pulled", f"`localvlm rm {again}`, then `localvlm pull {again}`"
-        )
+        if bad := unsound_tensors(path):
+            word = f"{word}; NO NUMBERS in tensor '{bad[0]}'{f' and {len(bad) - 1} more' * (len(bad) > 1)}"
+        reporter.clear()
+        click.echo(f"{found}  {sanitize(str(path))}  {sanitize(word)}")
+        if bad or word == "DAMAGED":
+            wrong.append(file)
+    if wrong:
+        again = f"`localvlm rm {wrong[0].repo}`, then `localvlm pull {wrong[0].repo}`" if wrong[0].repo else ""
+        raise NotGguf(f"'{wrong[0].name}' is damaged", again or "fetch it again")
 
 
 def _all_parts(path: Path) -> list[Path]:

@@ -219,6 +219,22 @@ def test_verify_tells_damaged_files(cli, hub):
     assert f"localvlm rm {GUIDE}" in run.err
 
 
+def test_verify_tells_weights_that_are_no_numbers(cli):
+    from localvlm.engine.gguf_header import read_header
+
+    path = cli.folder / "bad.gguf"
+    path.write_bytes((DEMO / "guide.gguf").read_bytes())
+    (cli.folder / "mmproj-bad.gguf").write_bytes((DEMO / "guide-mmproj.gguf").read_bytes())
+    tensor = read_header(path).tensors["blk.1.attn_q.weight"]
+    with path.open("r+b") as file:
+        file.seek(tensor.offset)
+        file.write(b"\xff" * 64)
+    run = cli("show", "--verify", path)
+    assert run.code == 3
+    assert "; NO NUMBERS in tensor 'blk.1.attn_q.weight'\n" in run.out
+    assert "ggml" not in run.err
+
+
 def test_files_of_ones_own(cli):
     run = cli("show", DEMO / "model.gguf", "--verify")
     assert run.code == 0
