@@ -67,7 +67,10 @@ class Entry:
     @property
     def size(self) -> int:
         """Bytes of all files that are there."""
-        return sum(path.stat().st_size for path in set(self.files.values()) if path.is_file())
+        from localvlm.engine.gguf_header import parts_of
+
+        paths = {part for path in self.files.values() for part in parts_of(path)}
+        return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 class Pulled:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from localvlm.engine.gguf_header import Header, read_header
+from localvlm.engine.gguf_header import Header, read_model
 
 __all__ = ["LlmShape"]
 
@@ -37,7 +37,7 @@ class LlmShape:
         Raises:
             ModelError: it cannot be read.
         """
-        header = read_header(path)
+        header = read_model(path)
         arch = header.architecture
         blocks = [0] * header.integer(f"{arch}.block_count")
         for name, tensor in header.tensors.items():

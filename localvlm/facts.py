@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localvlm.catalog import as_pair
-from localvlm.engine.gguf_header import Header, check_pair, read_header
+from localvlm.engine.gguf_header import Header, check_pair, parts_of, read_header, read_model
 from localvlm.planning.shapes import VlmShape
 
 __all__ = ["PICTURES", "VlmFacts", "facts_of", "pair_notes"]
@@ -59,9 +59,8 @@ def facts_of(files: Mapping[str, Path]) -> dict[str, VlmFacts]:
 
 
 def _facts(model: Path, mmproj: Path) -> VlmFacts:
-    text, vision = read_header(model), read_header(mmproj)
+    text, vision = read_model(model), read_header(mmproj)
     check_pair(text, vision)
-    parts = _parts(model, text)
     shape = VlmShape(as_pair(None, {"model": model, "mmproj": mmproj}).model)  # type: ignore[arg-type] # it is given
     views = [view for size in PICTURES if (view := shape.view(*size)) is not None]
     arch, vocabulary = text.architecture, ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
@@ -69,10 +68,10 @@ def _facts(model: Path, mmproj: Path) -> VlmFacts:
         text.text("general.name") or model.stem,
         model,
         mmproj,
-        sum(path.stat().st_size for path in (*parts, mmproj)),
+        sum(path.stat().st_size for path in (*parts_of(model), mmproj)),
         arch,
         _quant(text),
-        sum(math.prod(t.shape) for path in parts for t in read_header(path).tensors.values()),
+        sum(math.prod(tensor.shape) for tensor in text.tensors.values()),
         text.integer(f"{arch}.block_count"),
         text.integer(f"{arch}.context_length"),
         shape.family(0).name,
@@ -81,17 +80,6 @@ def _facts(model: Path, mmproj: Path) -> VlmFacts:
         text.text("general.license"),
         " ".join(text.array_hashes.get(key, "") for key in vocabulary),
     )
-
-
-def _parts(model: Path, header: Header) -> list[Path]:
-    """All files of a split model, of which ``model`` is the first."""
-    count = header.integer("split.count")
-    ending = f"-00001-of-{count:05d}.gguf"
-    if count < 2 or not model.name.endswith(ending):
-        return [model]
-    return [
-        model.with_name(f"{model.name.removesuffix(ending)}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)
-    ]
 
 
 def _quant(header: Header) -> str:

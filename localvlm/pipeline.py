@@ -26,6 +26,7 @@ from localvlm.engine.api import (
     LoadOptions,
     Vlm,
 )
+from localvlm.engine.gguf_header import parts_of
 from localvlm.engine.read_ahead import read_ahead
 from localvlm.errors import UnsupportedModel, UsageError
 from localvlm.extras import read_gates, read_weights
@@ -121,7 +122,9 @@ class Pipeline:
                 raise UsageError(f"no {role} was given", f"pass --{role} and its mmproj file, or --pair")
             if not self._loaded:
                 order = (files, self.pair.model) if role == "guide" else (files,)
-                read_ahead([path for each in order if each is not None for path in (each.model, each.mmproj)])
+                read_ahead(
+                    [path for each in order if each is not None for path in (*parts_of(each.model), each.mmproj)]
+                )
             if self.low_memory:
                 while self._loaded:
                     self._loaded.popitem()[1].close()

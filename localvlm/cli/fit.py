@@ -84,7 +84,10 @@ def _asked(pictures: Sequence[Image], question: str, options: AskOptions | None)
 
 
 def _size(pair: Pair) -> int:
-    paths = {path for files in (pair.guide, pair.model) if files for path in (files.model, files.mmproj)}
+    from localvlm.engine.gguf_header import parts_of
+
+    vlms = [files for files in (pair.guide, pair.model) if files]
+    paths = {path for files in vlms for path in (*parts_of(files.model), files.mmproj)}
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 

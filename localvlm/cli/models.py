@@ -134,12 +134,13 @@ def _verify(paths: Sequence[Path], reporter: Reporter) -> None:
         NotGguf: one does not.
     """
     from localvlm.catalog import Pulled
+    from localvlm.engine.gguf_header import parts_of
     from localvlm.engine.sound import unsound_tensors
     from localvlm.hub_cache import PIECE, CachedFile, digest_of
 
     known = {file.path: file for file in Pulled().files}
     wrong = []
-    for path in dict.fromkeys(part for first in paths for part in _all_parts(first)):
+    for path in dict.fromkeys(part for first in paths for part in parts_of(first)):
         file = known.get(path) or CachedFile("", "", path.name, path, path.stat().st_size, "")
 
         def at(n_bytes: int, of: CachedFile = file) -> None:
@@ -157,11 +158,6 @@ def _verify(paths: Sequence[Path], reporter: Reporter) -> None:
     if wrong:
         again = f"`localvlm rm {wrong[0].repo}`, then `localvlm pull {wrong[0].repo}`" if wrong[0].repo else ""
         raise NotGguf(f"'{wrong[0].name}' is damaged", again or "fetch it again")
-
-
-def _all_parts(path: Path) -> list[Path]:
-    head, _, rest = path.name.partition("-00001-of-")
-    return sorted(path.parent.glob(f"{head}-?????-of-{rest}")) if rest else [path]
 
 
 @click.command(cls=ConfiguredCommand)

@@ -37,6 +37,7 @@ from localvlm.engine.api import (
     TextPart,
     VlmInfo,
 )
+from localvlm.engine.gguf_header import parts_of
 from localvlm.engine.wire import pack, unpack
 from localvlm.errors import EngineCrashed, Interrupted, ModelError, by_name
 
@@ -311,7 +312,7 @@ class Engine:
     # engine API
 
     def load(self, model: Path, mmproj: Path, options: LoadOptions = LoadOptions()) -> RemoteVlm:
-        size = sum(p.stat().st_size for p in (model, mmproj) if p.is_file())
+        size = sum(p.stat().st_size for p in (*parts_of(model), mmproj) if p.is_file())
         result = self.call("load", str(model), str(mmproj), options, timeout=_QUICK_S + size / _SLOWEST_READ)
         return RemoteVlm(self, self._generation, int(result["vlm"]), result["info"])
 

@@ -10,15 +10,16 @@ import hashlib
 import math
 import mmap
 import os
+import re
 import stat
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from localvlm.errors import ModelNotFound, NotGguf, ProjectorMismatch, RoleMismatch
 
-__all__ = ["Header", "TensorInfo", "check_pair", "read_header"]
+__all__ = ["Header", "TensorInfo", "check_pair", "parts_of", "read_header", "read_model"]
 
 MAX_KEYS = 4096
 MAX_TENSORS = 65_536
@@ -32,6 +33,7 @@ MAX_HEADER = 1 << 28
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+_FIRST = re.compile(r"(.*)-00001-of-(\d{5})\.gguf")
 
 Value = int | float | bool | str | tuple[int | float | bool, ...]
 
@@ -235,6 +237,26 @@ def read_header(path: Path) -> Header:
             return _parse(_Cursor(data, path))
     finally:
         os.close(fd)
+
+
+def parts_of(model: Path) -> list[Path]:
+    """All files of a model: of a split one, whose first part is named, every part."""
+    found = _FIRST.fullmatch(model.name)
+    if found is None:
+        return [model]
+    return [model.with_name(f"{found[1]}-{i:05d}-of-{found[2]}.gguf") for i in range(1, int(found[2]) + 1)]
+
+
+def read_model(path: Path) -> Header:
+    """The header of a model with the tensors of all its parts, to count them: offsets are of their own files.
+
+    Raises:
+        ModelNotFound, NotGguf: see :func:`read_header`.
+    """
+    header = read_header(path)
+    for part in parts_of(path)[1:]:
+        header = replace(header, tensors={**header.tensors, **read_header(part).tensors})
+    return header
 
 
 def _parse(c: _Cursor) -> Header:

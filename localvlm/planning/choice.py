@@ -14,6 +14,7 @@ from typing import Any
 from localvlm.answers import Answer, AskOptions, Pair
 from localvlm.calibration import stored
 from localvlm.engine.api import Engine, LoadOptions
+from localvlm.engine.gguf_header import parts_of
 from localvlm.engine.llama import physical_cores
 from localvlm.errors import EngineCrashed, LocalvlmError, ModelError, NotEnoughMemory
 from localvlm.planning.memory import RateMemory
@@ -125,7 +126,7 @@ def _why_not(pair: Pair, model: LoadOptions) -> str:
     if model.gpu_layers or model.stock_tiling:
         return "predictions are of a CPU, and of tiles that are cut here"
     try:
-        size = 0 if pair.model is None else pair.model.model.stat().st_size
+        size = 0 if pair.model is None else sum(path.stat().st_size for path in parts_of(pair.model.model))
     except OSError:
         return "the model's file cannot be read"
     return f"a model of {size / 1e6:.0f} MB is too small to plan for" if size < SMALL else ""

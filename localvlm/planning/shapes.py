@@ -11,7 +11,7 @@ from pathlib import Path
 
 from localvlm.answers import VlmFiles
 from localvlm.engine.families import Block, Family, describe
-from localvlm.engine.gguf_header import Header, TensorInfo, read_header
+from localvlm.engine.gguf_header import Header, TensorInfo, parts_of, read_header, read_model
 from localvlm.engine.price import tile_price
 from localvlm.engine.shared_tower import same_tower
 
@@ -102,9 +102,9 @@ class VlmShape:
 
     def __init__(self, files: VlmFiles) -> None:
         self.files = files
-        self._model, self._mmproj = read_header(files.model), read_header(files.mmproj)
+        self._model, self._mmproj = read_model(files.model), read_header(files.mmproj)
         self._seen: dict[tuple[int, int, int], View | None] = {}
-        self.n_bytes = files.model.stat().st_size + files.mmproj.stat().st_size
+        self.n_bytes = sum(path.stat().st_size for path in (*parts_of(files.model), files.mmproj))
 
     @property
     def headers(self) -> tuple[Header, Header]:

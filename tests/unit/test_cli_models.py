@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from localvlm import catalog
+from localvlm.answers import VlmFiles
+from localvlm.cost import LlmShape
+from localvlm.planning.shapes import VlmShape
 from tests import zoo
 from tests.hub_server import Fault, HubServer
 
@@ -294,6 +297,11 @@ def test_a_split_model(cli, hub, tmp_path):
     assert [Path(path).name for path in run.out.splitlines()] == [*(p.name for p in parts), "mmproj-parts-F16.gguf"]
     whole, told = (json.loads(cli("show", what, "--json").out)["model"] for what in (built.model, "zoo/parts"))
     assert told["n_params"] == whole["n_params"]
+    first = Path(run.out.splitlines()[0])
+    assert LlmShape.of(first) == LlmShape.of(built.model)
+    shapes = [VlmShape(VlmFiles(model, built.mmproj)) for model in (first, built.model)]
+    assert shapes[0].llm == shapes[1].llm
+    assert shapes[0].n_bytes > shapes[1].n_bytes
     assert told["bytes"] == sum(map(len, files.values())) + built.mmproj.stat().st_size
     assert cli("show", "zoo/parts", "--verify").out.count("sound") == len(parts) + 1
     Path(run.out.splitlines()[1]).unlink()
