@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,11 +63,12 @@ class _Shown(_Told):
             self._all = self._bars.add_task("all", total=sum(file.size for file in files))
 
     def at(self, file: HubFile, n_bytes: int) -> None:
+        begins = file not in self._there  # with what was there before, which is no part of the speed
+        show = partial(self._bars.reset, start=True) if begins else self._bars.update
         self._there[file] = n_bytes
-        self._bars.start_task(self._tasks[file])
-        self._bars.update(self._tasks[file], completed=n_bytes)
+        show(self._tasks[file], completed=n_bytes)
         if self._all is not None:
-            self._bars.update(self._all, completed=sum(self._there.values()))
+            show(self._all, completed=sum(self._there.values()))
 
     def note(self, text: str) -> None:
         self._bars.console.print(sanitize(text), markup=False, highlight=False, soft_wrap=True)
