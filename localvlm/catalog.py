@@ -186,7 +186,7 @@ def _found(files: Mapping[str, Path | Reference], pulled: Pulled) -> tuple[dict[
         if not chosen:
             lacking.append(str(wanted))
             continue
-        found[key] = chosen[0]
+        found[key] = chosen[0 if key in PROJECTORS else -1]
         if key in PROJECTORS and len(chosen) > 1:
             found.setdefault(PROJECTORS[key], chosen[-1])
     return found, lacking

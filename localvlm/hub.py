@@ -381,7 +381,8 @@ class _Part:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._out.close()
+        with self._out:
+            os.fsync(self._out.fileno())  # before it gets its final name
 
     def _begin(self) -> None:
         self._hash, self.n_bytes = hasher(self._file.digest, self._file.size), 0
@@ -398,7 +399,6 @@ class _Part:
         self._begin()
 
     def digest(self) -> str:
-        os.fsync(self._out.fileno())
         found: str = self._hash.hexdigest()
         return found
 

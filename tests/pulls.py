@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -130,6 +131,22 @@ def quota_met(folder: Path) -> tuple[int, str, int]:
         return process.returncode, err, sum(part.stat().st_size for part in folder.rglob("*.incomplete"))
 
 
+def interrupted(folder: Path) -> tuple[int, str, int]:
+    """A pull that is sent SIGINT in the midst: exit code, what it said, bytes of the part that it keeps."""
+    with HubServer() as server:
+        server.add(REPO, contents())
+        process = start(server, folder)
+
+        def pace(served: int) -> None:
+            if served > SIZE // 2:
+                process.send_signal(signal.SIGINT)
+                process.wait(10)
+
+        server.pace = pace
+        _, err = process.communicate(timeout=120)
+        return process.returncode, err, sum(part.stat().st_size for part in folder.rglob("*.incomplete"))
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Prints a line a case; 0 if all passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,10 +164,14 @@ def main(args: Sequence[str] | None = None) -> int:
         codes, served = two_at_once(Path(folder))
     passed &= codes == [0, 0] and served == whole
     print(f"two at once: exit {codes}, {served - whole:,} bytes served twice")
-    for name, run_case, want in (("a disk of 10 MB", disk_full, "GB free"), ("a quota of 8 MiB", quota_met, "is kept")):
+    for name, run_case, want, right in (
+        ("a disk of 10 MB", disk_full, "GB free", 8),
+        ("a quota of 8 MiB", quota_met, "is kept", 8),
+        ("interrupted", interrupted, "is kept", 130),
+    ):
         with tempfile.TemporaryDirectory() as folder:
             code, err, n_bytes = run_case(Path(folder))
-        passed &= code == 8 and want in err and "Traceback" not in err
+        passed &= code == right and want in err and "Traceback" not in err
         print(f"{name}: exit {code}, {n_bytes:,} bytes, {err.strip().splitlines()[-1]}")
     return 0 if passed else 1
 

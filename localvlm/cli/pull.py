@@ -12,7 +12,7 @@ import click
 from localvlm.cli.options import ConfiguredCommand, output_options, setting, user_config
 from localvlm.cli.output import Reporter
 from localvlm.cli.sanitize import sanitize
-from localvlm.errors import UsageError
+from localvlm.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from localvlm.catalog import Entry
@@ -100,7 +100,10 @@ def pull(ctx: click.Context, models: tuple[str, ...], offline: bool, quiet: bool
     known = {entry.name: entry for entry in entries(user_config(ctx).pairs)}
     wanted = {name: _wanted(name, known) for name in models}
     every = list(dict.fromkeys(found for roles in wanted.values() for found in roles.values()))
-    paths = _there(every) if offline else _fetch(every, reporter)
+    try:
+        paths = _there(every) if offline else _fetch(every, reporter)
+    except KeyboardInterrupt:
+        raise Interrupted(hint="what was fetched is kept; run the command again to go on") from None
     for name, roles in wanted.items():
         _check(name, roles, known.get(name), reporter)
     for path in paths:

@@ -136,6 +136,15 @@ def test_a_file_by_its_address(cli, hub):
     assert f"localvlm pull {MODEL}:Q8_0" in run.err
 
 
+def test_a_projector_by_its_name(cli, hub):
+    paths = [Path(path) for path in cli("pull", MODEL).out.splitlines()]
+    for name in (MODEL, f"{hub.endpoint}/{MODEL}/resolve/main/mmproj-model-F16.gguf"):
+        found = catalog.located({"model": paths[0], "mmproj": catalog.reference(name)})
+        assert list(found.values()) == paths
+    own = cli.folder / "model-mmproj.gguf"
+    assert catalog.located({"model": catalog.reference(MODEL), "mmproj": own}) == {"model": paths[0], "mmproj": own}
+
+
 def test_names_in_the_settings_file(cli, hub):
     config = Path(os.environ["LOCALVLM_HOME"]) / "config" / "config.toml"
     config.parent.mkdir(parents=True, exist_ok=True)

@@ -49,3 +49,11 @@ def test_a_quota_that_is_met_midway(tmp_path):
     assert (code, kept) == (8, 8 << 20)
     assert "is kept" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_was_fetched(tmp_path):
+    code, err, kept = pulls.interrupted(tmp_path)
+    assert code == 130
+    assert kept > 1 << 20
+    assert err.endswith("(what was fetched is kept; run the command again to go on)\n")
