@@ -17,7 +17,19 @@ from localvlm.guidance import spread
 from localvlm.pruning import METHODS, InLlm, Inputs, Keep, Kept, Method, Tokens, budget, method_named
 from localvlm.pruning.kinds import floor_of
 
-__all__ = ["BLIND", "Sight", "choose", "guiding", "joint", "method_of", "on_picture", "pick", "resampled", "select"]
+__all__ = [
+    "BLIND",
+    "Sight",
+    "choose",
+    "guiding",
+    "joint",
+    "method_of",
+    "on_picture",
+    "pick",
+    "resampled",
+    "select",
+    "tiles_in_common",
+]
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -105,9 +117,11 @@ def choose(
     model: VlmInfo,
     question: str = "",
     sight: Sight = Sight(),
+    opened: frozenset[int] = frozenset(),
 ) -> list[Kept | None]:
     """Kept tokens per picture, None where all are kept. Where they are dropped at a layer, all tiles are encoded
-    and their price is of no account. The words of the ``question`` tell the least of an "auto" budget.
+    and their price is of no account. The words of the ``question`` tell the least of an "auto" budget. ``opened``: see
+    :func:`tiles_in_common`.
     """
     n = sum(layout.n_tokens for layout in layouts)
     if method.name == "none" or (isinstance(options.keep, Tokens) and options.keep.n >= n):
@@ -115,7 +129,8 @@ def choose(
     price = model.tile_price if options.tile_price is None else options.tile_price
     if options.layer_in(model.n_layer):
         price = 0.0
-    return list(pick(method, options.keep, layouts, saliency, options.seed, price, floor_of(question), sight))
+    floor = floor_of(question)
+    return list(pick(method, options.keep, layouts, saliency, options.seed, price, floor, sight, opened))
 
 
 def pick(
@@ -127,9 +142,11 @@ def pick(
     tile_price: float = 0.0,
     floor: float = 0.0,
     sight: Sight = Sight(),
+    opened: frozenset[int] = frozenset(),
 ) -> list[Kept]:
-    """Kept tokens per picture; ``tile_price`` and ``floor`` as in :class:`localvlm.pruning.Inputs`."""
-    inputs = _inputs(layouts, sight, saliency=saliency, seed=seed, tile_price=tile_price, floor=floor)
+    """Kept tokens per picture; the rest as in :class:`localvlm.pruning.Inputs`."""
+    given = {"saliency": saliency, "seed": seed, "tile_price": tile_price, "floor": floor, "opened": opened}
+    inputs = _inputs(layouts, sight, **given)
     k = budget(keep, inputs)
     kept = Kept(method.select(inputs, k)) if method.average is None else method.average(inputs, k)
     rows = kept.rows
@@ -146,9 +163,35 @@ def select(
     saliency: Float32 | None,
     seed: int = 0,
     tile_price: float = 0.0,
+    opened: frozenset[int] = frozenset(),
 ) -> list[Int32]:
     """The indices alone of what :func:`pick` keeps."""
-    return [kept.index for kept in pick(method, keep, layouts, saliency, seed, tile_price)]
+    return [kept.index for kept in pick(method, keep, layouts, saliency, seed, tile_price, opened=opened)]
+
+
+def tiles_in_common(
+    guide: VlmInfo, model: VlmInfo, sources: Sequence[ImageLayout], targets: Sequence[ImageLayout]
+) -> frozenset[int]:
+    """Tiles of the model's layouts, numbered jointly, that the guide's have too, if both have one tower: their tokens
+    lie in the same places. What the tower gave for them is there once the guide has looked.
+    """
+    if not model.tower or guide.tower != model.tower:
+        return frozenset()
+    found, first = set(), 0
+    for source, target in zip(sources, targets, strict=True):
+        known = set(_places(source).values())
+        places = _places(target)
+        found |= {first + tile for tile, place in places.items() if place in known}
+        first += max(places, default=0) + 1
+    return frozenset(found)
+
+
+def _places(layout: ImageLayout) -> dict[int, bytes]:
+    """Of each tile where its tokens lie; none of a picture of which that is not known."""
+    if layout.boxes is None:
+        return {}
+    tiles = _tiles([layout])
+    return {int(tile): layout.boxes[tiles == tile].tobytes() for tile in np.unique(tiles)}
 
 
 def _inputs(layouts: Sequence[ImageLayout], sight: Sight, **given: Any) -> Inputs:

@@ -42,7 +42,7 @@ from localvlm.guidance import AGGREGATIONS
 from localvlm.images import Image
 from localvlm.looking import look_at
 from localvlm.pruning import InLlm, Keep, Kept, Method, Tokens, mean_kept, method_named, share_of
-from localvlm.selection import Sight, choose, guiding, joint, method_of, resampled
+from localvlm.selection import Sight, choose, guiding, joint, method_of, resampled, tiles_in_common
 from localvlm.speaker import Speaker, altered, parts_given, sight_of
 from localvlm.stepwise import Stepped, prefill_in_steps
 
@@ -177,7 +177,10 @@ class Session:
         if look is not None and method.aggregation is not None:
             saliency = resampled(AGGREGATIONS[method.aggregation](look.attention), look.layouts, layouts)
         if isinstance(method, Method) and (look is not None or method.aggregation is None):
-            picked = choose(method, options, layouts, saliency, self._model.vlm.info, question, sight)
+            model, opened = self._model.vlm.info, frozenset[int]()
+            if look is not None and not self._pipeline.low_memory:
+                opened = tiles_in_common(self._guide.info, model, look.layouts, layouts)
+            picked = choose(method, options, layouts, saliency, model, question, sight, opened)
             kept = [None if found is None else found.index for found in picked]
         counts = [layout.n_tokens for layout in layouts]
         if isinstance(method, InLlm):

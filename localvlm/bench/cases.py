@@ -28,7 +28,7 @@ from localvlm.evaluation.downscale import pooled_within, resized, shrunk
 from localvlm.images import Image
 from localvlm.pipeline import Pipeline
 from localvlm.pruning import METHODS, share_of
-from localvlm.selection import select
+from localvlm.selection import select, tiles_in_common
 from localvlm.speaker import altered, parts_of, release
 
 __all__ = ["PLAIN", "STAGES", "Bench", "Case", "Run", "Setting", "answer_of", "cases", "drawn", "question_of"]
@@ -266,7 +266,9 @@ class Bench:
         answer = self._ask(case, images, question)
         self.ours.fixed.repeats = 0
         if price:
-            out.price = _price(case, answer)
+            guide, model = self.pipeline(out.guide_tokens).vlm("guide"), self.model
+            seen = [guide.layout(*image.size) for image in images]
+            out.price = _price(case, answer, tiles_in_common(guide.info, model.info, seen, answer.layouts))
         if draft:
             assert self.ours.fixed.last is not None
             out.draft = self.ours.fixed.last.ids.tolist()
@@ -381,13 +383,13 @@ def _stages(ms: dict[str, float], total: float) -> dict[str, float]:
     return {stage: clocked.get(stage, max(0.0, total - sum(clocked.values()))) for stage in STAGES}
 
 
-def _price(case: Case, answer: Answer) -> float:
+def _price(case: Case, answer: Answer, opened: frozenset[int]) -> float:
     """The least price of a tile, of powers of two, at which the kept tokens are of no more tiles than asked for, or of
     as few as any price brings them to.
     """
     found: dict[float, int] = {}
     for price in (float(1 << i) for i in range(HIGHEST_PRICE)):
-        kept = select(METHODS["sgl+"], case.keep, answer.layouts, answer.saliency, tile_price=price)
+        kept = select(METHODS["sgl+"], case.keep, answer.layouts, answer.saliency, tile_price=price, opened=opened)
         tiles = (layout.tiles for layout in answer.layouts)
         found[price] = sum(len(np.unique(t[k])) for t, k in zip(tiles, kept, strict=True) if t is not None)
         if found[price] <= case.tiles:

@@ -101,6 +101,8 @@ class VlmInfo:
     """Equal for two VLMs that share a tokenizer."""
     tile_price: float = 0.0
     """One pass of the vision tower, in tokens of prefill that take as many multiplications (``engine/price.py``)."""
+    tower: str = ""
+    """Equal for two VLMs of which one goes on from what the other's vision tower gave (``engine/shared_tower.py``)."""
 
     def check_layer(self, layer: int) -> None:
         """A model may be cut before each of its layers; before layer 0 means not at all.
@@ -281,10 +283,10 @@ class SamplingOptions:
     top_k: int = 40
     past_end: bool = False
     """Goes on where the model ends its answer, for measuring answers of one length."""
-
-
     schema: str = ""
     """A JSON schema, as JSON, that the answer follows; "" = none. One that is cut is no whole JSON."""
+
+
 @dataclass(frozen=True)
 class Completion:
     """A generated answer.

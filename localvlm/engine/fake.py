@@ -76,6 +76,8 @@ class Script:
     """Seconds the tower takes for a tile."""
     tile_price: float = 0.0
     """Told as VlmInfo.tile_price."""
+    tower: str = ""
+    """Told as VlmInfo.tower."""
     logprob: float = -0.1
     """Log probability of every generated token."""
     load_error: LocalvlmError | None = None
@@ -189,6 +191,7 @@ class FakeVlm:
             tower_cls=True,
             vocab_hash="bytes",
             tile_price=script.tile_price,
+            tower=script.tower,
         )
 
     @property

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from io import FileIO
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -31,7 +32,7 @@ LIMIT = 64 << 20
 _CHUNK = 1 << 18
 """Bytes read at once: both files' fit a processor's cache."""
 _BEGINNING = 1 << 10
-"""Bytes of a tensor that tell those of two towers apart, but for fine-tuned copies of which few tensors changed."""
+"""Bytes of each tensor that a fingerprint has."""
 _PROJECTORS = frozenset({"clip.vision.projection_dim"})
 """Metadata that no block of a tower depends on."""
 
@@ -101,11 +102,32 @@ class Member:
 
     def __init__(self, towers: Towers, mmproj: Header, row_end: str, how: Hashable) -> None:
         self._towers = towers
+        self._several = len(mmproj.integers("clip.vision.feature_layer")) > 1 or any(
+            name.startswith("v.deepstack.") for name in mmproj.tensors
+        )
         self.tensors = {t.name: t for t in mmproj.tensors.values() if t.name.startswith("v.") and t.name != row_end}
         self.signature = _signature(mmproj, self.tensors), how
         self.path, self.file = mmproj.path, _identity(mmproj.path)
         self.group: int | None = None
         """Of towers known to be the same; None before the first tile."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for towers that are the same, by where each tensor begins: found in milliseconds, for what costs time
+        alone if it is wrong. "" for one that shares nothing: its file cannot be read, or its projector goes by what
+        several blocks gave.
+        """
+        if self._several:
+            return ""
+        digest = hashlib.sha256(repr(self.signature).encode())
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                for name in sorted(self.tensors):
+                    file.seek(self.tensors[name].offset)
+                    digest.update(file.read(min(_BEGINNING, self.tensors[name].n_bytes)))
+        except OSError:
+            return ""
+        return digest.hexdigest()[:16]
 
     def find(self, pixels: RGB, attention: bool) -> Output | None:
         """What the same tower gave another VLM for a tile of these pixels, with its attention if that is asked."""
@@ -138,12 +160,10 @@ class Member:
 
 
 def same_tower(one: Header, other: Header, row_end: str) -> bool:
-    """Whether two projector files have one tower, by where each tensor begins: read in milliseconds, to foretell times.
-    ``row_end`` as of :class:`Member`.
-    """
+    """Whether two projector files have one tower, by their fingerprints. ``row_end`` as of :class:`Member`."""
     towers = Towers()
-    a, b = (Member(towers, mmproj, row_end, ()) for mmproj in (one, other))
-    return a.signature == b.signature and _same_bytes(a, b, _BEGINNING)
+    a, b = (Member(towers, mmproj, row_end, ()).fingerprint for mmproj in (one, other))
+    return a == b != ""
 
 
 def _signature(mmproj: Header, tensors: dict[str, TensorInfo]) -> Hashable:
@@ -161,20 +181,17 @@ def _identity(path: Path) -> File | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _same_bytes(a: Member, b: Member, most: int | None = None) -> bool:
-    """Whether the tensors of two towers of one signature are equal, up to ``most`` bytes of each, in files that are
-    still those that were loaded.
-    """
+def _same_bytes(a: Member, b: Member) -> bool:
+    """Whether the tensors of two towers of one signature are equal, in files that are still those that were loaded."""
     if None in (a.file, b.file) or (_identity(a.path), _identity(b.path)) != (a.file, b.file):
         return False
     if a.file == b.file:
         return True
-    one, other = (bytearray(_CHUNK if most is None else most) for _ in "ab")
+    one, other = bytearray(_CHUNK), bytearray(_CHUNK)
     try:
         with a.path.open("rb", buffering=0) as mine, b.path.open("rb", buffering=0) as its:
             for name, tensor in a.tensors.items():
-                pairs = zip(_pieces(mine, tensor, one), _pieces(its, b.tensors[name], other), strict=True)
-                pieces = pairs if most is None else islice(pairs, 1)
+                pieces = zip(_pieces(mine, tensor, one), _pieces(its, b.tensors[name], other), strict=True)
                 if any(n != m or one != other for n, m in pieces):  # behind a short piece, both hold the same as before
                     return False
     except OSError:

@@ -153,6 +153,8 @@ class VisionTower:
         self._header = header
         how = (family.name, self.repair_names, self.tower, options.gpu_layers != 0, thread_count(options))
         self._shared = Member(towers, header, family.row_end, how)
+        self.fingerprint = self._shared.fingerprint if options.tap else ""
+        """Equal for VLMs of which one goes on from what the other's tower gave; "" for one that does not."""
         self._kept = ImageCache.of(header, options, (*how, family.bounds))
         self._end: Float32 | None = None
         self.tap = Tap(path.name, thread_count(options), options.gpu_layers != 0)

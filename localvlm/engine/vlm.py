@@ -100,6 +100,7 @@ class LlamaVlm:
             runs=f"{self._cache.context.runs}; {self.tower.runs}",
             vocab_hash=hashlib.sha256(tokens.encode()).hexdigest()[:16],
             tile_price=self.tower.price(text),
+            tower=self.tower.fingerprint,
         )
         self._pictures: dict[int, Picture] = {}
         self._next_picture = 1

@@ -168,9 +168,9 @@ class Planner:
         total = sum(view.tokens for view in views)
         kept = None if method == "none" else _kept(asked.keep, total)
         counts = replace(asked.counts, kept=kept)
-        if kept is not None and guide_tokens is not None:
+        n_tiles = sum(len(view.tiles) for view in views)
+        if kept is not None and guide_tokens is not None and self._in_common(asked, guide_tokens) < n_tiles:
             price = self._model.shape.tile_price if asked.tile_price is None else asked.tile_price
-            n_tiles = sum(len(view.tiles) for view in views)
             counts = replace(counts, tiles=expected_tiles(n_tiles, len(views), kept, price))
         return self._told(asked, counts, Plan(name, method, guide_tokens, guide_keep=guide_keep))
 
@@ -209,7 +209,8 @@ class Planner:
         exits = (asked.exits or 0.0) if guide_tokens is not None else 0.0
         views = self._views(asked) or []
         seen = [] if guide_tokens is None else self._guide_views(asked, guide_tokens) or []
-        model = self._model.answer(views, counts, shared=seen == views and self._one_tower)
+        shared = 0 if guide_tokens is None else self._in_common(asked, guide_tokens)
+        model = self._model.answer(views, counts, shared)
         ms = {stage: (1 - exits) * taken for stage, taken in model.items()}
         load = 0.0 if asked.loaded else (1 - exits) * self._model.load()
         if guide_tokens is not None:
@@ -219,6 +220,16 @@ class Planner:
                 counts = replace(counts, shown=sum(share_of(plan.guide_keep, view.tokens) for view in seen))
             ms = self._guide.look(seen, counts, checked=asked.exits is not None) | ms
         return replace(plan, ms={"load": load} | ms, exits=exits)
+
+    def _in_common(self, asked: Asked, guide_tokens: int) -> int:
+        """Tiles for which the tower has run once the guide has looked: all if it sees the same, or the overview."""
+        if not self._one_tower:
+            return 0
+        both = zip(self._guide_views(asked, guide_tokens) or [], self._views(asked) or [], strict=True)
+        return sum(
+            len(model.tiles) if guide == model else int(len(guide.tiles) == 1 and guide.tiles[0] in model.tiles)
+            for guide, model in both
+        )
 
     def _speed(self, stage: str) -> Speed:
         return self._guide if self._guide is not None and stage.startswith("guide_") else self._model

@@ -54,11 +54,16 @@ class Speed:
     def load(self) -> float:
         return self._rates.load * self.shape.n_bytes * 1e3
 
-    def encode(self, views: Sequence[View], tiles: float | None = None, *, shared: bool = False) -> float:
-        """``tiles``: how many of them; None: all. ``shared``: the other VLM's tower gave them."""
-        taken = [self._rates.tile_of(self.shape.tower, *tile, shared=shared) for view in views for tile in view.tiles]
-        share = 1.0 if tiles is None else tiles / max(len(taken), 1)
-        return sum(taken) * share * 1e3 if shared else self._corrected("encode", sum(taken) * share)
+    def encode(self, views: Sequence[View], tiles: float | None = None, shared: float = 0) -> float:
+        """``tiles``: how many of them; None: all. ``shared``: for so many of those, the other VLM's tower has run."""
+        each = [tile for view in views for tile in view.tiles]
+        n = len(each) if tiles is None else tiles
+        whole, projected = (
+            sum(self._rates.tile_of(self.shape.tower, *tile, shared=ran) for tile in each) / max(len(each), 1)
+            for ran in (False, True)
+        )
+        shared = min(shared, n)
+        return self._corrected("encode", whole * (n - shared)) + projected * shared * 1e3
 
     def prefill(self, batches: Sequence[int]) -> float:
         return self._corrected("prefill", self._rates.prompt(self.shape.llm, batches))
@@ -90,11 +95,11 @@ class Speed:
             "guide_decode": self.decode(counts.guide_answer, rows),
         }
 
-    def answer(self, views: Sequence[View], counts: Counts, *, shared: bool = False) -> dict[str, float]:
+    def answer(self, views: Sequence[View], counts: Counts, shared: float = 0) -> dict[str, float]:
         """The stages of a model; ``shared`` as of :meth:`encode`."""
         rows = prompt_rows(views, counts.before, counts.after, counts.kept)
         return {
-            "encode": self.encode(views, counts.tiles, shared=shared),
+            "encode": self.encode(views, counts.tiles, shared),
             "prefill": self.prefill(self._batches(views, counts, counts.kept)),
             "decode": self.decode(counts.answer, rows),
         }

@@ -70,6 +70,7 @@ class Inputs:
         floor: least share of the tokens of an "auto" budget.
         tiles: (N,) int32 the tile that each token is made of, joint over the pictures; None: one a picture.
         tile_price: encoding one tile, in tokens of the model's prefill that take as long; 0: of no account.
+        opened: tiles that cost next to nothing, since the guide's tower, which is the model's, has run for them.
         features: (N, d) float32 rows of the model's projector.
         tower: (n_tower_layer, N) float32 head means of the tower's attention: that of [CLS] to each token or, in
             towers without it, what each token receives, summed over its patches.
@@ -86,6 +87,7 @@ class Inputs:
     floor: float = 0.0
     tiles: Int32 | None = None
     tile_price: float = 0.0
+    opened: frozenset[int] = frozenset()
     features: Float32 | None = None
     tower: Float32 | None = None
     text: Float32 | None = None

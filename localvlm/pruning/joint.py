@@ -33,14 +33,15 @@ def best(inputs: Inputs, k: int) -> Int32:
 
     A tile is worth its price if, at the same cost, more saliency is kept with it than without: k tokens with it, or
     without it k and as many more as its encoding costs (``Inputs.tile_price``), from the other tiles in use. One tile
-    is closed at a time, the least worth first, while k tokens remain. What is saved is time, not spent on more tokens.
+    is closed at a time, the least worth first, while k tokens remain; those of ``Inputs.opened`` never are. What is
+    saved is time, not spent on more tokens.
     """
     assert inputs.saliency is not None
     ranking = _Ranking(inputs, floors(inputs, k))
     tiles = ranking.tiles_of(ranking.first(k, None))
     while inputs.tile_price > 0 and len(tiles) > 1:
         held = ranking.mass(k, tiles)
-        without = {t: tiles - {t} for t in tiles if ranking.fits(k, tiles - {t})}
+        without = {t: tiles - {t} for t in tiles - inputs.opened if ranking.fits(k, tiles - {t})}
         gains = {t: ranking.mass(k + round(inputs.tile_price), rest) - held for t, rest in without.items()}
         worst = max(gains, key=lambda t: gains[t], default=None)
         if worst is None or gains[worst] <= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -68,6 +69,13 @@ def test_a_tile_that_is_not_worth_its_price_is_left_out() -> None:
     scores, tiles = [9.0, 4, 3, 2, 1, 5, 0, 0, 0, 0], [0] * 5 + [1] * 5
     for price, kept in ((0, [0, 1, 5]), (0.4, [0, 1, 5]), (1, [0, 1, 5]), (2, [0, 1, 2]), (50, [0, 1, 2])):
         assert best(inputs((10,), scores, tiles, price), 3).tolist() == kept, price
+
+
+def test_a_tile_that_costs_nothing_stays() -> None:
+    scores, tiles = [9.0, 4, 3, 2, 1, 5, 0, 0, 0, 0], [0] * 5 + [1] * 5
+    for opened, kept in (({1}, [0, 1, 5]), ({0}, [0, 1, 2]), ({0, 1}, [0, 1, 5])):
+        given_inputs = replace(inputs((10,), scores, tiles, 50), opened=frozenset(opened))
+        assert best(given_inputs, 3).tolist() == kept, opened
 
 
 def test_no_tile_is_left_out_that_the_budget_needs() -> None:

@@ -247,6 +247,28 @@ def test_one_tower_runs_once(shapes):
     assert not model.shares_tower(shapes["smolvlm2-2.2b"])
 
 
+def test_tiles_that_the_guide_has_run_cost_their_projector(tmp_path):
+    real = replace(SMOL22B, tower=SMOL256.tower, values=SMOL256.values, mm=((2048, 12288),))
+    model, guide = (VlmShape(files_of(tmp_path, each)) for each in (real, SMOL256))
+    assert model.shares_tower(guide)
+    memory = RateMemory(None, "")
+    memory.rates = rates()
+    one, two = (Planner(model, guide, memory, one_tower=one) for one in (True, False))
+    asked = Asked(PHOTO, QUESTION, keep=0.09, loaded=True)
+    n_tiles = len(model.view(*PHOTO[0]).tiles)
+    shared, apart = (by_name(planner.plans(replace(asked, guide_tokens=0)))["guided"] for planner in (one, two))
+    speed = Speed(model, memory)
+    whole, after = (speed.encode([model.view(*PHOTO[0])], 1, ran) for ran in (0, 1))
+    assert after < 0.2 * whole
+    assert shared.ms["encode"] == pytest.approx(n_tiles * after)
+    price = model.tile_price
+    kept = round(0.09 * model.view(*PHOTO[0]).tokens)
+    assert apart.ms["encode"] == pytest.approx(expected_tiles(n_tiles, 1, kept, price) * whole)
+    overview = replace(asked, guide_tokens=64)
+    seen, unseen = (planner.plans(overview)[1].ms["encode"] for planner in (one, two))
+    assert seen == pytest.approx(unseen - whole + after)
+
+
 def test_plain_stays_where_little_is_saved():
     plain, others = Plan("plain", "none", ms={"prefill": 100.0}), [89.0, 95.0]
     plans = [plain, *(Plan(str(ms), "sgl+", 0, {"prefill": ms}) for ms in others)]

@@ -68,6 +68,18 @@ def test_towers_are_the_same_by_their_bytes(row: zoo.ZooModel, other: Path, tmp_
     assert _member(towers, other, how="stock").find(picture(seed=0), False) is None
 
 
+def test_a_fingerprint_tells_towers_apart(row: zoo.ZooModel, other: Path, tmp_path: Path) -> None:
+    data = bytearray(row.mmproj.read_bytes())
+    data[next(t for t in read_header(row.mmproj).tensors.values() if t.name.startswith("v.blk.0.")).offset] ^= 1
+    (changed := tmp_path / "changed.gguf").write_bytes(data)
+    one, two, three = (_member(Towers(), path).fingerprint for path in (row.mmproj, other, changed))
+    assert one == two != three
+    assert one != _member(Towers(), row.mmproj, how="stock").fingerprint
+    gone = _member(Towers(), changed)
+    changed.unlink()
+    assert gone.fingerprint == ""
+
+
 def test_files_that_have_changed_share_nothing(row: zoo.ZooModel, other: Path, tmp_path: Path) -> None:
     copies = [shutil.copy(path, tmp_path / path.name) for path in (row.mmproj, other)]
     for late in (lambda path: os.utime(path, ns=(1, 1)), os.unlink):
@@ -118,6 +130,8 @@ def test_rows_and_attention_are_those_of_a_vlm_alone(native: None, tmp_path: Pat
     found = shared_tower.compare(first, second, model.row.cases[1].images[1].pixels(), tower=tower)
     assert (found.rows, found.attention) == (0.0, 0.0)
     assert found.shared == (0 if family in CANNOT else found.tiles)
+    prints = {_member(Towers(), half.mmproj).fingerprint for half in (first, second)}
+    assert prints == {""} if family in CANNOT else len(prints) == 1
 
 
 def _load(engine: Engine, model: zoo.ZooModel, mmproj: Path, **options: bool) -> RemoteVlm:

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localvlm.engine.api import Encoded, ImagePart, Message, TextPart, Vlm
+from localvlm.engine.api import Encoded, ImageLayout, ImagePart, Message, TextPart, Vlm
 from localvlm.engine.client import Engine
 from localvlm.engine.fake import FakeEngine, Script
 from localvlm.errors import UsageError
 from localvlm.images import Image
 from localvlm.pipeline import Answer, AskOptions, Pair, Pipeline, TileCounts, VlmFiles
+from localvlm.selection import tiles_in_common
 from tests import zoo
 from tests.asking import load, picture
 
@@ -177,6 +178,28 @@ def test_a_price_leaves_tiles_out() -> None:
     assert told.kept_indices == set_by_hand.kept_indices
     assert (free.tiles.encoded, told.tiles.encoded) == (3, 2)
     assert ask(BEYOND, replace(BEYOND, tile_price=40.0), keep=0.3, layer=1).kept_indices == free.kept_indices
+
+
+def test_a_tile_that_the_guides_tower_has_run_has_no_price() -> None:
+    dear, one = replace(BEYOND, tile_price=40.0), replace(BEYOND, tile_price=40.0, tower="one")
+    free = ask(BEYOND, BEYOND, keep=0.3, tile_price=0.0)
+    assert ask(replace(BEYOND, tower="other"), one, keep=0.3).kept_indices == ask(BEYOND, dear, keep=0.3).kept_indices
+    assert ask(one, one, keep=0.3).kept_indices == free.kept_indices
+
+
+def test_tiles_in_common_are_those_in_the_same_places(tiled: Vlm) -> None:
+    info, layout = tiled.info, tiled.layout(190, 100)
+    alike, other = replace(info, tower="a"), replace(info, tower="b")
+    assert tiles_in_common(alike, alike, [layout], [layout]) == set(range(layout.n_tiles))
+    assert tiles_in_common(alike, other, [layout], [layout]) == frozenset()
+    assert tiles_in_common(replace(info, tower=""), replace(info, tower=""), [layout], [layout]) == frozenset()
+    assert layout.boxes is not None
+    assert layout.tiles is not None
+    last = layout.tiles == layout.tiles.max()
+    part = ImageLayout(int(last.sum()), layout.boxes[last], None, 0)
+    assert tiles_in_common(alike, alike, [part, layout], [layout, layout]) == {
+        layout.n_tiles - 1, *range(layout.n_tiles, 2 * layout.n_tiles)
+    }  # fmt: skip
 
 
 def test_the_guide_may_look_at_the_overview_alone() -> None:
