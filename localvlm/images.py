@@ -99,17 +99,17 @@ def load(source: str | os.PathLike[str] | bytes, name: str | None = None, page: 
         ImageError: it is missing, unreadable, truncated, too large or of an unknown format, or has no such page.
     """
     if isinstance(source, bytes):
-        return _load(io.BytesIO(source), len(source), name or "(bytes)", page, tiff=True)
+        return _load(io.BytesIO(source), len(source), name or "(bytes)", page)
     if source == "-":
         data = _read_stdin()
-        return _load(io.BytesIO(data), len(data), name or "(standard input)", page, tiff=True)
+        return _load(io.BytesIO(data), len(data), name or "(standard input)", page)
     path = os.fspath(source)
     with _open(path, name or path) as file:
-        tiff = path.lower().endswith(TIFF_SUFFIXES)
-        return _load(file, os.fstat(file.fileno()).st_size, name or path, page, tiff=tiff)
+        tiff, pdf = path.lower().endswith(TIFF_SUFFIXES), path.lower().endswith(".pdf")
+        return _load(file, os.fstat(file.fileno()).st_size, name or path, page, tiff=tiff, pdf=pdf)
 
 
-def _load(file: BinaryIO, n_bytes: int, name: str, page: int | None, *, tiff: bool) -> Image:
+def _load(file: BinaryIO, n_bytes: int, name: str, page: int | None, *, tiff: bool = True, pdf: bool = True) -> Image:
     if n_bytes == 0:
         raise ImageError(f"image {name!r} is empty", "check the file")
     if n_bytes > MAX_BYTES:
@@ -118,6 +118,8 @@ def _load(file: BinaryIO, n_bytes: int, name: str, page: int | None, *, tiff: bo
     file.seek(0)
     if page is not None and kind != "PDF":
         raise ImageError(f"image {name!r} has no pages", "give it without `#`")
+    if kind == "PDF" and not pdf:
+        raise ImageError(f"image {name!r} is a PDF file by its content", "name it .pdf")
     if kind in APART:
         from localvlm.images_apart import decode_apart
 

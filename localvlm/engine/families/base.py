@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localvlm.engine.gguf_header import Header
+from localvlm.errors import ImageError
 
 __all__ = [
     "NUMBER",
@@ -35,6 +36,10 @@ __all__ = [
     "whole",
 ]
 
+STRIP = 1 << 22
+"""Pixels of a canvas that are drawn at a time."""
+MAX_CANVAS = 1 << 30
+"""Most pixels of one."""
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 RGB = NDArray[np.uint8]
@@ -284,16 +289,44 @@ class _Drawer:
         return _laid(self._last, (x1 - x0, y1 - y0), (-x0, -y0), tile.ground)
 
     def _resized(self, tile: Tile) -> RGB:
-        import PIL.Image
+        out, sizes = self._picture, tile.sizes
+        if tile.canvas is not None and sizes:
+            out, sizes = _laid_and_resized(out, tile.canvas, tile.ground, sizes[0], tile.resample), sizes[1:]
+        elif tile.canvas is not None:
+            width, height, *at = tile.canvas
+            out = _laid(out, (width, height), (at[0], at[1]), tile.ground)
+        for size in sizes:
+            out = _resize(out, size, tile.resample)
+        return out
 
-        out = self._picture
-        if tile.canvas is not None:
-            width, height, left, top = tile.canvas
-            out = _laid(out, (width, height), (left, top), tile.ground)
-        image = PIL.Image.fromarray(out)
-        for size in tile.sizes:
-            image = image.resize(size, PIL.Image.Resampling[tile.resample])
-        return np.asarray(image)
+
+def _resize(picture: RGB, size: Size, resample: str) -> RGB:
+    import PIL.Image
+
+    return np.asarray(PIL.Image.fromarray(picture).resize(size, PIL.Image.Resampling[resample]))
+
+
+def _laid_and_resized(
+    picture: RGB, canvas: tuple[int, int, int, int], ground: tuple[int, int, int], size: Size, resample: str
+) -> RGB:
+    """:func:`_laid` and resized, bit for bit, in strips, since most of a canvas may be ground: Pillow resizes rows
+    before columns, and rows do not depend on each other.
+
+    Raises:
+        ImageError: the canvas would take a minute.
+    """
+    width, height, left, top = canvas
+    if width * height > MAX_CANVAS:
+        raise ImageError(
+            f"a picture of {picture.shape[1]}x{picture.shape[0]} pixels is too long for this model, which sees squares",
+            "crop it, or choose another model",
+        )
+    rows = max(1, STRIP // width)
+    strips = [
+        _resize(_laid(part, (width, len(part)), (left, 0), ground), (size[0], len(part)), resample)
+        for part in (picture[i : i + rows] for i in range(0, len(picture), rows))
+    ]
+    return _resize(_laid(np.concatenate(strips), (size[0], height), (0, top), ground), size, resample)
 
 
 def _laid(picture: RGB, size: Size, at: tuple[int, int], ground: tuple[int, int, int]) -> RGB:
