@@ -26,6 +26,8 @@ REPO = "user/model-GGUF"
 SIZE = 20 << 20
 SPARE = 1 << 20
 """Bytes that a resumed pull may be served twice."""
+WAIT_S = 600
+"""How long a command may take: machines are shared."""
 LEAD = 1 << 18
 """How far the server runs ahead of the file, at the most."""
 
@@ -84,13 +86,13 @@ def killed_at(at: int, folder: Path) -> Killed:
                 time.sleep(0.001)
 
         server.pace = pace
-        process.communicate(timeout=120)
+        process.communicate(timeout=WAIT_S)
         kept = sum(part.stat().st_size for part in folder.rglob("*.incomplete"))
         torn = sum(path.read_bytes() != contents()[path.name] for path in folder.rglob("snapshots/*/*"))
         server.pace = lambda served: None
         first = len(server.asked("/content/"))
         again = start(server, folder)
-        out, _ = again.communicate(timeout=120)
+        out, _ = again.communicate(timeout=WAIT_S)
         resumed = any(seen.range for seen in server.asked("/content/")[first:])
         path = Path(out.split("\n")[0]) if out else folder / "nothing"
         sound = path.is_file() and path.read_bytes() == contents()["model-Q8_0.gguf"]
@@ -108,7 +110,7 @@ def two_at_once(folder: Path) -> tuple[list[int], int]:
         server.pace = lambda served: time.sleep(0.005)  # so that they meet
         both = [start(server, folder) for _ in range(2)]
         for process in both:
-            process.communicate(timeout=120)
+            process.communicate(timeout=WAIT_S)
         return [process.returncode for process in both], server.served
 
 
@@ -118,7 +120,7 @@ def disk_full(folder: Path) -> tuple[int, str, int]:
         server.add(REPO, contents())
         mount = f"mount -t tmpfs -o size=10m tmpfs '{folder}' && exec \"$@\""
         process = start(server, folder, before=["unshare", "-rm", "sh", "-c", mount, "sh"])
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=WAIT_S)
         return process.returncode, err, server.served
 
 
@@ -127,7 +129,7 @@ def quota_met(folder: Path) -> tuple[int, str, int]:
     with HubServer() as server:
         server.add(REPO, contents())
         process = start(server, folder, before=["bash", "-c", 'ulimit -f 8192; exec "$@"', "bash"])
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=WAIT_S)
         return process.returncode, err, sum(part.stat().st_size for part in folder.rglob("*.incomplete"))
 
 
@@ -140,10 +142,10 @@ def interrupted(folder: Path) -> tuple[int, str, int]:
         def pace(served: int) -> None:
             if served > SIZE // 2:
                 process.send_signal(signal.SIGINT)
-                process.wait(10)
+                process.wait(WAIT_S)
 
         server.pace = pace
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=WAIT_S)
         return process.returncode, err, sum(part.stat().st_size for part in folder.rglob("*.incomplete"))
 
 
