@@ -19,7 +19,7 @@ from localvlm.engine.llama import physical_cores
 from localvlm.errors import EngineCrashed, LocalvlmError, ModelError, NotEnoughMemory
 from localvlm.planning.memory import RateMemory
 from localvlm.planning.plans import Asked, Plan, Planner, quickest
-from localvlm.planning.sample import sample
+from localvlm.planning.sample import Disturbed, sample
 from localvlm.planning.shapes import VlmShape
 
 __all__ = ["Choice", "busy", "chosen_for"]
@@ -142,6 +142,8 @@ def _timed(shapes: Sequence[VlmShape], memory: RateMemory, options: LoadOptions,
     try:
         with timing() as engine:
             memory.add(sample(engine, options, memory.rates, llms, towers))
+    except Disturbed:
+        return "other work took the processor while this machine was timed"
     except (EngineCrashed, ModelError, NotEnoughMemory, OSError) as error:
         told = error.message if isinstance(error, LocalvlmError) else str(error)
         return f"this machine could not be timed: {told}"

@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from localvlm.engine.api import Engine, LoadOptions, TextPart, Vlm
+from localvlm.engine.llama import thread_count
 from localvlm.planning.minis import MiniLlm, MiniTower, write
 from localvlm.planning.rates import KNOTS, TILED, Rates, cells_of, increasing
 
-__all__ = ["sample"]
+__all__ = ["Disturbed", "sample"]
 
 REPEATS = 3
 """Of a measurement; the shortest counts, since other work only ever adds."""
@@ -35,10 +37,18 @@ _SIDES = (10, 32)
 """Patches of the two towers that tell attention from weights."""
 CACHE, DEEPEST = 64 << 20, 24
 """Bytes of layers that outgrow a CPU's caches, as those of a real LLM do; and most layers."""
+_WATCHED = 32
+"""Rows of batches from which on all threads have work all the time."""
+_SHARE, _SHORTEST = 0.75, 0.3
+"""Of the threads' time, what the worker must have had; and seconds that tell it, as processes are clocked coarsely."""
 _LEAST = 1e-18
 """Of a rate, where noise would make it 0 or less."""
 _MOST = 20
 """Weights that a channel of a cell takes as long as, at most: more is noise. Two products, in half precision."""
+
+
+class Disturbed(Exception):
+    """Other work took the processor."""
 
 
 def full(name: str) -> MiniLlm:
@@ -69,6 +79,7 @@ def sample(
 
     Raises:
         Interrupted: the engine was cancelled.
+        Disturbed: what was found is not what the machine takes.
     """
     tell = on_part or (lambda _: None)
     options = replace(options, n_ctx=0, image_tokens=0, cache="", compact_positions=False)
@@ -85,6 +96,8 @@ def sample(
             tell(f"tower {kind}")
             patch, pair = bench.tower(rates, kind)
             rates = replace(rates, patch={**rates.patch, kind: patch}, pair=rates.pair or pair)
+        if bench.share < _SHARE:
+            raise Disturbed()
         return rates
 
 
@@ -95,6 +108,20 @@ class _Bench:
         self._engine, self._options, self._folder = engine, options, folder
         self.load = 0.0
         """Seconds a byte of the last LLM took to load."""
+        self._watched = self._used = 0.0
+        """Seconds of large batches, and those of the worker's threads in them."""
+
+    @property
+    def share(self) -> float:
+        """Of its threads' time that the worker had; 1 where that cannot be told."""
+        had = self._used / max(self._watched, 1e-9) / thread_count(self._options)
+        return had if self._watched >= _SHORTEST and self._clock() else 1.0
+
+    def _clock(self) -> float:
+        """Seconds that the worker's threads have run; 0 for an engine without one."""
+        pid = getattr(self._engine, "pid", None)
+        times = None if pid is None else psutil.Process(pid).cpu_times()
+        return 0.0 if times is None else float(times.user + times.system)
 
     def overheads(self, rates: Rates) -> Rates:
         """What a layer and a tile take at least, and what attention does."""
@@ -122,11 +149,15 @@ class _Bench:
         vlm = self._load(shape, _SMALL)
         found = []
         for rows in KNOTS:
+            if rows == _WATCHED:
+                began, used = time.perf_counter(), self._clock()
             taken = _one(vlm, NEAR) if rows == 1 else _batch(vlm, rows, 0, 1 if rows == KNOTS[-1] else REPEATS)
             cells = cells_of(rows, NEAR - 1 if rows == 1 else 0)
             attended = rates.cell[rows >= TILED] * cells * shape.queries * shape.layers
             beside = rates.step + rates.layer * shape.layers + attended
             found.append(max((taken - beside) / shape.weights, _LEAST))
+        self._watched += time.perf_counter() - began
+        self._used += self._clock() - used
         vlm.close()
         return increasing(found)
 

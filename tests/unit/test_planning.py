@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -191,6 +193,17 @@ def test_the_fit_recovers_what_a_machine_takes(monkeypatch):
 )
 def test_what_is_sampled_is_as_wide_as_the_llm_and_outgrows_caches(name, mini):
     assert sampling.full(name) == mini
+
+
+def test_a_sample_beside_other_work_is_none(monkeypatch, tmp_path):
+    bench = sampling._Bench(SimpleNamespace(pid=os.getpid()), LoadOptions(threads=2), tmp_path)
+    for watched, used, share in ((4.0, 7.0, 0.875), (4.0, 4.0, 0.5), (0.1, 0.05, 1.0)):
+        bench._watched, bench._used = watched, used
+        assert bench.share == share
+    assert sampling._Bench(Clockwork(Rates()), LoadOptions(), tmp_path).share == 1.0
+    monkeypatch.setattr(sampling._Bench, "share", 0.5)
+    with pytest.raises(sampling.Disturbed):
+        sampling.sample(Clockwork(Rates()), LoadOptions(), rates())
 
 
 def test_noise_never_makes_a_rate_of_nothing(monkeypatch):
