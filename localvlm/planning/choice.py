@@ -19,7 +19,7 @@ from localvlm.engine.llama import physical_cores
 from localvlm.errors import EngineCrashed, LocalvlmError, ModelError, NotEnoughMemory
 from localvlm.planning.memory import RateMemory
 from localvlm.planning.plans import Asked, Plan, Planner, quickest
-from localvlm.planning.sample import Disturbed, sample
+from localvlm.planning.sample import SHARE, Disturbed, sample
 from localvlm.planning.shapes import VlmShape
 
 __all__ = ["Choice", "busy", "chosen_for"]
@@ -28,10 +28,8 @@ SMALL = 400_000_000
 """Bytes of a model below which it answers so soon that a sample of the machine would take longer."""
 BUSY = 1.5
 """Processes a core that want to run, over the last minute, from which on times tell nothing. An answer makes it 1."""
-MOST_OF_IT = 0.9
-"""Share of the cores that a sample needs."""
-HASHED = 1 << 25
-"""Bytes that are hashed to tell, in 20 to 100 ms."""
+HASHED = 1 << 26
+"""Bytes that are hashed to tell which share of the cores is free, in 50 to 200 ms."""
 
 Timing = Callable[[], AbstractContextManager[Engine]]
 
@@ -137,7 +135,7 @@ def _timed(shapes: Sequence[VlmShape], memory: RateMemory, options: LoadOptions,
     llms, towers = memory.rates.missing((s.llm for s in shapes), (s.tower for s in shapes))
     if not llms and not towers:
         return ""
-    if busy() and _share() < MOST_OF_IT:
+    if busy() and _share() < SHARE:
         return "this machine is too busy to be timed now"
     try:
         with timing() as engine:

@@ -17,7 +17,7 @@ from localvlm.engine.llama import thread_count
 from localvlm.planning.minis import MiniLlm, MiniTower, write
 from localvlm.planning.rates import KNOTS, TILED, Rates, cells_of, increasing
 
-__all__ = ["Disturbed", "sample"]
+__all__ = ["SHARE", "Disturbed", "sample"]
 
 REPEATS = 3
 """Of a measurement; the shortest counts, since other work only ever adds."""
@@ -39,7 +39,7 @@ CACHE, DEEPEST = 64 << 20, 24
 """Bytes of layers that outgrow a CPU's caches, as those of a real LLM do; and most layers."""
 _WATCHED = 32
 """Rows of batches from which on all threads have work all the time."""
-_SHARE, _SHORTEST = 0.75, 0.3
+SHARE, _SHORTEST = 0.75, 0.3
 """Of the threads' time, what the worker must have had; and seconds that tell it, as processes are clocked coarsely."""
 _LEAST = 1e-18
 """Of a rate, where noise would make it 0 or less."""
@@ -96,7 +96,7 @@ def sample(
             tell(f"tower {kind}")
             patch, pair = bench.tower(rates, kind)
             rates = replace(rates, patch={**rates.patch, kind: patch}, pair=rates.pair or pair)
-        if bench.share < _SHARE:
+        if bench.share < SHARE:
             raise Disturbed()
         return rates
 

@@ -20,7 +20,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "LEAN", MiniLlm("F16", 128, 32, 1))
     monkeypatch.setattr(sampling, "DEEP", 300)
     monkeypatch.setattr(sampling, "REPEATS", 2)
-    monkeypatch.setattr(sampling, "_SHARE", 0.0)  # tests run beside others
+    monkeypatch.setattr(sampling, "SHARE", 0.0)  # tests run beside others
 
 
 @pytest.mark.parametrize("kind", ["F32", "BF16", "Q8_0", "Q5_1", "Q2_K", "Q3_K", "Q6_K", "IQ4_XS", "MXFP4"])
