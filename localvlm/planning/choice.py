@@ -140,8 +140,8 @@ def _timed(shapes: Sequence[VlmShape], memory: RateMemory, options: LoadOptions,
     try:
         with timing() as engine:
             memory.add(sample(engine, options, memory.rates, llms, towers))
-    except Disturbed:
-        return "other work took the processor while this machine was timed"
+    except Disturbed as error:
+        return str(error)
     except (EngineCrashed, ModelError, NotEnoughMemory, OSError) as error:
         told = error.message if isinstance(error, LocalvlmError) else str(error)
         return f"this machine could not be timed: {told}"

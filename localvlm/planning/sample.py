@@ -97,7 +97,7 @@ def sample(
             patch, pair = bench.tower(rates, kind)
             rates = replace(rates, patch={**rates.patch, kind: patch}, pair=rates.pair or pair)
         if bench.share < SHARE:
-            raise Disturbed()
+            raise Disturbed("other work took the processor while this machine was timed")
         return rates
 
 
