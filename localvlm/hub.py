@@ -124,7 +124,9 @@ class Hub:
         check_repo(repo)
         self._check_online(repo)
         from huggingface_hub import HfApi
+        from huggingface_hub.utils import logging
 
+        logging.set_verbosity_error()  # it would print what servers say as they say it
         api = HfApi(endpoint=self.endpoint, token=self.token, library_name="localvlm")
 
         def ask() -> Any:

@@ -64,6 +64,8 @@ def _entry(ctx: click.Context, name: str) -> Entry:
 
 
 def _entry_rows(entry: Entry) -> list[tuple[str, str]]:
+    from localvlm.catalog import HEADROOM
+
     rows = [("name", entry.name)]
     if entry.summary:
         rows.append(("what", entry.summary if entry.run else f"{entry.summary}; not run by us"))
@@ -74,6 +76,8 @@ def _entry_rows(entry: Entry) -> list[tuple[str, str]]:
     for role, wanted in entry.references.items():
         size = f" ({sizes[role]:.2f} GB)" if role in sizes else ""
         rows.append((role, f"{wanted}{size}"))
+    if entry.lacking and len(sizes) == 2:
+        rows.append(("memory", f"about {gigabytes(sum(sizes.values()) * 1e9 + HEADROOM)}"))
     if entry.lacking:
         pull = f"; run `localvlm pull {entry.name}`" if entry.references else ""
         rows.append(("state", f"not here: {', '.join(entry.lacking)}{pull}"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from localvlm.cli.info import gigabytes
 from localvlm.cli.options import ConfiguredCommand, output_options, setting, user_config
 from localvlm.cli.output import Reporter
 from localvlm.cli.sanitize import sanitize
@@ -150,7 +151,7 @@ def _fetch(wanted: Sequence[Reference], reporter: Reporter) -> list[Path]:
         for listing, files in chosen:
             size = sum(file.size for file in files)
             licence = f", licence {listing.licence}" if listing.licence else ""
-            progress.note(f"{listing.repo}: {', '.join(file.name for file in files)} ({size / 1e9:.2f} GB{licence})")
+            progress.note(f"{listing.repo}: {', '.join(file.name for file in files)} ({gigabytes(size)}{licence})")
         return hub.pull(chosen)
 
 
