@@ -90,26 +90,31 @@ class Image:
         return hashlib.sha256(repr(self.size).encode() + self.rgb.tobytes()).digest()
 
 
-def load(source: str | os.PathLike[str] | bytes, name: str | None = None, page: int | None = None) -> Image:
+def load(
+    source: str | os.PathLike[str] | bytes, name: str | None = None, page: int | None = None, *, apart: bool = False
+) -> Image:
     """Reads a picture from a path, from bytes, or from standard input if ``source`` is ``"-"``.
 
-    ``page``: of a PDF, from 1 on; None: the first.
+    ``page``: of a PDF, from 1 on; None: the first. ``apart``: decoded in a process of its own, whatever it is, for
+    those of unknown origin; that takes a quarter of a second longer.
 
     Raises:
         ImageError: it is missing, unreadable, truncated, too large or of an unknown format, or has no such page.
     """
     if isinstance(source, bytes):
-        return _load(io.BytesIO(source), len(source), name or "(bytes)", page)
+        return _load(io.BytesIO(source), len(source), name or "(bytes)", page, apart)
     if source == "-":
         data = _read_stdin()
-        return _load(io.BytesIO(data), len(data), name or "(standard input)", page)
+        return _load(io.BytesIO(data), len(data), name or "(standard input)", page, apart)
     path = os.fspath(source)
     with _open(path, name or path) as file:
         tiff, pdf = path.lower().endswith(TIFF_SUFFIXES), path.lower().endswith(".pdf")
-        return _load(file, os.fstat(file.fileno()).st_size, name or path, page, tiff=tiff, pdf=pdf)
+        return _load(file, os.fstat(file.fileno()).st_size, name or path, page, apart, tiff=tiff, pdf=pdf)
 
 
-def _load(file: BinaryIO, n_bytes: int, name: str, page: int | None, *, tiff: bool = True, pdf: bool = True) -> Image:
+def _load(
+    file: BinaryIO, n_bytes: int, name: str, page: int | None, apart: bool, *, tiff: bool = True, pdf: bool = True
+) -> Image:
     if n_bytes == 0:
         raise ImageError(f"image {name!r} is empty", "check the file")
     if n_bytes > MAX_BYTES:
@@ -120,11 +125,12 @@ def _load(file: BinaryIO, n_bytes: int, name: str, page: int | None, *, tiff: bo
         raise ImageError(f"image {name!r} has no pages", "give it without `#`")
     if kind == "PDF" and not pdf:
         raise ImageError(f"image {name!r} is a PDF file by its content", "name it .pdf")
-    if kind in APART:
+    formats = (*FORMATS, "TIFF") if tiff else FORMATS
+    if apart or kind in APART:
         from localvlm.images_apart import decode_apart
 
-        return decode_apart(file, kind, name, page or 1)
-    return decode(file, name, kind, (*FORMATS, "TIFF") if tiff else FORMATS)
+        return decode_apart(file, name, kind, formats, page or 1)
+    return decode(file, name, kind, formats)
 
 
 # ---- reading -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""HEIC pictures and pages of PDFs are decoded in a process of their own, under limits of memory and time.
+"""Pictures that are decoded in a process of their own, under limits of memory and time.
 
-Their decoders (libheif, pdfium) are large programs fed with files from anywhere. One that crashes, hangs or takes all
-memory costs a picture, and no more. Both come as extras: ``pip install 'localvlm[heic,pdf]'``.
+Decoders are large programs fed with files from anywhere. One that crashes, hangs or takes all memory costs a picture,
+and no more. Those of HEIC and PDF (libheif, pdfium) come as extras: ``pip install 'localvlm[heic,pdf]'``.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _BOOT = (
 )
 
 
-def decode_apart(file: BinaryIO, kind: str, name: str, page: int) -> Image:
-    """The picture of a HEIC file, or a page of a PDF, from 1 on.
+def decode_apart(file: BinaryIO, name: str, kind: str, formats: tuple[str, ...], page: int) -> Image:
+    """As :func:`localvlm.images.decode`; HEIC files too and, from 1 on, pages of PDFs.
 
     Raises:
         ImageError: see :func:`localvlm.images.load`; or the extra is not installed.
     """
-    package, extra = _PACKAGES[kind]
+    package, extra = _PACKAGES.get(kind, ("PIL", ""))
     if find_spec(package) is None:
         raise ImageError(
             f"image {name!r} is a {kind} file, and {package} is missing", f"pip install 'localvlm[{extra}]'"
         )
     packages = [*filter(os.path.isabs, sys.path), str(Path(__file__).resolve().parents[1])]  # not where the user stands
-    command = [sys.executable, "-c", _BOOT, json.dumps(packages), kind, name, str(page)]
+    command = [sys.executable, "-c", _BOOT, json.dumps(packages), name, kind, ",".join(formats), str(page)]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # each of its threads takes address space
     try:
         done = subprocess.run(
@@ -61,9 +61,7 @@ def decode_apart(file: BinaryIO, kind: str, name: str, page: int) -> Image:
     except subprocess.TimeoutExpired:
         raise ImageError(f"image {name!r} takes over {PATIENCE} s to decode", "convert it to PNG") from None
     except Exception as error:  # it was ended before it said anything whole
-        raise ImageError(
-            f"image {name!r} is a {kind} file that its decoder cannot take", "convert it to PNG"
-        ) from error
+        raise ImageError(f"image {name!r} ended its decoder", "convert it to PNG") from error
     if "error" in reply:
         raise ImageError(reply["error"], reply["hint"])
     return Image(reply["rgb"], name, tuple(reply["notes"]))
@@ -72,14 +70,14 @@ def decode_apart(file: BinaryIO, kind: str, name: str, page: int) -> Image:
 # ---- in the process apart --------------------------------------------------------------------------------------------
 
 
-def main(kind: str, name: str, page: str) -> None:
+def main(name: str, kind: str, formats: str, page: str) -> None:
     """Decodes what stands on standard input, and writes one frame to standard output."""
     _limit()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever libraries print
     data = sys.stdin.buffer.read()
     try:
-        image = _pdf(data, name, int(page)) if kind == "PDF" else _heic(data, name)
+        image = _decoded(data, name, kind, tuple(formats.split(",")), int(page))
         reply: dict[str, Any] = {"rgb": image.rgb, "notes": list(image.notes)}
     except ImageError as error:
         reply = {"error": error.message, "hint": error.hint}
@@ -98,11 +96,15 @@ def _limit() -> None:
             resource.setrlimit(kind, (most, most))
 
 
-def _heic(data: bytes, name: str) -> Image:
-    import pillow_heif
+def _decoded(data: bytes, name: str, kind: str, formats: tuple[str, ...], page: int) -> Image:
+    if kind == "PDF":
+        return _pdf(data, name, page)
+    if kind == "HEIC":
+        import pillow_heif
 
-    pillow_heif.register_heif_opener()
-    return decode(io.BytesIO(data), name, "HEIC", ("HEIF",))
+        pillow_heif.register_heif_opener()
+        formats = ("HEIF",)
+    return decode(io.BytesIO(data), name, kind, formats)
 
 
 def _pdf(data: bytes, name: str, number: int) -> Image:

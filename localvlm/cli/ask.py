@@ -72,7 +72,6 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
     drawing, lines = _drawing(params["explain"], images), target_of(params["jsonl"], "jsonl")
     if lines is not None and (drawing is not None or params["copy"]):
         raise UsageError("--jsonl goes with neither --explain nor --copy", "ask about one picture for these")
-    found = find_images(images, params)
     pictures = load_images(images, reporter, params) if lines is None else []
     text = full_question(question, images, reporter)
     pair = choose_pair(ctx, reporter)
@@ -80,7 +79,7 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
     if lines is not None:
         from localvlm.cli.batch import ask_each
 
-        ask_each(ctx, lines, found, text, pair, options, reporter)
+        ask_each(ctx, lines, find_images(images, params), text, pair, options, reporter)
         return
     planned = plan_answer(ctx, pair, pictures, text, options, reporter)
     if reporter.verbose:

@@ -75,7 +75,7 @@ def _fetched(url: str) -> Image:
     from localvlm.fetch import fetch
     from localvlm.images import load
 
-    return load(fetch(url), url)
+    return load(fetch(url), url, apart=True)
 
 
 def _from_clipboard() -> Image:
@@ -188,15 +188,16 @@ def exit_threshold(ctx: click.Context, pair: Pair, reporter: Reporter) -> float 
     """The score from which the guide's answer is final, None for never: as set, else as calibrated.
 
     A method that is not SGL's turns early exit off, unless --exit-at was set at the same place or nearer to the user;
-    so does --guide-keep what was calibrated.
+    so do --guide-keep and --schema what was calibrated, which is of free answers.
     """
     method, value = ctx.params["method"], ctx.params["exit_at"]
+    other = ctx.params["guide_keep"] is not None or ctx.params["schema"] is not None
     if method == "auto":
         method = "sgl+"
     follows = method in ("sgl", "sgl+")
     if value is not None and (follows or rank(ctx, "exit_at") >= rank(ctx, "method")):
         return None if value == "off" else float(value)
-    if not follows or pair.guide is None or pair.model is None or ctx.params["guide_keep"] is not None:
+    if not follows or pair.guide is None or pair.model is None or other:
         return None
     from localvlm.calibration import stored
 

@@ -122,12 +122,25 @@ def test_a_pdf_that_is_damaged_or_endless(pdf, monkeypatch):
     wide = saved("PDF", resolution=72).replace(b"[ 0 0 64.0 48.0 ]", b"[ 0 0 90000 9 ]")
     assert 60_000 < load(wide).size[0] <= 65_535
     monkeypatch.setattr(images_apart, "_BOOT", "import os; os.abort()")
-    with pytest.raises(ImageError, match="cannot take"):
+    with pytest.raises(ImageError, match="ended its decoder"):
         load(pdf)
     monkeypatch.setattr(images_apart, "_BOOT", "import time; time.sleep(60)")
     monkeypatch.setattr(images_apart, "PATIENCE", 0.2)
     with pytest.raises(ImageError, match="to decode"):
         load(pdf)
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "TIFF", "AVIF"])
+def test_a_picture_decoded_apart_is_the_same(fmt, monkeypatch):
+    data = saved(fmt, SCENE.convert("RGBA"))
+    here, there = load(data), load(data, apart=True)
+    np.testing.assert_array_equal(here.rgb, there.rgb)
+    assert (here.name, here.notes) == (there.name, there.notes)
+    with pytest.raises(ImageError, match="truncated"):
+        load(data[: len(data) // 2], apart=True)
+    monkeypatch.setattr(images_apart, "_BOOT", "import os; os.abort()")
+    with pytest.raises(ImageError, match="ended its decoder"):
+        load(data, apart=True)
 
 
 def test_heic_is_upright_and_needs_its_extra(monkeypatch, tmp_path):
