@@ -2,7 +2,7 @@
 
 With nothing pruned and llama.cpp's own tower and tiles (``--method none --keep all --stock-tower --stock-tiling``),
 localvlm must give the greedy answer of ``mtmd_helper_eval_chunks`` on the same GGUF files and pixels, token for token.
-Its side runs in a process of its own over raw ctypes (``tests/zoo/stock.py``), ours through
+Its side runs in a process of its own over raw ctypes (``localvlm/engine/stock.py``), ours through
 :class:`localvlm.pipeline.Pipeline`; both with one thread, the same context and batch sizes. Subjects are the zoo (noise
 and drawn rectangles of all shapes) and the demo pair (its held-out scenes), each VLM by itself. Prints how many answers
 are equal and, for those that are not, where they part and by how much the best logit led there. Leaves with 1 on a
@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localvlm.catalog import DEMO, as_pair, entries
 from localvlm.engine.api import Engine, LoadOptions, Message, TextPart
+from localvlm.engine.stock import MARKER, StockProcess
 from localvlm.images import Image
 from localvlm.pipeline import AskOptions, Pair, Pipeline, VlmFiles
 from tests import zoo
@@ -33,8 +32,6 @@ from tests import zoo
 __all__ = ["Parity", "Question", "Subject", "compare", "demo_subjects", "main", "zoo_subject"]
 
 RGB = NDArray[np.uint8]
-ROOT = Path(__file__).resolve().parent.parent
-MARKER = "<image-goes-here>"
 TOKENS = 16
 N_CTX = 1024
 WORDS = ("what is the thing in red?", "how many?", "is the left one larger than the other?", "read the text")
@@ -127,40 +124,6 @@ def demo_subjects(n: int, directory: Path) -> list[Subject]:
     return [Subject(f"demo {role}", f, tuple(questions)) for role, f in files.items() if f is not None]
 
 
-class StockProcess:
-    """llama.cpp's side, in a process that imports nothing of localvlm."""
-
-    def __init__(self, files: VlmFiles, directory: Path) -> None:
-        command = [sys.executable, "-m", "tests.zoo.stock", str(files.model), str(files.mmproj), str(N_CTX)]
-        self._directory = directory
-        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def __enter__(self) -> StockProcess:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
-        self._process.communicate(timeout=60)
-        if kind is None and self._process.returncode != 0:
-            raise RuntimeError(f"llama.cpp's side ended with {self._process.returncode}")
-
-    def ask(self, text: str, images: Sequence[RGB], n: int) -> tuple[list[int], list[float]]:
-        """The greedy answer's ids, and the margin before each choice."""
-        paths = []
-        for i, image in enumerate(images):
-            paths.append(str(self._directory / f"stock-{i}.npy"))
-            np.save(paths[-1], image)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        request = {"text": text, "marker": MARKER, "images": paths, "n": n}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"llama.cpp's side ended with {self._process.wait(timeout=10)}")
-        reply = json.loads(line)
-        return reply["ids"], reply["margins"]
-
-
 def compare(subject: Subject, engine: Engine, directory: Path) -> Parity:
     """Asks both sides every question."""
     options = LoadOptions(n_ctx=N_CTX, threads=1, stock_tower=True, stock_tiling=True)
@@ -168,7 +131,7 @@ def compare(subject: Subject, engine: Engine, directory: Path) -> Parity:
     ask = AskOptions(method="none", keep=None, max_tokens=TOKENS)
     parity = Parity(subject.name)
     vlm = pipeline.vlm("model")
-    with StockProcess(subject.files, directory) as stock:
+    with StockProcess(subject.files.model, subject.files.mmproj, directory, N_CTX) as stock:
         for number, question in enumerate(subject.questions):
             images = [Image(rgb, f"picture {number}") for rgb in question.images]
             ours = list(pipeline.ask(images, question.text, ask).answer_ids)

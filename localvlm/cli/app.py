@@ -95,7 +95,7 @@ def load_options(params: dict[str, Any], pair: Pair) -> tuple[LoadOptions, LoadO
         image_tokens=params["image_max_tokens"],
         kv_type=params["kv_type"],
         compact_positions=params["positions"] == "compact",
-        cache=str(directories().cache),
+        cache="" if params["private"] else str(directories().cache),
         image_cache=params["image_cache"] << 20,
     )
     return replace(options, image_tokens=guide_image_tokens(params, pair)), options

@@ -105,6 +105,8 @@ def _run(
     reporter.stage("reading the pictures")
     inputs = inputs_of(dataset.questions, pair, options, *load_options(params, pair))
     work = params["work"]
+    if params["private"] and not work:
+        raise UsageError("--private keeps no answers to go on from", "name a folder for them with --work")
     folder = Path(work).expanduser() if work else directories().state / "eval" / digest(inputs)[:32]
     n, names = len(dataset.questions), [cell.name for cell in plan]
     with Journal(folder / "answers.jsonl", inputs, restart=params["restart"]) as journal:

@@ -508,6 +508,7 @@ engine_options = _group(
         "--image-cache", metavar="MIB", type=WholeType(0), default=0,
         help="Keep encoded pictures on disk, in at most that many MiB, for later questions [default: none].",
     ),
+    setting("--private", is_flag=True, help="Write nothing to disk, and look nothing up that was kept."),
     setting("--low-memory", is_flag=True, help="Unload the guide before the model is loaded."),
     setting(
         "--max-memory", metavar="GB", type=AmountType(),

@@ -80,7 +80,7 @@ def plan_answer(
 
 def _said(ctx: click.Context) -> str:
     """What the user said that leaves nothing to plan; "" if nothing."""
-    given = {name: ctx.params[name] for name in ("preset", "layer", "explain") if ctx.params[name]}
+    given = {name: ctx.params[name] for name in ("preset", "layer", "explain", "private") if ctx.params[name]}
     if ctx.params["exit_at"] not in (None, "off"):
         given["exit-at"] = ctx.params["exit_at"]
     return f"--{next(iter(given))} was given" if given else ""

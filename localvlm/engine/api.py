@@ -18,6 +18,7 @@ from localvlm.errors import UsageError
 
 __all__ = [
     "Attention",
+    "Backend",
     "Completion",
     "Encoded",
     "Engine",

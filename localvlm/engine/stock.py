@@ -1,7 +1,7 @@
-"""llama.cpp as it is: its own multimodal helper over raw ctypes, without a line of localvlm.
+"""llama.cpp as it is, to hold our answers against: its own multimodal helper over raw ctypes.
 
-``python -m tests.zoo.stock MODEL MMPROJ`` answers requests on stdin with lines on stdout (see :func:`serve`), so that
-a test can run it in a process of its own.
+``python -m localvlm.engine.stock MODEL MMPROJ N_CTX THREADS`` answers requests on stdin with lines on stdout (see
+:func:`serve`); :class:`StockProcess` is its client. Nothing of the engine has a part in it.
 """
 
 from __future__ import annotations
@@ -9,19 +9,24 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Stock", "serve"]
+__all__ = ["MARKER", "Stock", "StockProcess", "serve"]
 
 Float32 = NDArray[np.float32]
 RGB = NDArray[np.uint8]
 N_CTX = 1024
 THREADS = 1
+MARKER = "<image-goes-here>"
+"""Where a picture stands in the text of a request."""
 
 
 class Stock:
@@ -32,12 +37,14 @@ class Stock:
         from llama_cpp import mtmd_cpp
 
         self._l, self._m = llama_cpp, mtmd_cpp
-        self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        self._quiet = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
         mtmd_cpp.mtmd_log_set(self._quiet, ctypes.c_void_p(0))
         mtmd_cpp.mtmd_helper_log_set(self._quiet, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
-        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(model), llama_cpp.llama_model_default_params())
+        weights, none = llama_cpp.llama_model_default_params(), (ctypes.c_void_p * 1)(None)
+        weights.n_gpu_layers, weights.devices = 0, ctypes.cast(none, ctypes.c_void_p)
+        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(model), weights)
         if not self._model:
             raise RuntimeError(f"llama.cpp cannot load {model}")
         params = llama_cpp.llama_context_default_params()
@@ -63,7 +70,7 @@ class Stock:
         self._l.llama_free(self._context)
         self._l.llama_model_free(self._model)
 
-    def _chunks(self, text: str, images: Sequence[RGB]) -> ctypes.c_void_p:
+    def _chunks(self, text: str, images: Sequence[RGB]) -> Any:
         """Chunks of a prompt with llama.cpp's media marker in place of each picture; the caller frees them."""
         bitmaps = []
         for image in images:
@@ -141,7 +148,8 @@ class Stock:
 
     def greedy(self, text: str, images: Sequence[RGB], n: int) -> tuple[list[int], list[float]]:
         """The ``n`` likeliest tokens one after another, ended by an end-of-generation token (not included), and
-        before each choice the margin of the best logit over the second."""
+        before each choice the margin of the best logit over the second.
+        """
         logits, ids, margins = self.prompt(text, images), [], []
         while True:
             second, best = np.sort(logits)[-2:]
@@ -156,17 +164,65 @@ class Stock:
         return ids, margins
 
 
-def serve(model: Path, mmproj: Path, n_ctx: int) -> None:
+class StockProcess:
+    """A process that answers as llama.cpp does. A context manager: leaving it ends the process.
+
+    Raises:
+        RuntimeError: it has ended.
+    """
+
+    def __init__(self, model: Path, mmproj: Path, directory: Path, n_ctx: int = N_CTX, threads: int = THREADS) -> None:
+        """``directory``: for pictures on their way."""
+        path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(os.path.isabs, sys.path)])
+        self._directory = directory
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "localvlm.engine.stock", str(model), str(mmproj), str(n_ctx), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path},
+            text=True,
+        )
+
+    def __enter__(self) -> StockProcess:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self._process.kill()
+        self._process.communicate(timeout=60)
+        if kind is None and self._process.returncode != 0:
+            raise RuntimeError(f"llama.cpp's side ended with {self._process.returncode}")
+
+    def ask(self, text: str, images: Sequence[RGB], n: int) -> tuple[list[int], list[float]]:
+        """The greedy answer's ids to a prompt with MARKERs, at most ``n``, and the margin before each choice."""
+        paths = []
+        for i, image in enumerate(images):
+            paths.append(str(self._directory / f"stock-{i}.npy"))
+            np.save(paths[-1], image)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"text": text, "images": paths, "n": n}) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"llama.cpp's side ended with {self._process.wait(timeout=10)}")
+        reply = json.loads(line)
+        return reply["ids"], reply["margins"]
+
+
+def serve(model: Path, mmproj: Path, n_ctx: int, threads: int) -> None:
     """For each line {"text", "images": [.npy paths], "n"} on stdin, a line {"ids", "margins"} on stdout."""
-    stock = Stock(model, mmproj, n_ctx)
+    stock = Stock(model, mmproj, n_ctx, threads)
     for line in sys.stdin:
         request = json.loads(line)
         images = [np.load(path) for path in request["images"]]
-        text = request["text"].replace(request["marker"], stock.marker)
+        text = request["text"].replace(MARKER, stock.marker)
         ids, margins = stock.greedy(text, images, request["n"])
-        print(json.dumps({"ids": ids, "margins": margins}), flush=True)
+        sys.stdout.write(json.dumps({"ids": ids, "margins": margins}) + "\n")
+        sys.stdout.flush()
     stock.close()
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else N_CTX)
+    serve(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
