@@ -52,10 +52,6 @@ _BOOT = (
     "from localvlm.engine.worker import main; main(int(sys.argv[2]))"
 )
 """The worker finds packages where its client does, and never in the directory the user happens to stand in."""
-_HUGE_PAGES = "glibc.malloc.hugetlb=1"
-"""Asks Linux for huge pages behind large buffers, where it gives them to those who ask alone: repacked weights are
-gigabytes, whose first touch page by page takes most of a load. What the user sets holds instead.
-"""
 _QUICK_S = 25.0
 """Seconds after which a call that only looks at text or sizes counts as hung."""
 _TEMPLATE_S = 5.0
@@ -100,8 +96,7 @@ class Engine:
 
     def _start(self) -> None:
         control_read, self._control = os.pipe()
-        tunables = ":".join(filter(None, (_HUGE_PAGES, os.environ.get("GLIBC_TUNABLES"))))
-        env = {**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUNBUFFERED": "1", "GLIBC_TUNABLES": tunables}
+        env = {**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUNBUFFERED": "1"}
         if self._verbose:
             env["LOCALVLM_ENGINE_LOG"] = "1"
         self._process = subprocess.Popen(
