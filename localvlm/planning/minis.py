@@ -49,6 +49,11 @@ class MiniLlm:
         """Of all blocks."""
         return self.layers * self.width * (2 * self.queries + 2 * self.keys + 3 * self.ffn)
 
+    @property
+    def trimmed(self) -> int:
+        """Of the last block's feed-forward part, which llama.cpp runs only for rows whose logits are asked for."""
+        return self.width * 3 * self.ffn
+
 
 @dataclass(frozen=True)
 class MiniTower:

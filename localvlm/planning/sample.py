@@ -63,7 +63,7 @@ def full(name: str) -> MiniLlm:
     width = -(-width // block) * block
     heads += -heads % (block // math.gcd(block, head))
     one = MiniLlm(kind, width, ffn, 1, head, heads, keys if heads % keys == 0 else heads)
-    return replace(one, layers=min(-(-CACHE * block // (one.weights * n_bytes)), DEEPEST))
+    return replace(one, layers=max(FEW, min(-(-CACHE * block // (one.weights * n_bytes)), DEEPEST)))
 
 
 def sample(
@@ -155,7 +155,8 @@ class _Bench:
             cells = cells_of(rows, NEAR - 1 if rows == 1 else 0)
             attended = rates.cell[rows >= TILED] * cells * shape.queries * shape.layers
             beside = rates.step + rates.layer * shape.layers + attended
-            found.append(max((taken - beside) / shape.weights, _LEAST))
+            once = found[0] * shape.trimmed if found else 0.0
+            found.append(max((taken - beside - once) / (shape.weights - shape.trimmed * bool(found)), _LEAST))
         self._watched += time.perf_counter() - began
         self._used += self._clock() - used
         vlm.close()
