@@ -286,22 +286,3 @@ def test_what_was_loaded_is_told(engine: Engine) -> None:
     assert backend.llama_cpp_python
     assert backend.ggml
     assert "CPU" in backend.system_info
-
-
-@pytest.mark.parametrize("set_before", ["", "glibc.malloc.hugetlb=0:glibc.malloc.arena_max=2"])
-def test_large_buffers_get_huge_pages_unless_the_user_says_so(
-    native, monkeypatch: pytest.MonkeyPatch, set_before: str
-) -> None:
-    """Of two values the C library takes the last one."""
-    seen: list[str] = []
-    start = subprocess.Popen
-
-    def recording(*args, env: dict[str, str], **kwargs) -> subprocess.Popen:
-        seen.append(env["GLIBC_TUNABLES"])
-        return start(*args, env=env, **kwargs)
-
-    monkeypatch.setenv("GLIBC_TUNABLES", set_before)
-    monkeypatch.setattr(subprocess, "Popen", recording)
-    with Engine() as engine:
-        engine.backend()
-    assert seen == [":".join(filter(None, ("glibc.malloc.hugetlb=1", set_before)))]
