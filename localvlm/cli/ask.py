@@ -83,7 +83,10 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
         return
     planned = plan_answer(ctx, pair, pictures, text, options, reporter)
     if reporter.verbose:
+        from localvlm.cli.tokens import say_seen
+
         say(planned, reporter)
+        say_seen(pictures, pair, params, reporter)
     printer = AnswerPrinter(reporter)
     stream = not (params["json"] or params["no_stream"])
     app = ctx.ensure_object(App)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,14 +26,16 @@ from localvlm.cli.options import (
 )
 from localvlm.cli.output import Reporter, print_table
 from localvlm.cli.sanitize import sanitize
-from localvlm.errors import ModelNotFound, UsageError
+from localvlm.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
+    from localvlm.catalog import Entry
+    from localvlm.engine.families import Family
     from localvlm.images import Image
     from localvlm.pipeline import Pair, VlmFiles
     from localvlm.pruning import Keep
 
-__all__ = ["tokens"]
+__all__ = ["say_seen", "tokens"]
 
 
 @click.command(cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
@@ -44,14 +49,15 @@ __all__ = ["tokens"]
 @output_options
 @click.pass_context
 def tokens(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> None:
-    """Tells how many image tokens the IMAGEs are to each VLM: of the pair that is named, else of every installed one.
+    """Tells how many image tokens the IMAGEs are to each VLM: of the pair that is named, else of every installed one;
+    of others, what the catalogue says.
 
     Nothing is loaded: headers tell. SCALE is what is left of the picture's width and height in what a VLM sees of it
     closest up; under 1, it sees a coarser picture.
     """
     reporter = Reporter(quiet=params["quiet"], verbose=params["verbose"])
     pictures = load_images(images, reporter, params)
-    pairs = _pairs(ctx, reporter)
+    pairs, others = _pairs(ctx, reporter)
     found = [_counted(picture, pairs, params) for picture in pictures]
     if params["json"]:
         import json
@@ -66,29 +72,35 @@ def tokens(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> Non
             place = sanitize(one["image"]), f"{one['width']}x{one['height']}", sanitize(vlm["pair"] or "-")
             rows.append((*place, f"{sanitize(vlm['name'])} ({vlm['role']})", *shown))
     print_table(rows)
+    if others:
+        print_table([("", ""), ("NOT HERE", "TOKENS"), *((entry.name, entry.about["tokens"]) for entry in others)])
 
 
-def _pairs(ctx: click.Context, reporter: Reporter) -> list[Pair]:
-    """The one that options name, else all whose files are there.
+def _pairs(ctx: click.Context, reporter: Reporter) -> tuple[list[Pair], list[Entry]]:
+    """The one that options name, else all whose files are there, and those of the catalogue that are not.
 
     Raises:
         UsageError: there is none.
     """
     if any(rank(ctx, name) for name in ("pair", "guide", "model")):
-        return [choose_pair(ctx, reporter)]
+        return [choose_pair(ctx, reporter)], []
     from localvlm.catalog import as_pair, entries
 
     found = entries(user_config(ctx).pairs)
-    there = []
-    for entry in found:
-        with contextlib.suppress(ModelNotFound):
-            pair = as_pair(entry.name, entry.files)
-            there += [pair] * (pair.model is not None or pair.guide is not None)
+    there = [as_pair(entry.name, entry.files) for entry in found if not entry.lacking]
     if not there:
         raise UsageError("no pair is installed", "`localvlm list` shows them; or pass --model")
-    if len(there) < len(found):
-        reporter.note(f"{len(found) - len(there)} pairs of `localvlm list` are not installed and left out")
-    return there
+    return there, [entry for entry in found if entry.lacking and "tokens" in entry.about]
+
+
+def say_seen(pictures: Sequence[Image], pair: Pair, params: dict[str, Any], reporter: Reporter) -> None:
+    """What each VLM of a pair makes of pictures, for -v."""
+    with contextlib.suppress(ModelError):  # told again, better, when it is loaded
+        for picture in pictures:
+            for vlm in _counted(picture, [pair], {**params, "keep": None})["vlms"]:
+                if vlm["tokens"] is not None:
+                    counts = f"{vlm['tokens']} image tokens, tiles {vlm['tiles']}, scale {vlm['scale']:g}"
+                    reporter.note(f"image {picture.name!r} to the {vlm['role']}: {counts}")
 
 
 def _counted(picture: Image, pairs: list[Pair], params: dict[str, Any]) -> dict[str, Any]:
@@ -104,12 +116,11 @@ def _counted(picture: Image, pairs: list[Pair], params: dict[str, Any]) -> dict[
 
 def _seen(picture: Image, pair: Pair, role: str, files: VlmFiles, most: int, keep: Keep) -> dict[str, Any]:
     """Counts of a picture in one VLM; None where they are not known beforehand."""
-    from localvlm.engine.families import Block, describe
-    from localvlm.engine.gguf_header import read_header
+    from localvlm.engine.families import Block
     from localvlm.planning.shapes import view_of
     from localvlm.pruning import share_of
 
-    family = describe(read_header(files.mmproj), most)
+    family = _family(files.mmproj, most)
     known = {"pair": pair.name, "role": role, "name": files.model.stem}
     if (view := view_of(family, *picture.size)) is None or family.cut is None:
         return {**known, "tokens": None, "kept": None, "tiles": None, "scale": None}
@@ -117,3 +128,11 @@ def _seen(picture: Image, pair: Pair, role: str, files: VlmFiles, most: int, kee
     scale = max(tile.scale(*picture.size) for block in blocks for tile in block.tiles)
     kept = None if role == "guide" or keep == "auto" else share_of(keep, view.tokens)
     return {**known, "tokens": view.tokens, "kept": kept, "tiles": len(view.tiles), "scale": round(scale, 3)}
+
+
+@lru_cache(maxsize=64)
+def _family(mmproj: Path, most: int) -> Family:
+    from localvlm.engine.families import describe
+    from localvlm.engine.gguf_header import read_header
+
+    return describe(read_header(mmproj), most)

@@ -8,7 +8,10 @@ import PIL.Image
 import pytest
 
 from localvlm.catalog import DEMOS, pair_named
+from localvlm.cli.output import Reporter
+from localvlm.cli.tokens import say_seen
 from localvlm.engine.families.base import Tile
+from localvlm.images import load
 from localvlm.planning.shapes import VlmShape
 
 
@@ -48,6 +51,28 @@ def test_what_was_done_to_a_picture_is_said(cli):
     run = cli("tokens", "--pair=demo", cli.image, "--json")
     assert json.loads(run.out)[0]["notes"] == ["transparent parts shown on white"]
     assert "transparent parts shown on white" in run.err
+
+
+def test_of_pairs_that_are_not_here_the_catalogue_tells(cli, monkeypatch):
+    monkeypatch.setattr("localvlm.hub_cache.cached_files", list)
+    run = cli("tokens", "example")
+    assert run.out.splitlines()[5:7] == ["", "NOT HERE       TOKENS"]
+    assert any(line.startswith("llava1.5-13b") and "576" in line for line in run.out.splitlines()[7:])
+    assert "NOT HERE" not in cli("tokens", "example", "--pair=demo").out
+
+
+def test_verbose_answers_tell_what_is_seen(cli):
+    said = []
+    reporter = Reporter(verbose=1)
+    reporter.note = said.append
+    picture = load(cli.image)
+    say_seen([picture], pair_named("demo-tiles"), {"image_max_tokens": 0, "guide_image_max_tokens": 144}, reporter)
+    view = VlmShape(pair_named("demo-tiles").model).view(64, 48)
+    assert said == [
+        f"image {cli.image!r} to the guide: 144 image tokens, tiles 1, scale 3",
+        f"image {cli.image!r} to the model: {view.tokens} image tokens, tiles {len(view.tiles)}, scale 6",
+    ]
+    assert "scale" not in cli.ask("-v").err  # its files tell nothing
 
 
 def test_what_cannot_be_told(cli):
