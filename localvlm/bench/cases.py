@@ -167,11 +167,14 @@ class Prepared:
 
 
 class Bench:
-    """Two workers, so that the memory of each can be told: one of plain llama.cpp, one of ours. A context manager."""
+    """Two workers, so that the memory of each can be told: one of plain llama.cpp, one of ours. Pictures that were kept
+    on disk are not looked at. A context manager.
+    """
 
     def __init__(self, setting: Setting, engine: Callable[[], Engine]) -> None:
         assert setting.pair.model is not None
-        self.setting, self._files, self.new_engine = setting, setting.pair.model, engine
+        anew = {role: replace(getattr(setting, role), image_cache=0) for role in ("guide", "model")}
+        self.setting, self._files, self.new_engine = replace(setting, **anew), setting.pair.model, engine
         guide = setting.pair.guide
         self.bare = FixedEngine(engine(), None)
         self.ours = FixedEngine(engine(), None if guide is None else guide.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from localvlm.answers import AskOptions
 from localvlm.bench.cases import PLAIN, Bench, Case, answer_of, drawn
 from localvlm.bench.report import Grown
 from localvlm.engine.api import Message
-from localvlm.errors import EngineCrashed, NotEnoughMemory
+from localvlm.errors import ContextOverflow, EngineCrashed, NotEnoughMemory
 from localvlm.images import Image
 from localvlm.speaker import parts_of, release
 
@@ -40,7 +41,11 @@ def grow(
     against plain, medians are of ``runs`` in turn, and ``tell`` gets what begins.
     """
     if what == "turns":
-        yield from _turns(bench, upto, ours, images, question, runs, tell)
+        try:
+            yield from _turns(bench, upto, ours, images, question, runs, tell)
+        except (EngineCrashed, NotEnoughMemory) as error:
+            bench.rest()
+            yield f"turns: {error.message}"
         return
     for n in upto:
         tell(f"{what} {n}")
@@ -55,7 +60,7 @@ def grow(
             try:
                 with bench.answering(answer):
                     times = _timed(bench, ours, shown, question, runs)
-            except (EngineCrashed, NotEnoughMemory) as error:
+            except (ContextOverflow, EngineCrashed, NotEnoughMemory) as error:
                 bench.rest()
                 yield f"{what} {n}: {error.message}"
             else:
@@ -96,10 +101,10 @@ def _row(what: str, n: int, image: int, times: dict[str, list[float]]) -> Grown:
 def _turns(
     bench: Bench, upto: Sequence[int], ours: Sequence[Case], images: Sequence[Image], question: str, runs: int,
     tell: Callable[[str], None],
-) -> Iterator[Grown]:  # fmt: skip
-    """Time of all turns of a conversation up to each of ``upto``, with the KV caches of both gone on with. What random
-    weights say hardly ever comes back to the same tokens, so answers stand in the conversation as one text of as many,
-    of which both prefill every row.
+) -> Iterator[Grown | str]:  # fmt: skip
+    """Time of all turns of a conversation up to each of ``upto``, with the KV caches of both gone on with, as far as
+    all contexts hold them. What random weights say hardly ever comes back to the same tokens, so answers stand in the
+    conversation as one text of as many, of which both prefill every row.
     """
     n, found = max(upto), {case.name: list[list[float]]() for case in (PLAIN, *ours)}
     said = answer_of(bench.plain, bench.setting.answer)
@@ -110,30 +115,35 @@ def _turns(
             with bench.saying(said):
                 found[case.name].append(talk(bench, case, images, question, n))
     image = sum(bench.plain.layout(*image.size).n_tokens for image in images)
+    fitted = min(len(ms) for all_ in found.values() for ms in all_)
     for turn in upto:
-        yield _row("turns", turn, image, {name: [ms[turn - 1] for ms in all_] for name, all_ in found.items()})
+        if turn <= fitted:
+            yield _row("turns", turn, image, {name: [ms[turn - 1] for ms in all_] for name, all_ in found.items()})
+        else:
+            yield f"turns {turn}: a context is full after {fitted}; raise --ctx-size"
 
 
 def _plain_turns(bench: Bench, case: Case, images: Sequence[Image], question: str, n: int) -> list[float]:  # noqa: ARG001
-    """Milliseconds to the end of each turn."""
+    """Milliseconds to the end of each turn that the context has room for."""
     vlm, messages, out = bench.plain, list[Message](), list[float]()
     began = time.perf_counter()
     seen = [vlm.encode(image.rgb) for image in images]
-    for turn in range(n):
-        messages.append(Message("user", _asked(question, turn), 0 if turn else len(images)))
-        vlm.prefill(parts_of(vlm, messages, seen), reuse="rows" if turn else "nothing")
-        messages.append(Message("assistant", vlm.generate(bench.setting.answer).text or "."))
-        out.append((time.perf_counter() - began) * 1e3)
+    with contextlib.suppress(ContextOverflow):
+        for turn in range(n):
+            messages.append(Message("user", _asked(question, turn), 0 if turn else len(images)))
+            vlm.prefill(parts_of(vlm, messages, seen), reuse="rows" if turn else "nothing")
+            messages.append(Message("assistant", vlm.generate(bench.setting.answer).text or "."))
+            out.append((time.perf_counter() - began) * 1e3)
     release(vlm, seen)
     return out
 
 
 def _our_turns(bench: Bench, case: Case, images: Sequence[Image], question: str, n: int) -> list[float]:
-    out = []
+    out = list[float]()
     bench.ours.forget()
     began = time.perf_counter()
     options: AskOptions = replace(bench.options(case), exit_at=None)
-    with bench.pipeline().session(images) as session:
+    with bench.pipeline().session(images) as session, contextlib.suppress(ContextOverflow):
         for turn in range(n):
             session.ask(_asked(question, turn), options)
             out.append((time.perf_counter() - began) * 1e3)

@@ -21,7 +21,7 @@ from localvlm.bench.machine import Peak
 from localvlm.bench.peer import run_of
 from localvlm.bench.plan import plan_ahead
 from localvlm.bench.presets import PRESETS, tiny
-from localvlm.bench.report import Report, Row
+from localvlm.bench.report import Grown, Report, Row
 from localvlm.bench.shapes import write_vlms
 from localvlm.bench.start import from_start
 from localvlm.cli import bench as command
@@ -157,6 +157,15 @@ def test_nothing_of_the_run_before_is_in_a_cache(fake, monkeypatch):
     assert min(ran) >= -1  # the begin-of-sequence token
 
 
+def test_no_picture_comes_from_disk(fake):
+    kept = LoadOptions(cache="folder", image_cache=1 << 30)
+    with Bench(replace(fake.setting, guide=kept, model=kept), fake.new_engine) as bench:
+        for case in (PLAIN, Case("guided", "ours", 0.25)):
+            bench.run(case, [drawn(64, 64)], "what?")
+        loaded = [*bench.bare.engine.loaded, *bench.ours.engine.loaded]
+        assert [(vlm.options.cache, vlm.options.image_cache) for vlm in loaded] == [("folder", 0)] * 3
+
+
 def test_a_guide_is_shown_the_share_asked_for(fake, monkeypatch):
     shown = []
     ask = Pipeline.ask
@@ -201,6 +210,20 @@ def test_both_conversations_hold_the_same_text(fake, monkeypatch):
     assert seen[False][-1] == seen[True][-1]
     assert seen[False][-1].count(said) == 2
     assert fake.bare.fixed.text is fake.ours.fixed.text is None
+
+
+def test_growth_ends_where_a_context_is_full(fake):
+    small = replace(fake.setting, guide=LoadOptions(n_ctx=64), model=LoadOptions(n_ctx=200))
+    with Bench(small, fake.new_engine) as bench:
+        found = list(growth.grow(bench, "turns", [1, 20], [Case("a", "ours")], [drawn(64, 64)], "what?", 2, print))
+        assert isinstance(found[0], Grown)
+        assert found[0].n == 1
+        assert found[1:] == ["turns 20: a context is full after 3; raise --ctx-size"]
+        led = [Case("guided", "ours", 0.25)]
+        roomy = replace(small, model=LoadOptions())
+    with Bench(roomy, fake.new_engine) as bench:
+        (told,) = growth.grow(bench, "answers", [2], led, [drawn(64, 64)], "what?", 1, print)
+        assert "guide's context has 64" in str(told)
 
 
 def test_the_question_has_the_tokens_asked_for(fake):
