@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from localvlm.catalog import calibrations
 from localvlm.config import directories
+from localvlm.engine.kept_files import write_private
 from localvlm.errors import StorageError, UsageError
 from localvlm.json_files import read_json
 from localvlm.scoring import plain
@@ -197,10 +197,7 @@ def store(pair: Pair, found: Calibration) -> Path:
     """
     target = _place(_digest(pair, found.method))
     try:
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".new-", delete=False) as file:
-            json.dump(dataclasses.asdict(found), file)
-        Path(file.name).replace(target)
+        write_private(target, json.dumps(dataclasses.asdict(found)).encode())
     except OSError as error:
         raise StorageError(f"'{target}' cannot be written: {error.strerror}", "set LOCALVLM_HOME elsewhere") from error
     return target

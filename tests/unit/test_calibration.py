@@ -151,6 +151,13 @@ def test_a_threshold_that_cannot_be_kept_is_said(pair, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALVLM_HOME", str(tmp_path / "file"))
     with pytest.raises(StorageError, match="cannot be written"):
         store(pair, FOUND)
+    monkeypatch.setenv("LOCALVLM_HOME", str(tmp_path / "home"))
+    path = store(pair, FOUND)
+    path.unlink()
+    path.mkdir()  # something else stands in its place
+    with pytest.raises(StorageError, match="cannot be written"):
+        store(pair, FOUND)
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_the_demo_pair_comes_calibrated():
