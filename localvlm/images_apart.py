@@ -51,7 +51,7 @@ def decode_apart(file: BinaryIO, name: str, kind: str, formats: tuple[str, ...],
             f"image {name!r} is a {kind} file, and {package} is missing", f"pip install 'localvlm[{extra}]'"
         )
     packages = [*filter(os.path.isabs, sys.path), str(Path(__file__).resolve().parents[1])]  # not where the user stands
-    command = [sys.executable, "-c", _BOOT, json.dumps(packages), name, kind, ",".join(formats), str(page)]
+    command = [sys.executable, "-E", "-P", "-c", _BOOT, json.dumps(packages), name, kind, ",".join(formats), str(page)]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # each of its threads takes address space
     try:
         done = subprocess.run(

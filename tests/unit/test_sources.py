@@ -131,7 +131,9 @@ def test_a_pdf_that_is_damaged_or_endless(pdf, monkeypatch):
 
 
 @pytest.mark.parametrize("fmt", ["PNG", "TIFF", "AVIF"])
-def test_a_picture_decoded_apart_is_the_same(fmt, monkeypatch):
+def test_a_picture_decoded_apart_is_the_same(fmt, monkeypatch, tmp_path):
+    (tmp_path / "json.py").write_text("raise SystemExit('code of the folder that the user stands in')")
+    monkeypatch.chdir(tmp_path)
     data = saved(fmt, SCENE.convert("RGBA"))
     here, there = load(data), load(data, apart=True)
     np.testing.assert_array_equal(here.rgb, there.rgb)
