@@ -86,6 +86,7 @@ class Pipeline:
         engine: Engine | None = None,
         *,
         guide_image_tokens: int = 0,
+        low_memory: bool = False,
     ) -> Pipeline:
         """A pipeline with its own engine unless one is given; nothing is loaded yet. ``guide_image_tokens`` stands for
         ``options.image_tokens`` in the guide if it is not 0.
@@ -95,7 +96,7 @@ class Pipeline:
 
             engine = WorkerEngine()
         guide = replace(options, image_tokens=guide_image_tokens or options.image_tokens)
-        return cls(pair, engine, guide=guide, model=options)
+        return cls(pair, engine, guide=guide, model=options, low_memory=low_memory)
 
     def __enter__(self) -> Pipeline:
         return self

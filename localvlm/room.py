@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ def _limits() -> Iterator[int]:
             yield max(int(limit) - int(used), 0)
         except (OSError, ValueError):
             continue
+    if of_worker := os.environ.get("LOCALVLM_WORKER_MEMORY"):  # as localvlm.engine.worker has it
+        yield int(of_worker)
     if sys.platform != "win32":
         import resource
 

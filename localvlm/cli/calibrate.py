@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localvlm.cli.app import App
+from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import choose_pair
 from localvlm.cli.options import (
     ConfiguredCommand,
@@ -59,6 +60,7 @@ def calibrate(ctx: click.Context, /, data: tuple[str, ...], **params: Any) -> No
     if pair.guide is None or pair.model is None:
         raise UsageError("a guide and a model are needed", "pass --guide and --model, or --pair")
     with ctx.ensure_object(App).pipeline(pair, params) as pipeline:
+        check_fit(pipeline, params, reporter)
         try:
             scores, wrong = judge(
                 pipeline,

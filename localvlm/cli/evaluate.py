@@ -9,6 +9,7 @@ import click
 
 from localvlm.cli.app import App, load_options
 from localvlm.cli.files import target_of, write_text
+from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import choose_pair
 from localvlm.cli.options import (
     ConfiguredCommand,
@@ -114,6 +115,7 @@ def _run(
             reporter.note(f"{before} of {n} questions were answered before, in '{journal.path}'; --restart asks anew")
         try:
             with app.pipeline(pair, params) as pipeline:
+                check_fit(pipeline, params, reporter)
                 return ask_all(
                     pipeline, dataset.questions, plan, options, journal, reporter.progress(before, n, "questions")
                 )

@@ -33,11 +33,12 @@ def check_fit(
     pipeline: Pipeline,
     params: Mapping[str, Any],
     reporter: Reporter,
-    pictures: Sequence[Image],
-    question: str,
+    pictures: Sequence[Image] | None = None,
+    question: str = "",
     options: AskOptions | None = None,
 ) -> None:
-    """Says what a question about pictures takes (-v, or where it is tight). ``options``: None asks the guide alone.
+    """Says what a question about pictures takes (-v, or where it is tight): of usual ones, where they are not known,
+    and with nothing pruned, without ``options``.
 
     Raises:
         NotEnoughMemory: it cannot fit.
@@ -71,11 +72,13 @@ def check_fit(
     raise NotEnoughMemory(f"the pair takes {parts}, and {there} ({table(need)})", nearest)
 
 
-def _asked(pictures: Sequence[Image], question: str, options: AskOptions | None) -> Asked:
+def _asked(pictures: Sequence[Image] | None, question: str, options: AskOptions | None) -> Asked:
     from localvlm.memory import TEXT, Asked
     from localvlm.pruning import IN_LLM
 
-    asked = Asked(tuple(picture.size for picture in pictures), TEXT + len(question) // 3)
+    asked = Asked(text=TEXT + len(question) // 3)
+    if pictures is not None:
+        asked = replace(asked, sizes=tuple(picture.size for picture in pictures))
     if options is None:
         return asked
     whole = options.layer or options.preset or options.method in (*IN_LLM, "none")
@@ -108,10 +111,7 @@ def _nearest(pair: Pair, guide: LoadOptions, model: LoadOptions, asked: Asked, f
         need = pair_need(pair, *changed, asked, low_memory=low)
         if _fits(need, free, gpu):
             return f"pass {flags}, which needs {told(need.host)}"
-    smaller = _smaller(free)
-    if smaller is not None:
-        return f"pass --pair {smaller[0]}, which needs {told(smaller[1])}; --max-memory 0 loads it all the same"
-    return "close other programs; --max-memory 0 loads it all the same"
+    return f"{_smaller(free)}; --max-memory 0 loads it all the same"
 
 
 def _fits(need: Need, free: int, gpu: int | None) -> bool:
@@ -142,20 +142,14 @@ def _changes(
         yield flags, (replace(guide, **change), replace(model, **change)), "--low-memory" in flags
 
 
-def _smaller(free: int) -> tuple[str, int] | None:
-    """The largest installed pair that fits, and what it needs."""
-    from localvlm.catalog import as_pair, entries
-    from localvlm.engine.api import LoadOptions
-    from localvlm.memory import pair_need
+def _smaller(free: int) -> str:
+    """The largest other pair that fits, pulled or not; demos answer nothing that anyone would ask."""
+    from localvlm.catalog import DEMOS, entries
+    from localvlm.cli.recommend import ranked
 
-    found: list[tuple[str, int]] = []
-    for entry in entries():
-        if entry.lacking or "model" not in entry.files:
-            continue
-        try:
-            need = pair_need(as_pair(entry.name, entry.files), LoadOptions(), LoadOptions())
-        except (ModelError, OSError):
-            continue
-        if need.host <= free:
-            found.append((entry.name, need.host))
-    return max(found, key=lambda one: one[1], default=None)
+    for one in ranked((entry for entry in entries() if entry.name not in DEMOS), free):
+        fits, name = one.fits(free), one.entry.name
+        if fits in ("yes", "with --low-memory"):
+            how = f"run `localvlm pull {name}`" if one.entry.lacking else f"pass --pair {name}"
+            return how + " --low-memory" * (fits != "yes" and not one.entry.lacking)
+    return "close other programs"

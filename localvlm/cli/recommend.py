@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from localvlm.catalog import Entry
     from localvlm.memory import Need
 
-__all__ = ["recommend"]
+__all__ = ["Ranked", "ranked", "recommend"]
 
 ABOUT, BESIDE = 1.15, 300_000_000
 """Bytes that a pair takes of which the sizes of the files alone are known: so many times these, and so many beside.
@@ -25,7 +26,7 @@ Of the pairs of real shapes in docs/log.md none takes more."""
 
 
 @dataclass(frozen=True)
-class _Ranked:
+class Ranked:
     """A pair, the bytes that it needs and with --low-memory, and whether that is told from its files' headers."""
 
     entry: Entry
@@ -54,7 +55,7 @@ def recommend(ctx: click.Context, json: bool) -> None:
     from localvlm.catalog import entries
 
     free = room()
-    found = sorted((_ranked(e) for e in entries(user_config(ctx).pairs)), key=lambda one: one.rank(free))
+    found = ranked(entries(user_config(ctx).pairs), free)
     if json:
         shown = [
             {
@@ -82,16 +83,21 @@ def recommend(ctx: click.Context, json: bool) -> None:
     click.echo(f"{told(free)} of memory are free{then}", err=True)
 
 
-def _ranked(entry: Entry) -> _Ranked:
+def ranked(found: Iterable[Entry], free: int) -> list[Ranked]:
+    """Pairs by what ``free`` bytes can hold: the largest that fits comes first."""
+    return sorted((_told(entry) for entry in found), key=lambda one: one.rank(free))
+
+
+def _told(entry: Entry) -> Ranked:
     if (found := _of_files(entry)) is not None:
         both, apart = found
-        return _Ranked(entry, both.total, apart.total, exact=True)
+        return Ranked(entry, both.total, apart.total, exact=True)
     told_of = entry.about.get("gb", {})
     sizes = [1e9 * told_of[role] for role in ("guide", "model") if role in told_of]
     if len(sizes) < 2:
-        return _Ranked(entry, None, None, exact=False)
+        return Ranked(entry, None, None, exact=False)
     both_files, larger = (round(ABOUT * size + BESIDE) for size in (sum(sizes), max(sizes)))
-    return _Ranked(entry, both_files, larger, exact=False)
+    return Ranked(entry, both_files, larger, exact=False)
 
 
 def _of_files(entry: Entry) -> tuple[Need, Need] | None:

@@ -87,16 +87,17 @@ class Header:
 class _Cursor:
     """Reads a mapped file and never past its end or ``MAX_HEADER``."""
 
-    def __init__(self, data: mmap.mmap, path: Path) -> None:
-        self.data, self.path, self.at = data, path, 0
-        self.end = min(len(data), MAX_HEADER)
+    def __init__(self, data: mmap.mmap, path: Path, size: int) -> None:
+        """``data``: what the file of ``size`` bytes begins with."""
+        self.data, self.path, self.size, self.at = data, path, size, 0
+        self.end = len(data)
         self.elements = 0
 
     def take(self, n: int) -> bytes:
         if n < 0 or self.at + n > self.end:
             raise NotGguf(
                 f"model file '{self.path.name}' is cut short or damaged: its header wants {n} bytes at offset "
-                f"{self.at} of {len(self.data)}",
+                f"{self.at} of {self.size}",
                 "download it again",
             )
         chunk = self.data[self.at : self.at + n]
@@ -197,10 +198,10 @@ def _read_tensors(c: _Cursor, header: Header, n: int, size_of: Callable[[int], t
                 "download it again",
             )
         n_bytes = elements // block * block_bytes
-        if base + offset + n_bytes > len(c.data):
+        if base + offset + n_bytes > c.size:
             raise NotGguf(
                 f"model file '{c.path.name}' is cut short: tensor '{name}' ends at byte {base + offset + n_bytes} "
-                f"of {len(c.data)}",
+                f"of {c.size}",
                 "download it again",
             )
         header.tensors[name] = TensorInfo(name, shape, kind, base + offset, n_bytes)
@@ -233,8 +234,8 @@ def read_header(path: Path) -> Header:
             raise ModelNotFound(f"model '{path}' is not a regular file")
         if status.st_size < 24:
             raise NotGguf(f"model file '{path.name}' is not a GGUF file: it has {status.st_size} bytes")
-        with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as data:
-            return _parse(_Cursor(data, path))
+        with mmap.mmap(fd, min(status.st_size, MAX_HEADER), access=mmap.ACCESS_READ) as data:
+            return _parse(_Cursor(data, path, status.st_size))
     finally:
         os.close(fd)
 

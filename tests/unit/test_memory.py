@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from localvlm.answers import AskOptions
-from localvlm.catalog import example_image, pair_named
+from localvlm.catalog import entries, example_image, pair_named
 from localvlm.engine.api import LoadOptions
 from localvlm.engine.fake import FakeEngine, Script
 from localvlm.images import load
@@ -105,6 +105,17 @@ def test_what_cannot_fit_is_refused_with_what_does(cli):
     assert (run.code, "this is tight" in run.err) == (0, True)
 
 
+def test_another_pair_is_proposed_where_no_flag_helps(cli, monkeypatch):
+    from localvlm.cli import fit
+
+    assert fit._smaller(3_200_000_000) == "run `localvlm pull smolvlm2-2.2b`"
+    assert fit._smaller(1 << 20) == "close other programs"
+    demo = [replace(entry, name="mine") for entry in entries() if entry.name == "demo"]
+    monkeypatch.setattr("localvlm.catalog.entries", lambda: demo)
+    assert fit._smaller(1 << 30) == "pass --pair mine"
+    assert fit._smaller(120_000_000) == "pass --pair mine --low-memory"
+
+
 def test_verbose_tells_the_parts(cli):
     run = cli("ask", "-v", "--pair", "demo", "example", "What?")
     assert "guide 1" in run.err
@@ -113,3 +124,20 @@ def test_verbose_tells_the_parts(cli):
 
 def test_files_that_cannot_be_read_are_told_by_those_that_load_them(cli):
     assert cli.ask("-v", "--max-memory", "0.000001").code == 0  # the fake needs no files
+
+
+def test_limits_of_the_worker_and_of_processes_bound_the_room(monkeypatch):
+    monkeypatch.setenv("LOCALVLM_WORKER_MEMORY", "123456789")
+    assert room() == 123_456_789
+
+
+def test_all_that_load_a_pair_look_first(cli, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text(f'{{"image": "{cli.image}", "question": "What?", "answer": "red"}}\n')
+    for command in (
+        ("attention", "--save", tmp_path / "a.npz", "--pair", "demo", "example", "What?"),
+        ("eval", "--pair", "demo", "--work", tmp_path / "work", data),
+        ("calibrate", "--pair", "demo", data),
+    ):
+        run = cli(*command, "--max-memory", "0.03")
+        assert (run.code, "30 MB are free" in run.err, cli.engine.loaded) == (5, True, []), command
