@@ -109,7 +109,8 @@ class Picture:
         tiles = {number: found.copy() for number, found in self.tiles.items()}
         for (tile, at), row in zip(self.places[self.rows_of(tokens)].tolist(), rows, strict=True):
             tiles[tile][at] = row
-        return replace(self, tiles=tiles)
+        tower = None if self.tower is None else self.tower.copy()
+        return replace(self, tiles=tiles, tower=tower, looked=set(self.looked), outputs=list(self.outputs))
 
     def needs(self, keep: Int32 | None) -> set[int]:
         """Tiles whose rows are in a prompt that keeps the tokens ``keep``, or all: rows that show nothing stay."""
@@ -151,7 +152,7 @@ class VisionTower:
         unmended = LAST_BLOCK in family.repairs and stock
         self.tower = replace(family.tower, n_layer=family.tower.n_layer - unmended)
         self._header = header
-        how = (family.name, self.repair_names, self.tower, options.gpu_layers != 0, thread_count(options))
+        how = family.name, self.repair_names, self.tower, options.tap, options.gpu_layers != 0, thread_count(options)
         self._shared = Member(towers, header, family.row_end, how)
         self.fingerprint = self._shared.fingerprint if options.tap else ""
         """Equal for VLMs of which one goes on from what the other's tower gave; "" for one that does not."""

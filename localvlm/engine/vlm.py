@@ -30,7 +30,7 @@ from localvlm.engine.cache import Cache
 from localvlm.engine.chat import render
 from localvlm.engine.decoding import Decoder
 from localvlm.engine.draft_memory import DraftMemory
-from localvlm.engine.gguf_header import Header, check_pair, read_header
+from localvlm.engine.gguf_header import Header, check_pair, parts_of, read_header, read_model
 from localvlm.engine.llama import Model, thread_count
 from localvlm.engine.native import Tap
 from localvlm.engine.pauses import StagedPrompts
@@ -99,7 +99,7 @@ class LlamaVlm:
             notes=self.tower.family.notes,
             runs=f"{self._cache.context.runs}; {self.tower.runs}",
             vocab_hash=hashlib.sha256(tokens.encode()).hexdigest()[:16],
-            tile_price=self.tower.price(text),
+            tile_price=self.tower.price(read_model(model) if parts_of(model)[1:] else text),
             tower=self.tower.fingerprint,
         )
         self._pictures: dict[int, Picture] = {}
@@ -159,7 +159,8 @@ class LlamaVlm:
         number = self._next_picture if onto is None else onto.id
         self._next_picture = max(self._next_picture, number + 1)
         self._pictures[number] = picture
-        return Encoded(number, picture.layout, picture.ms, picture.tower, picture.n_encoded, picture.shared)
+        seen = picture.tower if tower else None  # else some tiles of it may be missing
+        return Encoded(number, picture.layout, picture.ms, seen, picture.n_encoded, picture.shared)
 
     def release(self, image: Encoded) -> None:
         self._pictures.pop(image.id, None)
@@ -192,10 +193,9 @@ class LlamaVlm:
         return self._embedded(np.array(self._model.vocabulary.tokenize_run([(text, False)]), np.int32))
 
     def _embedded(self, ids: Int32) -> Float32:
-        table = self._table or TokenTable(self._header, self._model.n_embd_input)
         try:
-            return table.rows(ids)
-        except (NotImplementedError, ValueError) as error:
+            return (self._table or TokenTable(self._header, self._model.n_embd_input)).rows(ids)
+        except (KeyError, NotImplementedError, ValueError) as error:
             raise UnsupportedModel(f"embeddings of '{self._info.name}' cannot be read: {error}") from None
 
     def _picture(self, image: Encoded) -> Picture:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from gguf import GGUFReader, GGUFWriter
 
+from localvlm.engine.client import Engine
 from localvlm.engine.families import Tower
 from localvlm.engine.gguf_header import Header, TensorInfo
 from localvlm.engine.price import tile_price
+from localvlm.errors import UnsupportedModel
+from tests import zoo
+from tests.asking import load
 
 TOWER = Tower(n_layer=2, cls=False, merge=2, patch=14, image_size=56)
 TOWER_TENSORS = {
@@ -47,3 +52,26 @@ def test_experts_count_as_often_as_they_run() -> None:
 def test_files_that_do_not_say_have_no_price() -> None:
     assert tile_price(header("llama", {}), PROJECTOR, TOWER) == 0
     assert tile_price(header("llama", {"blk.0.x.weight": (2, 2)}), PROJECTOR, Tower(1, False, 1, 0, 0)) == 0
+
+
+def test_weights_of_all_parts_count(engine: Engine, tmp_path: Path) -> None:
+    """Of a model whose first part holds metadata alone."""
+    built = zoo.build("llava15", tmp_path)
+    source = GGUFReader(built.model)
+    writer = GGUFWriter(tmp_path / "parts.gguf", "llama", split_max_tensors=12, small_first_shard=True)
+    for key, value in source.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            writer.add_key_value(key, value.contents(), value.types[0], value.types[1] if value.types[1:] else None)
+    for tensor in source.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    first = min(tmp_path.glob("parts-*.gguf"))
+    whole, parts = load(engine, built), engine.load(first, built.mmproj)
+    assert parts.info.tile_price == whole.info.tile_price > 0
+    with pytest.raises(UnsupportedModel, match="cannot be read"):
+        parts.embed("a")
+    for vlm in (whole, parts):
+        vlm.close()

@@ -156,6 +156,20 @@ def test_other_towers_and_stock_ones_share_nothing(engine: Engine, row: zoo.ZooM
         vlm.close()
 
 
+def test_one_without_the_tap_shares_nothing(native: None, tmp_path: Path) -> None:
+    """In a family whose tower needs no repair, by which the two would else be told apart."""
+    halves_ = halves(zoo.build("qwen25vl", tmp_path), tmp_path)
+    towers = Towers()
+    one, bare = (
+        LlamaVlm(half.model, half.mmproj, LoadOptions(threads=1, tap=tap), towers=towers)
+        for half, tap in zip(halves_, (True, False), strict=True)
+    )
+    held = one.encode(picture())
+    assert (held.shared, bare.encode(picture()).shared) == (0, 0)
+    for vlm in (one, bare):
+        vlm.close()
+
+
 def test_tiles_are_taken_over_one_by_one(both: tuple[LlamaVlm, LlamaVlm, Towers], tmp_path: Path) -> None:
     first, second, towers = both
     pictures = [picture(seed=i) for i in range(3)]

@@ -258,6 +258,14 @@ def test_attention_is_added_to_a_picture_encoded_without(family: str, native, en
     vlm.close()
 
 
+def test_attention_of_some_tiles_is_not_taken_for_that_of_all(tiled: Vlm) -> None:
+    full = tiled.encode(SHOWN, tower=True)
+    begun = tiled.encode(SHOWN, tower=True, keep=np.zeros(1, np.int32))
+    more = tiled.encode(SHOWN, onto=begun)
+    assert (more.n_tiles, more.tower) == (full.n_tiles, None)
+    np.testing.assert_array_equal(tiled.encode(SHOWN, tower=True, onto=more).tower, full.tower)
+
+
 def test_rows_that_are_there_stay_when_attention_is_added(native, engine: Engine, folder: Path) -> None:
     vlm = load(engine, zoo.build("llavanext", folder))
     begun = vlm.encode(SHOWN)
@@ -265,4 +273,7 @@ def test_rows_that_are_there_stay_when_attention_is_added(native, engine: Engine
     other = vlm.altered(begun, np.zeros(1, np.int32), rows)
     vlm.encode(SHOWN, tower=True, onto=other)
     np.testing.assert_array_equal(vlm.embeddings(other)[:1], rows)
+    later = vlm.encode(SHOWN, tower=True, onto=begun)
+    assert later.tower is not None
+    assert np.isfinite(later.tower).all(), "the other's attention is its own"
     vlm.close()
