@@ -125,8 +125,9 @@ LV_API int64_t lv_tap_rows(const lv_tap *tap, int32_t cls);
 /* Self-check, to be switched on for one run per model: for one armed row of every attention node, softmax(qk) v is
  * compared to the node's output. lv_tap_end returns LV_E_CHECK, naming the layer, when the largest difference
  * exceeds tolerance (fraction of the row's largest sum of p |v|, which ggml's rounding is in proportion to: it rounds q
- * and sums v in half precision). A wrong scale, mask or head is off by far more. Without flash attention the
- * probabilities are read, and only their sum is checked.
+ * and sums v in half precision). Over more than 256 cells it is allowed in proportion to them: where attention is even,
+ * what is added falls below half a step of what is there. A wrong scale, mask or head is off by far more. Without
+ * flash attention the probabilities are read, and only their sum is checked.
  * lv_tap_check_worst: the largest ratio of the last run. */
 LV_API int lv_tap_check(lv_tap *tap, bool on, float tolerance);
 LV_API float lv_tap_check_worst(const lv_tap *tap);
