@@ -147,7 +147,7 @@ class _Bench:
     def rows(self, rates: Rates, shape: MiniLlm) -> tuple[float, ...]:
         """Seconds a weight takes, by KNOTS."""
         vlm = self._load(shape, _SMALL)
-        found = []
+        found: list[float] = []
         for rows in KNOTS:
             if rows == _WATCHED:
                 began, used = time.perf_counter(), self._clock()
