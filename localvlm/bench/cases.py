@@ -246,7 +246,7 @@ class Bench:
         looking = (case for case in found if case.way == "ours" and (case.planned or case.keep is not None))
         used["ours"] += [self.pipeline(self.prepared(case).guide_tokens).vlm("guide") for case in looking]
         for vlm in dict.fromkeys(vlm for case in found for vlm in used[case.way]):
-            vlm.release(vlm.encode(images[0].rgb))
+            vlm.release(vlm.encode(images[0].rgb, keep=np.zeros(1, np.int32)))  # one tile of perhaps many
             vlm.prefill(parts_of(vlm, [Message("user", question)], []))
             vlm.generate(1)
 
