@@ -313,7 +313,7 @@ def _laid_and_resized(
     before columns, and rows do not depend on each other.
 
     Raises:
-        ImageError: the canvas would take a minute.
+        ImageError: the canvas is over MAX_CANVAS.
     """
     width, height, left, top = canvas
     if width * height > MAX_CANVAS:
