@@ -65,12 +65,12 @@ class GrowthType(click.ParamType):  # type: ignore[type-arg] # generic since cli
         return what, tuple(sorted({int(n) for n in numbers.split(",")}))
 
 
-class LooksType(click.ParamType):  # type: ignore[type-arg] # generic since click 8.5 only
-    """What --guide-keep of other commands takes, with commas between."""
+class LooksType(SharesType):
+    """What --guide-keep of other commands takes, with commas between; the settings file has one for all of them."""
 
     name = "R|all,..."
 
-    def convert(
+    def convert(  # type: ignore[override] # "all" is None
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[float | str | None, ...]:
         if isinstance(value, tuple):

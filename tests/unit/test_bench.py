@@ -25,7 +25,7 @@ from localvlm.bench.report import Grown, Report, Row
 from localvlm.bench.shapes import write_vlms
 from localvlm.bench.start import from_start
 from localvlm.cli import bench as command
-from localvlm.config import directories
+from localvlm.config import config_file, directories
 from localvlm.engine.api import LoadOptions, TextPart
 from localvlm.engine.client import Engine
 from localvlm.engine.drafts import SIZES
@@ -358,6 +358,11 @@ def test_only_some_cases(cli, tmp_path):
     one = cli("bench", *cli.pair, "--runs", 1, "--guide-keep", "all, 0.5", "--case", "exit, guide", "--json", out)
     assert one.code == 0, one.err
     assert json.loads(out.read_text())["cases"][1]["guide_keep"] == 0.5
+    config_file().parent.mkdir(parents=True)
+    config_file().write_text("guide-keep = 0.44\n")
+    one = cli("bench", *cli.pair, "--runs", 1, "--case", "exit, guide", "--json", out)
+    assert one.code == 0, one.err
+    assert json.loads(out.read_text())["cases"][1]["guide_keep"] == 0.44
     done = cli("bench", *cli.pair, "--case", "nothing")
     assert done.code == 2
     assert "early exit" in done.err
