@@ -172,25 +172,8 @@ class Session:
         if layouts is None:
             self._load(["model"], clock)
             layouts = self._check_fit("model", messages, method, options)
-        saliency = picked = kept = None
-        sight = self._seen(question, method, clock)
-        if look is not None and method.aggregation is not None:
-            saliency = resampled(AGGREGATIONS[method.aggregation](look.attention), look.layouts, layouts)
-        if isinstance(method, Method) and (look is not None or method.aggregation is None):
-            model, opened = self._model.vlm.info, frozenset[int]()
-            if look is not None and not self._pipeline.low_memory:
-                opened = tiles_in_common(self._guide.info, model, look.layouts, layouts)
-            picked = choose(method, options, layouts, saliency, model, question, sight, opened)
-            kept = [None if found is None else found.index for found in picked]
-        counts = [layout.n_tokens for layout in layouts]
-        if isinstance(method, InLlm):
-            given = Given().seen(np.zeros(sum(counts), np.float32), counts).more(0, [None] * len(counts))
-        else:
-            given = self._chosen(kept, saliency, counts, options.layer_in(self._model.vlm.info.n_layer))
-        within = self._pipeline.fitted(method) if isinstance(method, InLlm) else sight.within(method)
-        answer = self._answer(messages, within, options, given, picked, look, clock, on_text)
-        answer = replace(answer, layouts=tuple(layouts), saliency=saliency)
-        return self._remember(question, answer, self._given if isinstance(method, InLlm) else given)
+        answer, given = self._by_model(question, messages, method, options, layouts, look, clock, on_text)
+        return self._remember(question, answer, given)
 
     def look(
         self,
@@ -345,6 +328,38 @@ class Session:
             keep=keep, tower=tower, check=check, reuse=self._reuse, last_alone=follows, schema=schema,
         )  # fmt: skip
 
+    def _by_model(
+        self,
+        question: str,
+        messages: Sequence[Message],
+        method: Method | InLlm,
+        options: AskOptions,
+        layouts: Sequence[ImageLayout],
+        look: Look | None,
+        clock: Clock,
+        on_text: Callable[[str], None] | None,
+    ) -> tuple[Answer, Given]:
+        """The model's answer from the tokens that ``method`` chooses, and what it was given with it."""
+        saliency = picked = kept = None
+        sight = self._seen(question, method, clock)
+        if look is not None and method.aggregation is not None:
+            saliency = resampled(AGGREGATIONS[method.aggregation](look.attention), look.layouts, layouts)
+        if isinstance(method, Method) and (look is not None or method.aggregation is None):
+            model, opened = self._model.vlm.info, frozenset[int]()
+            if look is not None and not self._pipeline.low_memory:
+                opened = tiles_in_common(self._guide.info, model, look.layouts, layouts)
+            picked = choose(method, options, layouts, saliency, model, question, sight, opened)
+            kept = [None if found is None else found.index for found in picked]
+        counts = [layout.n_tokens for layout in layouts]
+        if isinstance(method, InLlm):
+            given = Given().seen(np.zeros(sum(counts), np.float32), counts).more(0, [None] * len(counts))
+        else:
+            given = self._chosen(kept, saliency, counts, options.layer_in(self._model.vlm.info.n_layer))
+        within = self._pipeline.fitted(method) if isinstance(method, InLlm) else sight.within(method)
+        answer = self._answer(messages, within, options, given, picked, look, clock, on_text)
+        answer = replace(answer, layouts=tuple(layouts), saliency=saliency)
+        return answer, self._given if isinstance(method, InLlm) else given
+
     def _exit(self, look: Look, options: AskOptions, clock: Clock, on_text: Callable[[str], None] | None) -> Answer:
         """The guide's answer as the final one."""
         text = look.answer.text.strip()
@@ -406,15 +421,7 @@ class Session:
             answer_ids=tuple(int(t) for t in done.ids),
             kept_indices=stepped.kept,
             answered_by="model",
-            tokens=TokenCounts(
-                prompt.n_image,
-                len(stepped.kept),
-                prompt.n_past,
-                len(done.ids),
-                *_drafted(draft, done),
-                mean_kept=mean_kept(stepped.steps, model.info.n_layer),
-                guide=None if look is None else look.prompt.n_kept,
-            ),
+            tokens=_counts(stepped, draft, done, look, model.info.n_layer),
             ran=(0 if look is None else look.prompt.n_run, prompt.n_run),
             ms={**clock.ms, "first_token": before + done.first_ms, "total": clock.elapsed()},
             method=options.method,
@@ -440,6 +447,22 @@ class Session:
 def _asked(keep: Keep) -> float | str:
     """A budget as it is told."""
     return 1.0 if keep is None else str(keep) if isinstance(keep, Tokens) else keep
+
+
+def _counts(
+    stepped: Stepped, draft: Completion | None, done: Completion, look: Look | None, n_layer: int
+) -> TokenCounts:
+    """What the model was given and what it said; ``n_layer``: its layers."""
+    prompt = stepped.prompt
+    return TokenCounts(
+        prompt.n_image,
+        len(stepped.kept),
+        prompt.n_past,
+        len(done.ids),
+        *_drafted(draft, done),
+        mean_kept=mean_kept(stepped.steps, n_layer),
+        guide=None if look is None else look.prompt.n_kept,
+    )
 
 
 def _drafted(draft: Completion | None, done: Completion) -> tuple[int, int]:
