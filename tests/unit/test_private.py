@@ -120,6 +120,8 @@ def test_answers_are_the_same_without_a_network(home, canary, native):
 def test_no_system_call_reaches_the_network(home, canary, native, tmp_path):
     log = tmp_path / "calls"
     watched = ("strace", "-f", "-o", str(log), "-e", "trace=network,execve")
+    if subprocess.run([*watched, "true"], capture_output=True).returncode:
+        pytest.skip("processes may not be traced here")
     for command in (("list",), ("show", "demo"), (*ASK, canary, "What?")):
         assert run(*command, prefix=watched).returncode == 0
         calls = log.read_text()
