@@ -92,7 +92,7 @@ def machine(options: LoadOptions) -> str:
 
 
 def _cpu() -> list[str]:
-    found = [platform.machine(), platform.processor()]
+    found = [platform.machine()]
     with contextlib.suppress(OSError, UnicodeDecodeError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         for key in ("model name", "flags", "Features"):

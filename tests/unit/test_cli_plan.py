@@ -29,6 +29,7 @@ def timed(cli, tmp_path, monkeypatch):
     """A command line on a machine that was timed before; ``timed(model, guide)`` puts their headers in place."""
     monkeypatch.setenv("LOCALVLM_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr(choice, "_share", lambda: 1.0)
     memory().add(rates())
 
     def put(model: Real = LLAVA7, guide: Real = GUIDE028):
