@@ -1,0 +1,158 @@
+"""Writes docs/first-steps.md: what a new user types, in a terminal 96 columns wide, and what comes back.
+
+python docs/make_first_steps.py [--out FILE]
+
+Everything runs for real, in a home of its own. The hub is a server on loopback that holds the demo pair's files, so
+that this runs anywhere; the real one speaks the same protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pty
+import re
+import select
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from localvlm.catalog import example_image
+from tests.hub_server import HubServer
+
+COLUMNS = 96
+REPOS = {"you/drawn-guide-GGUF": "guide", "you/drawn-model-GGUF": "model"}
+STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("What there is", ("localvlm --help", "localvlm --version")),
+    ("Does it work here?", ("localvlm doctor",)),
+    (
+        "A first question, to the bundled pair, which knows drawn scenes only",
+        (
+            'localvlm ask example "What colour is the star?"',
+            'localvlm ask example "What is written on the card?" -v',
+            'localvlm ask example "What is written on the card?" --json',
+            'localvlm ask example "What colour is the star?" --schema "answer str"',
+        ),
+    ),
+    (
+        "What did it look at?",
+        (
+            'localvlm ask example "What is written on the card?" --explain card.png',
+            'localvlm attention example "What is written on the card?" --save card.npz',
+            "localvlm tokens example --pair demo",
+        ),
+    ),
+    ("Which models would fit?", ("localvlm recommend", "localvlm list")),
+    (
+        "Another pair, from a hub (here one on loopback, HF_ENDPOINT)",
+        (
+            "localvlm pull you/drawn-guide-GGUF",
+            "localvlm pull you/drawn-model-GGUF",
+            "localvlm show you/drawn-model-GGUF --verify",
+            "localvlm ask photo.png 'Where is the star?' --guide you/drawn-guide-GGUF --model you/drawn-model-GGUF",
+            "localvlm rm you/drawn-guide-GGUF -y",
+        ),
+    ),
+    (
+        "When something is wrong",
+        (
+            'localvlm ask nowhere.jpg "What is this?"',
+            'localvlm ask photo.png "What is this?" --pair nothing',
+            "localvlm pull you/nothing",
+        ),
+    ),
+    (
+        "Many pictures, settings, and leaving no trace",
+        (
+            "localvlm ask 'photo*.png' 'What colour is the star?' --jsonl answers.jsonl",
+            "cat answers.jsonl",
+            "localvlm config set keep 0.5",
+            "localvlm config get keep",
+            "localvlm forget --all",
+        ),
+    ),
+    (
+        "The help of each command",
+        tuple(
+            f"localvlm {name} --help"
+            for name in (
+                *("ask", "attention", "bench", "calibrate", "completion", "config", "doctor", "eval", "forget", "list"),
+                *("methods", "paths", "pull", "recommend", "rm", "show", "tokens"),
+            )
+        ),
+    ),
+)
+_COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
+
+
+def main() -> None:
+    """Runs the steps and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("first-steps.md"))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name, HubServer() as hub:
+        home = Path(name)
+        for file in ("photo.png", "photo2.png"):
+            shutil.copy(example_image(), home / file)
+        demo = example_image().parent
+        for repo, role in REPOS.items():
+            files = {f"{role}-Q8_0.gguf": f"{role}.gguf", f"mmproj-{role}-F16.gguf": f"{role}-mmproj.gguf"}
+            hub.add(repo, {there: (demo / here).read_bytes() for there, here in files.items()})
+        environment = _environment(home, hub.endpoint)
+        parts = [_HEAD]
+        for title, commands in STEPS:
+            parts.append(f"## {title}\n")
+            for command in commands:
+                shown = _typed(command, home, environment).replace(str(home), "~").replace(hub.endpoint, "http://hub")
+                parts.append(f"```console\n$ {command}\n{shown}```\n")
+    args.out.write_text("\n".join(parts), encoding="utf-8")
+
+
+_HEAD = f"""# First steps
+
+Written by `{Path(__file__).name}`, which ran every command in a terminal {COLUMNS} columns wide, after the
+README's first line. Exit codes other than 0 are told below an output.
+"""
+
+
+def _environment(home: Path, endpoint: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "LOCALVLM_")) or k.endswith("LIBRARY")}
+    return kept | {
+        "HOME": str(home),
+        "LOCALVLM_HOME": str(home / ".localvlm"),
+        "HF_HOME": str(home / ".cache" / "huggingface"),
+        "HF_ENDPOINT": endpoint,
+        "NO_COLOR": "1",
+        "TERM": "xterm",
+        "COLUMNS": str(COLUMNS),
+        "LINES": "40",
+    }
+
+
+def _typed(command: str, folder: Path, environment: dict[str, str]) -> str:
+    """What a terminal shows of a command when it has ended: a line that is written over is the last one written."""
+    words = shlex.split(command)
+    words = [sys.executable, "-m", *words] if words[0] == "localvlm" else words
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(words, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        raw = b""
+        while process.poll() is None or select.select([ours], [], [], 0.1)[0]:
+            try:
+                if select.select([ours], [], [], 0.1)[0]:
+                    raw += os.read(ours, 1 << 16)
+            except OSError:  # the terminal's other side is closed
+                break
+    os.close(ours)
+    text = _COLOURS.sub("", raw.decode("utf-8", "replace")).replace("\r\n", "\n")
+    lines = [line.rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    shown = "\n".join(lines).strip("\n") + "\n"
+    code = f"(exit code {process.returncode})\n" if process.returncode else ""
+    return (shown + code).lstrip("\n")
+
+
+if __name__ == "__main__":
+    main()
