@@ -41,7 +41,8 @@ def _alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
     for name in os.environ:
         if name.startswith("LOCALVLM_") and name != "LOCALVLM_NATIVE_LIBRARY":
             monkeypatch.delenv(name)
-    monkeypatch.setenv("LOCALVLM_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+    home = tmp_path_factory.getbasetemp() / "homes" / f"{hash(request.node.nodeid):x}"
+    monkeypatch.setenv("LOCALVLM_HOME", str(home))
     _network_allowed = request.node.get_closest_marker("network") is not None
     _loopback_allowed = request.node.get_closest_marker("loopback") is not None
     yield
