@@ -53,7 +53,7 @@ _NO_DEVICES = (ctypes.c_void_p * 1)(None)
 """An empty list of GPUs. Without it llama.cpp takes all there are even for no layers, and lends them large batches
 (op_offload): the CPU's results would be those of a GPU, and weights of layers left out would be moved.
 """
-_BUFFER = re.compile(r"(\S+) model buffer size = *([\d.]+) MiB")
+_BUFFER = re.compile(r"(\S{1,40}) model buffer size = {0,20}([\d.]{1,20}) MiB")
 _log: deque[str] = deque(maxlen=40)
 _buffers: list[str] = []
 """Where the weights of the model that was loaded last are, as llama.cpp told."""

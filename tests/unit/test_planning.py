@@ -149,7 +149,13 @@ class ClockworkVlm:
         stay = 0 if reuse == "nothing" else min(self.cells, n - 1)
         self.cells = n
         seconds = self.truth.step + self.truth.batch(self.shape.llm, n - stay, stay, outputs=0)
-        return Prefilled(None, 0, 0, n, seconds * 1e3, n - stay)
+        return Prefilled(None, 0, 0, n, (seconds - self._trimmed(n - stay)) * 1e3, n - stay)
+
+    def _trimmed(self, rows: int) -> float:
+        """What the last block's feed-forward part takes less, which llama.cpp runs for the last row alone."""
+        (kind,) = self.shape.llm.blocks
+        width, ffn = map(int, kind.split()[1:3])
+        return 3 * width * ffn * (self.truth.weight(kind, rows) - self.truth.weight(kind, 1))
 
     def encode(self, image) -> Encoded:
         side = image.shape[0] // 14
@@ -185,7 +191,7 @@ def test_the_fit_recovers_what_a_machine_takes(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "mini"),
     [
-        ("Q4_0 4096 11008 128 32 32", MiniLlm("Q4_0", 4096, 11008, 1, 128, 32, 32)),  # 114 MB
+        ("Q4_0 4096 11008 128 32 32", MiniLlm("Q4_0", 4096, 11008, 2, 128, 32, 32)),  # 228 MB
         ("Q8_0 896 3072 64 14 2", MiniLlm("Q8_0", 896, 3072, 7, 64, 14, 2)),
         ("Q8_0 576 1536 64 9 3", MiniLlm("Q8_0", 576, 1536, 18, 64, 9, 3)),
         ("Q4_K 896 4864 64 14 2", MiniLlm("Q4_K", 1024, 4864, 7, 64, 16, 2)),  # blocks of 256
