@@ -34,7 +34,6 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
             'localvlm ask example "What colour is the star?"',
             'localvlm ask example "What is written on the card?" -v',
             'localvlm ask example "What is written on the card?" --json',
-            'localvlm ask example "What colour is the star?" --schema "answer str"',
         ),
     ),
     (
@@ -71,7 +70,7 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "cat answers.jsonl",
             "localvlm config set keep 0.5",
             "localvlm config get keep",
-            "localvlm forget --all",
+            "localvlm forget --all -y",
         ),
     ),
     (
@@ -85,6 +84,8 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
 )
+_BAR = re.compile(r"(\S+) .*(?:\?|B/s)\s+[-:\d]+")
+"""A line of a progress bar, which is drawn again and again."""
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 
 
@@ -149,6 +150,8 @@ def _typed(command: str, folder: Path, environment: dict[str, str]) -> str:
     os.close(ours)
     text = _COLOURS.sub("", raw.decode("utf-8", "replace")).replace("\r\n", "\n")
     lines = [line.rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    last = {bar[1]: i for i, line in enumerate(lines) if (bar := _BAR.fullmatch(line))}
+    lines = [line for i, line in enumerate(lines) if not (bar := _BAR.fullmatch(line)) or last[bar[1]] == i]
     shown = "\n".join(lines).strip("\n") + "\n"
     code = f"(exit code {process.returncode})\n" if process.returncode else ""
     return (shown + code).lstrip("\n")
