@@ -12,16 +12,9 @@ import click
 from localvlm.cli.app import App
 from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import choose_pair
-from localvlm.cli.options import (
-    ConfiguredCommand,
-    ShareType,
-    WholeType,
-    engine_options,
-    output_options,
-    pair_options,
-    setting,
-)
+from localvlm.cli.options import ConfiguredCommand, engine_options, output_options, pair_options, setting
 from localvlm.cli.output import Reporter
+from localvlm.cli.values import ShareType, WholeType
 from localvlm.errors import UsageError
 
 if TYPE_CHECKING:

@@ -11,18 +11,10 @@ from localvlm.cli.app import App, load_options
 from localvlm.cli.files import target_of, write_text
 from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import choose_pair
-from localvlm.cli.options import (
-    ConfiguredCommand,
-    LookType,
-    SharesType,
-    WholeType,
-    engine_options,
-    output_options,
-    pair_options,
-    setting,
-)
+from localvlm.cli.options import ConfiguredCommand, engine_options, output_options, pair_options, setting
 from localvlm.cli.output import Reporter
 from localvlm.cli.sanitize import sanitize
+from localvlm.cli.values import LookType, SharesType, WholeType
 from localvlm.errors import UsageError
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 from click.core import ParameterSource
 
+from localvlm.cli.values import AmountType, ExitType, KeepType, LookType, PriceType, WholeType, Written
 from localvlm.config import Config, config_file, read_config
 from localvlm.errors import UsageError
 
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
     from localvlm.pruning import Keep
 
-__all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "LookType", "Setting", "ShareType", "SharesType", "WholeType",
-           "answer_options", "budget_of", "engine_options", "files", "image_token_options", "input_options",
-           "known_settings", "output_options", "pair_options", "preset_of", "rank", "setting",
-           "user_config"]  # fmt: skip
+__all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "Setting", "answer_options", "budget_of", "engine_options",
+           "files", "image_token_options", "input_options", "known_settings", "output_options", "pair_options",
+           "preset_of", "rank", "setting", "user_config"]  # fmt: skip
 
 METHODS = (
     "sgl+", "sgl", "fastervlm", "vtc-cls", "divprune", "cdpruner", "scope", "visionzip", "vispruner", "tome",
@@ -90,16 +89,8 @@ class Setting(click.Option):
             return (bool,), "true or false"
         if self.count:
             return (bool, int), "true, or a number"
-        if isinstance(self.type, LookType):
-            return (int, float, str), 'a share such as 0.35, or "all"'
-        if isinstance(self.type, KeepType):
-            return (int, float, str), 'a share such as 0.35, "auto" or "all"'
-        if isinstance(self.type, SharesType):
-            return (int, float, str), 'a share such as 0.35, or several as "0.64,0.35"'
-        if isinstance(self.type, ExitType):
-            return (int, float, str), 'a score such as 0.9, "off" or "always"'
-        if isinstance(self.type, PriceType):
-            return (int, float, str), 'a number of tokens, "auto" or "off"'
+        if isinstance(self.type, Written):
+            return (int, float, str), self.type.written
         if isinstance(self.type, click.types.IntParamType):
             return (int,), "a whole number"
         if isinstance(self.type, click.types.FloatParamType):
@@ -219,119 +210,6 @@ def preset_of(ctx: click.Context) -> str | None:
         if rank(ctx, other) > rank(ctx, "preset"):
             name = None
     return name
-
-
-class KeepType(click.ParamType):  # type: ignore[type-arg] # generic since click 8.5 only
-    """A share over 0 and up to 1, "auto", or "all" (None)."""
-
-    name = "R|auto|all"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str | None:
-        if value is None or value == "all":
-            return None
-        if value == "auto":
-            return "auto"
-        try:
-            share = float(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a share such as 0.35 nor 'auto' or 'all'.", param, ctx)
-        if not (math.isfinite(share) and 0 < share <= 1):
-            hint = f" For {share:g} % write {share / 100:g}." if 1 < share <= 100 else ""
-            self.fail(f"{value!r} is not a share over 0 and up to 1.{hint}", param, ctx)
-        return share
-
-
-class LookType(KeepType):
-    """A share over 0 and up to 1, or "all" (None)."""
-
-    name = "R|all"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str | None:
-        if value == "auto":
-            self.fail("'auto' goes by what the guide looks at; give a share such as 0.35, or 'all'.", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-class ExitType(click.ParamType):  # type: ignore[type-arg] # generic since click 8.5 only
-    """A score from 0 to 1, "always" (0) or "off"."""
-
-    name = "T|off|always"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
-        if value in ("off", "always"):
-            return "off" if value == "off" else 0.0
-        try:
-            score = float(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a score such as 0.9 nor 'off' or 'always'.", param, ctx)
-        if not 0 <= score <= 1:
-            self.fail(f"{value!r} is not a score from 0 to 1.", param, ctx)
-        return score
-
-
-class PriceType(click.ParamType):  # type: ignore[type-arg] # generic since click 8.5 only
-    """Tokens from 0 up, "off" (0) or "auto"."""
-
-    name = "auto|off|X"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
-        if value in ("auto", "off"):
-            return "auto" if value == "auto" else 0.0
-        try:
-            price = float(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number of tokens such as 40 nor 'auto' or 'off'.", param, ctx)
-        if not (math.isfinite(price) and price >= 0):
-            self.fail(f"{value!r} is not a number of tokens from 0 up.", param, ctx)
-        return price
-
-
-class WholeType(click.types.IntParamType):
-    """A whole number within bounds."""
-
-    def __init__(self, low: int, high: int | None = None) -> None:
-        self.low, self.high = low, high
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        number: int = super().convert(value, param, ctx)
-        if number < self.low or (self.high is not None and number > self.high):
-            upto = f" to {self.high}" if self.high is not None else " up"
-            self.fail(f"{value!r} is not a whole number from {self.low}{upto}.", param, ctx)
-        return number
-
-
-class ShareType(click.types.FloatParamType):
-    """A share over 0 and under 1."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number: float = super().convert(value, param, ctx)
-        if not 0 < number < 1:
-            self.fail(f"{value!r} is not a share over 0 and under 1.", param, ctx)
-        return number
-
-
-class SharesType(click.ParamType):  # type: ignore[type-arg] # generic since click 8.5 only
-    """Shares over 0 and up to 1, with commas between."""
-
-    name = "R,R,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        found = tuple(KeepType().convert(part.strip(), param, ctx) for part in str(value).split(","))
-        if not all(isinstance(share, float) for share in found):
-            self.fail(f"{value!r} holds other things than shares such as 0.35.", param, ctx)
-        return found  # type: ignore[return-value]
-
-
-class AmountType(click.types.FloatParamType):
-    """A finite number from 0 up."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number: float = super().convert(value, param, ctx)
-        if not (math.isfinite(number) and number >= 0):
-            self.fail(f"{value!r} is not a number from 0 up.", param, ctx)
-        return number
 
 
 def setting(*decls: str, **attrs: Any) -> Callable[[_F], _F]:

@@ -14,7 +14,6 @@ from localvlm.cli.app import guide_image_tokens
 from localvlm.cli.inputs import choose_pair, load_images
 from localvlm.cli.options import (
     ConfiguredCommand,
-    KeepType,
     files,
     image_token_options,
     input_options,
@@ -26,6 +25,7 @@ from localvlm.cli.options import (
 )
 from localvlm.cli.output import Reporter, print_table
 from localvlm.cli.sanitize import sanitize
+from localvlm.cli.values import KeepType
 from localvlm.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
