@@ -277,27 +277,9 @@ def test_bars_are_for_terminals(cli, hub, monkeypatch):
     assert re.search(r"[\d.]+/[\d.]+ MB", shown)
 
 
-def split(whole: Path, folder: Path) -> list[Path]:
-    """The parts of a model, written by the gguf library."""
-    from gguf import GGUFReader, GGUFWriter
-
-    source = GGUFReader(whole)
-    writer = GGUFWriter(folder / "parts-F16.gguf", "llama", split_max_tensors=12)
-    for key, value in source.fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture":
-            writer.add_key_value(key, value.contents(), value.types[0], value.types[1] if value.types[1:] else None)
-    for tensor in source.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return sorted(folder.glob("parts-F16-*.gguf"))
-
-
 def test_a_split_model(cli, hub, tmp_path):
     built = zoo.build("llava15", tmp_path)
-    parts = split(built.model, tmp_path)
+    parts = zoo.split(built.model, tmp_path)
     assert len(parts) > 1
     files = {f"F16/{part.name}": part.read_bytes() for part in parts}
     hub.add("zoo/parts", {**files, "mmproj-parts-F16.gguf": built.mmproj.read_bytes()})

@@ -78,14 +78,20 @@ def test_flags_in_environment_and_file(cli, settings, monkeypatch):
     assert (answer["keep"], answer["method"], answer["tokens"]["generated"]) == (1.0, "grid", 3)
 
 
-def test_type_of_the_cache_reaches_the_engine(cli, settings, monkeypatch):
+def loaded_with(monkeypatch, name: str) -> list:
+    """What the load option ``name`` was of each VLM that is loaded from now on."""
     seen, load = [], FakeEngine.load
 
     def recording(self, model, mmproj, options):
-        seen.append(options.kv_type)
+        seen.append(getattr(options, name))
         return load(self, model, mmproj, options)
 
     monkeypatch.setattr(FakeEngine, "load", recording)
+    return seen
+
+
+def test_type_of_the_cache_reaches_the_engine(cli, settings, monkeypatch):
+    seen = loaded_with(monkeypatch, "kv_type")
     cli.ask()
     settings('kv-type = "q8_0"')
     cli.ask()
@@ -99,13 +105,7 @@ def test_type_of_the_cache_reaches_the_engine(cli, settings, monkeypatch):
 
 
 def test_pictures_are_kept_only_where_that_is_asked(cli, settings, monkeypatch):
-    seen, load = [], FakeEngine.load
-
-    def recording(self, model, mmproj, options):
-        seen.append(options.image_cache)
-        return load(self, model, mmproj, options)
-
-    monkeypatch.setattr(FakeEngine, "load", recording)
+    seen = loaded_with(monkeypatch, "image_cache")
     cli.ask()
     settings("image-cache = 3")
     cli.ask()

@@ -143,6 +143,15 @@ def test_what_can_be_staged_is_not(on_gpu: int, experts: int) -> None:
     check_places("m.gguf", 4, on_gpu, header(experts))
 
 
+def cancelled_once(vlm: LlamaVlm, token: np.ndarray) -> None:
+    """Feeds a token at the second try, after a cancel stopped the first."""
+    vlm.cancel()
+    with pytest.raises(Interrupted):
+        vlm.feed(token)
+    vlm.cancel_reset()
+    vlm.feed(token)
+
+
 @pytest.mark.parametrize("tap", [False, True])
 def test_a_cancel_before_a_graph_s_first_node_is_noticed(tap: bool, folder: Path) -> None:
     """No node of such a graph runs, no backend says so, and llama.cpp takes the same graph again for the next token."""
@@ -154,11 +163,7 @@ def test_a_cancel_before_a_graph_s_first_node_is_noticed(tap: bool, folder: Path
     want = vlm.logits()
     vlm.prefill(parts, tap=tap)
     vlm.feed(token)
-    vlm.cancel()
-    with pytest.raises(Interrupted):
-        vlm.feed(token)
-    vlm.cancel_reset()
-    vlm.feed(token)
+    cancelled_once(vlm, token)
     assert np.array_equal(vlm.logits(), want)
     vlm.close()
 
@@ -177,11 +182,7 @@ def test_a_cancel_leaves_nothing_behind(folder: Path) -> None:
     vlm.feed(token)
     want = vlm.logits()
     vlm.prefill(parts, layer=1)
-    vlm.cancel()
-    with pytest.raises(Interrupted):
-        vlm.feed(token)
-    vlm.cancel_reset()
-    vlm.feed(token)
+    cancelled_once(vlm, token)
     assert np.array_equal(vlm.logits(), want)
     vlm.close()
 

@@ -42,6 +42,7 @@ __all__ = [
     "committed",
     "fingerprint",
     "pair",
+    "split",
     "write",
 ]
 
@@ -100,3 +101,21 @@ def fingerprint(weights: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float6
     values belong to these weights, whatever the last bit of a platform's logarithm."""
     ordered = [weights[name].astype(np.float64) for name in sorted(weights)]
     return np.array([(t.sum(), (t**2).sum(), t.flat[-1]) for t in ordered])
+
+
+def split(whole: Path, folder: Path, *, small_first_shard: bool = False) -> list[Path]:
+    """The parts of a model, in order, as the gguf library writes them; the first holds metadata alone if told to."""
+    from gguf import GGUFReader, GGUFWriter
+
+    source = GGUFReader(whole)
+    writer = GGUFWriter(folder / "parts-F16.gguf", "llama", split_max_tensors=12, small_first_shard=small_first_shard)
+    for key, value in source.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            writer.add_key_value(key, value.contents(), value.types[0], value.types[1] if value.types[1:] else None)
+    for tensor in source.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(folder.glob("parts-F16-*.gguf"))
