@@ -29,8 +29,8 @@ from localvlm.cli.options import (
 )
 from localvlm.cli.output import AnswerPrinter, Reporter, answer_json, data_of
 from localvlm.cli.plan import method_asked, plan_answer, say, shown
-from localvlm.cli.sanitize import sanitize
 from localvlm.errors import LocalvlmError, StorageError, UsageError
+from localvlm.sanitize import sanitize
 
 if TYPE_CHECKING:
     from localvlm.images import Image
@@ -160,7 +160,7 @@ def _explain(target: Path, pictures: list[Image], question: str, answer: Answer,
 
 def _copy(answer: Answer, reporter: Reporter) -> None:
     """Puts the answer into the clipboard; where that cannot be, it is said, and the answer is there all the same."""
-    from localvlm.cli.clipboard import copy_text
+    from localvlm.clipboard import copy_text
 
     try:
         reporter.note(copy_text(sanitize(answer.text)))

@@ -14,9 +14,9 @@ from localvlm.cli.files import target_of, write_text
 from localvlm.cli.inputs import choose_pair, load_images
 from localvlm.cli.options import ConfiguredCommand, engine_options, output_options, pair_options, setting
 from localvlm.cli.output import Reporter
-from localvlm.cli.sanitize import sanitize
 from localvlm.cli.values import LookType, SharesType, WholeType
 from localvlm.errors import UsageError
+from localvlm.sanitize import sanitize
 
 if TYPE_CHECKING:
     from localvlm.answers import Pair, VlmFiles

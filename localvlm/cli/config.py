@@ -10,9 +10,9 @@ import click
 
 from localvlm.cli.files import write_text
 from localvlm.cli.options import ConfiguredCommand, Setting, known_settings, user_config
-from localvlm.cli.sanitize import sanitize
 from localvlm.config import config_file
 from localvlm.errors import UsageError
+from localvlm.sanitize import sanitize
 
 __all__ = ["changed", "config"]
 

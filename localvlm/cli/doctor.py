@@ -13,7 +13,7 @@ from localvlm.cli.info import as_json, dumps
 from localvlm.cli.inputs import choose_pair
 from localvlm.cli.options import ConfiguredCommand, engine_options, output_options, pair_options, setting, user_config
 from localvlm.cli.output import Reporter
-from localvlm.cli.sanitize import sanitize
+from localvlm.sanitize import sanitize
 
 if TYPE_CHECKING:
     from localvlm.doctor import Finding

@@ -13,9 +13,9 @@ from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import choose_pair
 from localvlm.cli.options import ConfiguredCommand, engine_options, output_options, pair_options, setting
 from localvlm.cli.output import Reporter
-from localvlm.cli.sanitize import sanitize
 from localvlm.cli.values import LookType, SharesType, WholeType
 from localvlm.errors import UsageError
+from localvlm.sanitize import sanitize
 
 if TYPE_CHECKING:
     from localvlm.evaluation.data import Dataset

@@ -9,7 +9,7 @@ import click
 
 from localvlm.cli.options import ConfiguredCommand, setting, user_config
 from localvlm.cli.output import print_table
-from localvlm.cli.sanitize import sanitize
+from localvlm.sanitize import sanitize
 
 if TYPE_CHECKING:
     from localvlm.catalog import Entry

@@ -56,7 +56,7 @@ def find_images(names: Sequence[str], params: Mapping[str, Any] = {}) -> list[So
     if params.get("clip"):
         found.append(Source("(clipboard)", _from_clipboard))
     if params.get("screen"):
-        from localvlm.cli.clipboard import picture_of_screen
+        from localvlm.clipboard import picture_of_screen
 
         found.append(Source("(screen)", picture_of_screen))
     if not found:
@@ -79,7 +79,7 @@ def _fetched(url: str) -> Image:
 
 
 def _from_clipboard() -> Image:
-    from localvlm.cli.clipboard import picture_of_clipboard
+    from localvlm.clipboard import picture_of_clipboard
     from localvlm.images import load
     from localvlm.sources import sources
 

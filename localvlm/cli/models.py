@@ -12,8 +12,8 @@ import click
 from localvlm.cli.info import as_json, dumps, gigabytes
 from localvlm.cli.options import ConfiguredCommand, output_options, setting, user_config
 from localvlm.cli.output import Reporter, print_table
-from localvlm.cli.sanitize import sanitize
 from localvlm.errors import Interrupted, ModelNotFound, NotGguf, UsageError
+from localvlm.sanitize import sanitize
 
 if TYPE_CHECKING:
     from localvlm.catalog import Entry

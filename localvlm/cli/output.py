@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from localvlm.cli.sanitize import Sanitizer, sanitize
 from localvlm.errors import LocalvlmError
+from localvlm.sanitize import Sanitizer, sanitize
 
 if TYPE_CHECKING:
     from localvlm.pipeline import Answer, AskOptions

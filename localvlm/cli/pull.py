@@ -12,8 +12,8 @@ import click
 from localvlm.cli.info import gigabytes
 from localvlm.cli.options import ConfiguredCommand, output_options, setting, user_config
 from localvlm.cli.output import Reporter
-from localvlm.cli.sanitize import sanitize
 from localvlm.errors import Interrupted, UsageError
+from localvlm.sanitize import sanitize
 
 if TYPE_CHECKING:
     from localvlm.catalog import Entry

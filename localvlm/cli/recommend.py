@@ -11,8 +11,8 @@ import click
 from localvlm.cli.info import as_json, dumps
 from localvlm.cli.options import ConfiguredCommand, user_config
 from localvlm.cli.output import print_table
-from localvlm.cli.sanitize import sanitize
 from localvlm.room import room, told
+from localvlm.sanitize import sanitize
 
 if TYPE_CHECKING:
     from localvlm.catalog import Entry

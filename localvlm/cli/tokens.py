@@ -24,9 +24,9 @@ from localvlm.cli.options import (
     user_config,
 )
 from localvlm.cli.output import Reporter, print_table
-from localvlm.cli.sanitize import sanitize
 from localvlm.cli.values import KeepType
 from localvlm.errors import ModelError, UsageError
+from localvlm.sanitize import sanitize
 
 if TYPE_CHECKING:
     from localvlm.catalog import Entry

@@ -185,7 +185,7 @@ def test_a_calibration_of_free_answers_does_not_count_for_schemas(cli, monkeypat
 def test_an_answer_is_copied(cli, monkeypatch):
     cli.scripts["model"] = replace(cli.scripts["model"], answer="dark\x1b[31m red")
     copied = []
-    monkeypatch.setattr("localvlm.cli.clipboard.copy_text", lambda text: copied.append(text) or "copied by test")
+    monkeypatch.setattr("localvlm.clipboard.copy_text", lambda text: copied.append(text) or "copied by test")
     run = cli.ask("--copy")
     assert (run.code, run.out, copied) == (0, "dark red\n", ["dark red"])
     assert "copied by test" in run.err
@@ -193,7 +193,7 @@ def test_an_answer_is_copied(cli, monkeypatch):
     def fail(text: str) -> str:
         raise StorageError("the answer was not copied", "install something")
 
-    monkeypatch.setattr("localvlm.cli.clipboard.copy_text", fail)
+    monkeypatch.setattr("localvlm.clipboard.copy_text", fail)
     run = cli.ask("--copy")
     assert (run.code, run.out) == (0, "dark red\n")
     assert "not copied (install something)" in run.err

@@ -12,9 +12,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from localvlm import clipboard, images_apart
 from localvlm import fetch as fetching
-from localvlm import images_apart
-from localvlm.cli import clipboard
 from localvlm.errors import DownloadError, ImageError
 from localvlm.fetch import fetch
 from localvlm.images import load

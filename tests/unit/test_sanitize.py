@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localvlm.cli.sanitize import Sanitizer, sanitize
+from localvlm.sanitize import Sanitizer, sanitize
 
 ATTACKS = {
     "title": "\x1b]0;owned\x07",
