@@ -25,12 +25,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from localvlm.answers import Answer, AskOptions, Look, TileCounts, TokenCounts
+from localvlm.answers import Answer, AskOptions, Look
 from localvlm.clock import Clock
 from localvlm.early_exit import CONSISTENCY_KEEP, exits
 from localvlm.engine.api import (
     Completion,
-    Encoded,
     ImageLayout,
     Message,
     Reuse,
@@ -41,10 +40,11 @@ from localvlm.given import Given
 from localvlm.guidance import AGGREGATIONS
 from localvlm.images import Image
 from localvlm.looking import look_at
-from localvlm.pruning import InLlm, Keep, Kept, Method, Tokens, mean_kept, method_named, share_of
+from localvlm.pruning import InLlm, Kept, Method, Tokens, method_named, share_of
 from localvlm.selection import Sight, choose, guiding, joint, method_of, resampled, tiles_in_common
 from localvlm.speaker import Speaker, altered, parts_given, sight_of
 from localvlm.stepwise import Stepped, prefill_in_steps
+from localvlm.telling import answer_of_guide, budget_told, tile_counts, token_counts, without_lead
 
 if TYPE_CHECKING:
     from localvlm.pipeline import Pipeline
@@ -77,14 +77,14 @@ class Session:
     Attributes:
         turns: what was asked and answered so far, oldest first. A question that failed or was cancelled is not there,
             and the next one can be asked.
+        waiting: pictures that no question has come with yet: they come with the next one, and may be taken out of here.
     """
 
     def __init__(self, pipeline: Pipeline, images: Sequence[Image] = (), *, history: bool = True) -> None:
         self._pipeline, self._history = pipeline, history
         self._guide, self._model = Speaker(pipeline, "guide"), Speaker(pipeline, "model")
         self.turns: list[Turn] = []
-        self._new = list(images)
-        """Pictures that no question has come with yet."""
+        self.waiting = list(images)
         self._given = Given()
         self._before: list[Given] = []
         """What was given before each turn."""
@@ -104,7 +104,14 @@ class Session:
 
     def add(self, image: Image) -> None:
         """Shows another picture, with the next question."""
-        self._new.append(image)
+        self.waiting.append(image)
+
+    def restore(self, turns: Sequence[Turn]) -> None:
+        """Begins with what was asked and answered before, in another session or process, in place of what there is.
+        Nothing is encoded or prefilled until the next question; what the model is given is then chosen anew.
+        """
+        self.turns, self._before, self._given = list(turns), [Given()] * len(turns), Given()
+        self._spent = self._last = 0.0
 
     def undo(self) -> Turn:
         """Takes the last turn back; its pictures come with the next question.
@@ -115,13 +122,13 @@ class Session:
         if not self.turns:
             raise UsageError("there is no turn to take back")
         turn, self._given = self.turns.pop(), self._before.pop()
-        self._new[:0] = turn.images
+        self.waiting[:0] = turn.images
         return turn
 
     @property
     def images(self) -> list[Image]:
         """All pictures, in the order in which they came."""
-        return [image for turn in self.turns for image in turn.images] + self._new
+        return [image for turn in self.turns for image in turn.images] + self.waiting
 
     def ask(
         self,
@@ -129,11 +136,13 @@ class Session:
         options: AskOptions = AskOptions(),
         on_text: Callable[[str], None] | None = None,
         on_stage: Callable[[str], None] | None = None,
+        on_look: Callable[[Look], None] | None = None,
     ) -> Answer:
         """Answers a question about the pictures: the guide alone if its answer is trusted, and then the model is not
         even loaded; else the model, from the image tokens the guide looked at.
 
-        ``on_text`` gets the answer as it comes, ``on_stage`` the name of each stage as it begins.
+        ``on_text`` gets the answer as it comes, ``on_stage`` the name of each stage as it begins, ``on_look`` what the
+        guide saw and said, before its answer is final or the model begins.
 
         Raises:
             UsageError: method or early exit need a guide and there is none, or a conversation is asked nothing.
@@ -165,10 +174,14 @@ class Session:
             check = guiding(method) if may_exit else None
             look = self._look(messages, max_tokens, clock, keep=options.guide_keep, check=check, schema=options.schema)
             self._looked(look)
+            if on_look is not None:
+                on_look(look)
             if look.score is not None and exits(look.score, options.exit_at, look.answer.finish):
                 seen = AGGREGATIONS[guiding(method).aggregation or "sum"](look.attention)
-                final = replace(self._exit(look, options, clock, on_text), layouts=look.layouts, saliency=seen)
-                return self._remember(question, final, self._given)
+                final = answer_of_guide(look, options, clock, self._pipeline.pair.name)
+                if on_text is not None:
+                    on_text(final.text)
+                return self._remember(question, replace(final, saliency=seen), self._given)
         if layouts is None:
             self._load(["model"], clock)
             layouts = self._check_fit("model", messages, method, options)
@@ -193,9 +206,9 @@ class Session:
         return self._look(messages, max_tokens, Clock(None), role=role, keep=keep, tower=tower, check=method)
 
     def _remember(self, question: str, answer: Answer, given: Given) -> Answer:
-        self.turns.append(Turn(question, tuple(self._new), answer))
+        self.turns.append(Turn(question, tuple(self.waiting), answer))
         self._before.append(self._given)
-        self._new = []
+        self.waiting = []
         if self._history:
             self._given = given
         return answer
@@ -209,7 +222,7 @@ class Session:
         for turn in self.turns:
             messages.append(Message("user", turn.question, len(turn.images)))
             messages.append(Message("assistant", turn.answer.text))
-        return [*messages, Message("user", question, len(self._new))]
+        return [*messages, Message("user", question, len(self.waiting))]
 
     @property
     def _reuse(self) -> Reuse:
@@ -256,7 +269,7 @@ class Session:
         if look.score is not None:
             checked = text + round(CONSISTENCY_KEEP * look.prompt.n_image) + len(look.answer.ids)
         rows = look.prompt.n_run + DECODED * len(look.answer.ids) + checked
-        new = slice(len(look.encoded) - len(self._new), None)
+        new = slice(len(look.encoded) - len(self.waiting), None)
         self._last = guide.n_params * (rows - sum(look.shown[new]))
         self._spent += guide.n_params * (rows + guide.tile_price * sum(image.n_tiles for image in look.encoded[new]))
 
@@ -360,30 +373,6 @@ class Session:
         answer = replace(answer, layouts=tuple(layouts), saliency=saliency)
         return answer, self._given if isinstance(method, InLlm) else given
 
-    def _exit(self, look: Look, options: AskOptions, clock: Clock, on_text: Callable[[str], None] | None) -> Answer:
-        """The guide's answer as the final one."""
-        text = look.answer.text.strip()
-        if on_text is not None:
-            on_text(text)
-        return Answer(
-            text=text,
-            answer_ids=tuple(int(t) for t in look.answer.ids),
-            kept_indices=(),
-            answered_by="guide",
-            tokens=TokenCounts(
-                look.prompt.n_image, None, look.prompt.n_past, len(look.answer.ids), guide=look.prompt.n_kept
-            ),
-            ran=(look.prompt.n_run, 0),
-            ms={**clock.ms, "first_token": clock.elapsed(), "total": clock.elapsed()},
-            method=options.method,
-            keep=_asked(options.keep),
-            pair=self._pipeline.pair.name,
-            tiles=_tiles(look.encoded),
-            guide_text=text,
-            score=look.score,
-            threshold=options.exit_at,
-        )
-
     def _answer(
         self,
         messages: Sequence[Message],
@@ -413,7 +402,7 @@ class Session:
             sampling = SamplingOptions(options.temp, options.seed, schema=options.schema)
             draft = self._draft(options, look)
             ids = None if draft is None else draft.ids
-            done = model.generate(options.max_tokens, sampling, _without_lead(on_text), draft=ids)
+            done = model.generate(options.max_tokens, sampling, without_lead(on_text), draft=ids)
         if done.finish == "cancelled":
             raise Interrupted(partial=done.text.lstrip())
         return Answer(
@@ -421,16 +410,16 @@ class Session:
             answer_ids=tuple(int(t) for t in done.ids),
             kept_indices=stepped.kept,
             answered_by="model",
-            tokens=_counts(stepped, draft, done, look, model.info.n_layer),
+            tokens=token_counts(stepped, draft, done, look, model.info.n_layer),
             ran=(0 if look is None else look.prompt.n_run, prompt.n_run),
             ms={**clock.ms, "first_token": before + done.first_ms, "total": clock.elapsed()},
             method=options.method,
-            keep=_asked(options.keep),
+            keep=budget_told(options.keep),
             pair=self._pipeline.pair.name,
             finish=done.finish,
             layer=layer,
             steps=stepped.steps,
-            tiles=_tiles(encoded),
+            tiles=tile_counts(encoded),
             guide_text=None if look is None else look.answer.text.strip(),
             score=None if look is None else look.score,
             threshold=options.exit_at,
@@ -442,56 +431,3 @@ class Session:
         if look is None or not wanted or self._guide.info.vocab_hash != self._model.info.vocab_hash:
             return None
         return look.answer
-
-
-def _asked(keep: Keep) -> float | str:
-    """A budget as it is told."""
-    return 1.0 if keep is None else str(keep) if isinstance(keep, Tokens) else keep
-
-
-def _counts(
-    stepped: Stepped, draft: Completion | None, done: Completion, look: Look | None, n_layer: int
-) -> TokenCounts:
-    """What the model was given and what it said; ``n_layer``: its layers."""
-    prompt = stepped.prompt
-    return TokenCounts(
-        prompt.n_image,
-        len(stepped.kept),
-        prompt.n_past,
-        len(done.ids),
-        *_drafted(draft, done),
-        mean_kept=mean_kept(stepped.steps, n_layer),
-        guide=None if look is None else look.prompt.n_kept,
-    )
-
-
-def _drafted(draft: Completion | None, done: Completion) -> tuple[int, int]:
-    """Tokens drafted and accepted, the draft's end counted where the answer had room for it."""
-    if draft is None or not done.drafted:
-        return 0, 0
-    ends = draft.finish == "stop" and done.drafted == len(draft.ids)
-    agrees = ends and done.finish == "stop" and len(done.ids) == done.accepted == done.drafted
-    return done.drafted + ends, done.accepted + agrees
-
-
-def _tiles(encoded: Sequence[Encoded]) -> TileCounts:
-    return TileCounts(
-        sum(e.layout.n_tiles for e in encoded), sum(e.n_tiles for e in encoded), sum(e.shared for e in encoded)
-    )
-
-
-def _without_lead(on_text: Callable[[str], None] | None) -> Callable[[str], None] | None:
-    """Drops white space before the first word of a stream."""
-    if on_text is None:
-        return None
-    begun = False
-
-    def emit(text: str) -> None:
-        nonlocal begun
-        if not begun:
-            text = text.lstrip()
-            begun = bool(text)
-        if text:
-            on_text(text)
-
-    return emit

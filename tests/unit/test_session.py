@@ -322,3 +322,64 @@ def test_a_model_without_a_guide_has_conversations_too():
             assert session.ask("who?", AskOptions("none", None)).tokens.kept == N
             assert session.ask("why?", AskOptions("none", None)).ran[1] < 40
         assert isinstance(session, Session)
+
+
+def test_what_the_guide_says_is_told_before_the_model_begins():
+    _, pipeline = opened()
+    told: list[str] = []
+    with pipeline, pipeline.session([picture(1)]) as session:
+        session.ask(
+            "what?", FEW,
+            on_text=lambda _: told.append("text"),
+            on_stage=told.append,
+            on_look=lambda look: told.append(look.answer.text),
+        )  # fmt: skip
+        assert told.index("guide_decode") < told.index("red") < told.index("encode") < told.index("text")
+        told.clear()
+        final = session.ask("and?", replace(FEW, exit_at=0.0), on_look=lambda look: told.append(look.answer.text))
+        assert (final.answered_by, told) == ("guide", ["red"])
+
+
+def test_a_conversation_goes_on_in_another_process():
+    """The model gets all that was said, its pictures where they came, and what no question came with yet is left."""
+    _, first = opened()
+    with first, first.session([picture(1)]) as session:
+        session.ask("what?", FEW)
+        session.add(picture(2))
+        session.ask("and here?", FEW)
+        turns, images = list(session.turns), [image.name for image in session.images]
+    engine, second = opened()
+    with second, second.session() as session:
+        session.ask("forgotten", FEW)
+        session.restore(turns)
+        assert [image.name for image in session.images] == images
+        answer = session.ask("where?", FEW)
+        assert answer.tokens.image == 2 * N
+        prompt = [p for p in engine.loaded[-1].prompts[-1] if isinstance(p, ImagePart) or not p.special]
+        said = ["what?", "dark red", "and here?", "dark red", "where?"]
+        assert [p.text for p in prompt if isinstance(p, TextPart)] == said
+        assert [isinstance(p, ImagePart) for p in prompt[:4]] == [True, False, False, True]
+        assert session.undo().question == "where?"
+        assert session.undo().question == "and here?"
+        assert [image.name for image in session.waiting] == ["2.png"]
+
+
+def test_a_picture_that_waits_may_be_taken_out():
+    _, pipeline = opened()
+    with pipeline, pipeline.session([picture(1), picture(2)]) as session:
+        del session.waiting[0]
+        session.ask("what?", FEW)
+        assert [image.name for image in session.turns[0].images] == ["2.png"]
+
+
+@pytest.mark.parametrize("role", ["guide", "model"])
+def test_an_engine_that_died_is_started_anew_and_pictures_encoded_again(role):
+    engine, pipeline = opened()
+    with pipeline, pipeline.session([picture(1)]) as session:
+        session.ask("what?", FEW)
+        engine.kill()
+        with pytest.raises(EngineCrashed):
+            pipeline._loaded[role].prefill([])
+        assert session.ask("and?", FEW).text == "dark red"
+        assert [turn.question for turn in session.turns] == ["what?", "and?"]
+        assert [vlm.encoded for vlm in engine.loaded] == [1, 1, 1, 1]
