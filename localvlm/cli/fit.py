@@ -145,7 +145,7 @@ def _changes(
 def _smaller(free: int) -> str:
     """The largest other pair that fits, pulled or not; demos answer nothing that anyone would ask."""
     from localvlm.catalog import DEMOS, entries
-    from localvlm.cli.recommend import ranked
+    from localvlm.ranking import ranked
 
     for one in ranked((entry for entry in entries() if entry.name not in DEMOS), free):
         fits, name = one.fits(free), one.entry.name
