@@ -1,0 +1,221 @@
+"""What is kept of a conversation: plain data, and how it lies in the columns of the tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from localvlm.answers import Answer, TokenCounts
+    from localvlm.early_exit import Score
+    from localvlm.images import Image
+
+__all__ = [
+    "STATUSES",
+    "ConversationSummary",
+    "StoredImage",
+    "StoredTurn",
+    "folded",
+    "image_of",
+    "image_row",
+    "pack",
+    "turn_of",
+    "turn_row",
+    "unpack",
+]
+
+STATUSES = ("done", "interrupted", "failed")
+"""How a turn may have ended; an interrupted one holds the answer as far as it came."""
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A picture that came with a question.
+
+    Attributes:
+        name: how the user called it.
+        path: absolute; None of one that has none, such as from the clipboard.
+        sha256: ``Image.content``, 32 bytes: of size and pixels, whatever the file is.
+        page: of a PDF, from 1 on.
+    """
+
+    name: str
+    path: Path | None
+    sha256: bytes
+    width: int
+    height: int
+    page: int | None = None
+
+    @classmethod
+    def of(cls, image: Image, path: Path | None, page: int | None = None) -> StoredImage:
+        """What is kept of ``image``."""
+        return cls(image.name, None if path is None else path.absolute(), image.content, *image.size, page)
+
+
+@dataclass(frozen=True)
+class StoredTurn:
+    """A question and what came of it.
+
+    Attributes:
+        answer: as the model wrote it, nothing removed; as far as it came, if ``status`` is not "done".
+        answered_by: "guide" or "model"; None: neither did.
+        status: of STATUSES.
+        guide_text: the guide's own answer; None: it gave none.
+        images: that came with this question.
+        pair: that answered, if it has a name.
+        method, keep, tokens, score, threshold, ms: as in :class:`localvlm.answers.Answer`.
+        created: seconds since 1970, UTC.
+    """
+
+    question: str
+    answer: str
+    answered_by: str | None
+    status: str = "done"
+    guide_text: str | None = None
+    images: tuple[StoredImage, ...] = ()
+    pair: str | None = None
+    method: str = ""
+    keep: float | str = 1.0
+    tokens: TokenCounts | None = None
+    score: Score | None = None
+    threshold: float | None = None
+    ms: Mapping[str, float] = field(default_factory=dict)
+    created: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"status {self.status!r} is none of {', '.join(STATUSES)}")
+
+    @classmethod
+    def of(cls, question: str, answer: Answer, images: Sequence[StoredImage] = ()) -> StoredTurn:
+        """What is kept of a question that was answered."""
+        return cls(
+            question,
+            answer.text,
+            answer.answered_by,
+            guide_text=answer.guide_text,
+            images=tuple(images),
+            pair=answer.pair,
+            method=answer.method,
+            keep=answer.keep,
+            tokens=answer.tokens,
+            score=answer.score,
+            threshold=answer.threshold,
+            ms=dict(answer.ms),
+        )
+
+
+@dataclass(frozen=True)
+class ConversationSummary:
+    """A conversation in a list.
+
+    Attributes:
+        pair: it was begun with, if that has a name.
+        system: prompt it was begun with.
+        turns, images: how many it has.
+        created: seconds since 1970, UTC.
+        updated: when the last turn was added, or taken back.
+    """
+
+    id: int
+    title: str
+    pair: str | None
+    system: str | None
+    turns: int
+    images: int
+    created: float
+    updated: float
+
+
+# ---- columns -----------------------------------------------------------------------------------------------------
+
+
+def pack(text: str | None) -> bytes | None:
+    """Text as it is kept: exactly, lone surrogates and NUL too, which SQLite's own text does not hold."""
+    return None if text is None else text.encode("utf-8", "surrogatepass")
+
+
+def unpack(data: bytes) -> str:
+    """What :func:`pack` was given."""
+    return data.decode("utf-8", "surrogatepass")
+
+
+def _maybe(data: bytes | None) -> str | None:
+    return None if data is None else unpack(data)
+
+
+def folded(text: str) -> str:
+    """Text as it is searched: without case or forms of width, and valid for SQLite."""
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return plain.replace("\0", " ").encode("utf-8", "replace").decode()
+
+
+def turn_row(turn: StoredTurn) -> dict[str, Any]:
+    """The columns of a turn, but those that say where it belongs."""
+    details = {
+        "keep": turn.keep,
+        "tokens": None if turn.tokens is None else dataclasses.asdict(turn.tokens),
+        "score": None if turn.score is None else dataclasses.asdict(turn.score),
+        "threshold": turn.threshold,
+        "ms": dict(turn.ms),
+    }
+    return {
+        "created": turn.created,
+        "question": pack(turn.question),
+        "answer": pack(turn.answer),
+        "guide_text": pack(turn.guide_text),
+        "answered_by": turn.answered_by,
+        "status": turn.status,
+        "pair": pack(turn.pair),
+        "method": turn.method,
+        "details": json.dumps(details),
+        "folded": folded("\n".join([turn.question, turn.answer, *(image.name for image in turn.images)])),
+    }
+
+
+def turn_of(row: Mapping[str, Any], images: Sequence[StoredImage]) -> StoredTurn:
+    """The turn in a row of its table."""
+    from localvlm.answers import TokenCounts
+    from localvlm.early_exit import Score
+
+    details = json.loads(row["details"])
+    return StoredTurn(
+        unpack(row["question"]),
+        unpack(row["answer"]),
+        row["answered_by"],
+        row["status"],
+        _maybe(row["guide_text"]),
+        tuple(images),
+        _maybe(row["pair"]),
+        row["method"],
+        details["keep"],
+        None if details["tokens"] is None else TokenCounts(**details["tokens"]),
+        None if details["score"] is None else Score(**details["score"]),
+        details["threshold"],
+        details["ms"],
+        row["created"],
+    )
+
+
+def image_row(image: StoredImage) -> dict[str, Any]:
+    """The columns of a picture, but those that say where it belongs."""
+    return {
+        "name": pack(image.name),
+        "path": None if image.path is None else pack(str(image.path)),
+        "sha256": image.sha256,
+        "width": image.width,
+        "height": image.height,
+        "page": image.page,
+    }
+
+
+def image_of(row: Mapping[str, Any]) -> StoredImage:
+    """The picture in a row of its table."""
+    path = None if row["path"] is None else Path(unpack(row["path"]))
+    return StoredImage(unpack(row["name"]), path, row["sha256"], row["width"], row["height"], row["page"])

@@ -1,0 +1,327 @@
+"""The store of conversations."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from localvlm.config import directories
+from localvlm.errors import StorageError, UsageError
+from localvlm.history.records import (
+    ConversationSummary,
+    StoredImage,
+    StoredTurn,
+    folded,
+    image_of,
+    image_row,
+    pack,
+    turn_of,
+    turn_row,
+    unpack,
+)
+from localvlm.history.schema import IN_THE_WAY, PATIENCE, identity, open_database, patiently, told, transaction
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["MAX_WORDS", "History", "history_file", "remove_history"]
+
+T = TypeVar("T")
+
+MAX_WORDS = 64
+"""Words of a query that are looked for; those behind them are not."""
+_SUMMARY = """
+SELECT c.id, c.title, c.pair, c.system, c.created, c.updated,
+    (SELECT count(*) FROM turn WHERE conversation = c.id) AS turns,
+    (SELECT count(*) FROM turn JOIN image ON image.turn = turn.id WHERE conversation = c.id) AS images
+FROM conversation AS c"""
+_HAS_WORD = """(instr(c.folded, ?)
+    OR EXISTS (SELECT 1 FROM turn WHERE conversation = c.id AND instr(turn.folded, ?)))"""
+_SHOWN = (
+    "SELECT turn.conversation FROM turn JOIN image ON image.turn = turn.id WHERE image.sha256 = ? OR image.path = ?"
+)
+_IMAGES = "SELECT image.* FROM image JOIN turn ON turn.id = image.turn WHERE turn.conversation = ? ORDER BY image.id"
+_SWEEP_MS = 2000
+"""How long a removal waits for readers of other processes; each takes milliseconds."""
+
+
+def history_file() -> Path:
+    """Where the history of this user is, whether it exists or not."""
+    return directories().data / "history" / "history.db"
+
+
+class History:
+    """Conversations in a file. A context manager; leaving it closes the file.
+
+    Any number of processes may have the file open, and any thread may call any method: calls of one History wait for
+    each other. Each takes milliseconds, or as long as others write, so that a user interface calls from a thread of
+    its own. What a method has returned from is on disk; what it raised for has left nothing. What is removed is
+    overwritten, in the file and in its journal.
+
+    All methods raise StorageError where the file cannot be read or written; the others then work on.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+        self._identity = identity(path)
+        self._lock = threading.RLock()
+
+    @classmethod
+    def open(cls, path: Path | None = None) -> Self:
+        """Opens the history, and begins it if there is none; ``path``: :func:`history_file` if None.
+
+        Raises:
+            StorageError: it cannot be opened or written, is damaged, or is of a newer localvlm; it is as it was then.
+        """
+        path = path or history_file()
+        return cls(path, open_database(path))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; no method may be called any more."""
+        with self._lock, told(self.path):
+            self._connection.close()
+
+    # ---- writing
+
+    def begin(self, title: str, pair: str | None = None, system: str | None = None) -> int:
+        """A new conversation, without turns yet; gives its id, which no other one ever gets."""
+        now = time.time()
+        values = {"title": pack(title), "pair": pack(pair), "system": pack(system), "folded": folded(title)}
+        return self._write(lambda c: _insert(c, "conversation", {**values, "created": now, "updated": now}))
+
+    def add(self, conversation: int, turn: StoredTurn) -> int:
+        """Adds a turn, its pictures with it; gives the turn's id.
+
+        Raises:
+            UsageError: there is no such conversation; it may have been removed by another process.
+        """
+        values, images = turn_row(turn), [image_row(image) for image in turn.images]
+
+        def write(connection: sqlite3.Connection) -> int:
+            _touch(connection, conversation)
+            added = _insert(connection, "turn", {**values, "conversation": conversation})
+            for image in images:
+                _insert(connection, "image", {**image, "turn": added})
+            return added
+
+        return self._write(write)
+
+    def rename(self, conversation: int, title: str) -> None:
+        """Gives a conversation another title.
+
+        Raises:
+            UsageError: there is no such conversation.
+        """
+
+        def write(connection: sqlite3.Connection) -> None:
+            values = pack(title), folded(title), conversation
+            done = connection.execute("UPDATE conversation SET title = ?, folded = ? WHERE id = ?", values)
+            if not done.rowcount:
+                raise _unknown(conversation)
+
+        self._write(write, sweep=True)
+
+    # ---- reading
+
+    def conversations(self, query: str = "", limit: int = 200) -> list[ConversationSummary]:
+        """Those that hold every word of ``query``, the newest first, ``limit`` of them at the most.
+
+        A word is looked for in titles, questions, answers and names of pictures, within longer words too, whatever its
+        case; no character of it means anything else than itself.
+        """
+        words = list(dict.fromkeys(folded(query).split()))[:MAX_WORDS]
+        where = " AND ".join([_HAS_WORD] * len(words)) or "1"
+        values = [word for word in words for _ in range(2)]
+        found = self._read(f"{_SUMMARY} WHERE {where} ORDER BY c.updated DESC, c.id DESC LIMIT ?", (*values, limit))
+        return [_summary(row) for row in found]
+
+    def conversation(self, conversation: int) -> ConversationSummary:
+        """One of them.
+
+        Raises:
+            UsageError: there is no such conversation.
+        """
+        found = self._read(f"{_SUMMARY} WHERE c.id = ?", (conversation,))
+        if not found:
+            raise _unknown(conversation)
+        return _summary(found[0])
+
+    def turns(self, conversation: int) -> list[StoredTurn]:
+        """The turns of a conversation, the oldest first.
+
+        Raises:
+            UsageError: there is no such conversation.
+        """
+
+        def read(connection: sqlite3.Connection) -> list[StoredTurn]:
+            _require(connection, conversation)
+            turns = connection.execute("SELECT * FROM turn WHERE conversation = ? ORDER BY id", (conversation,))
+            images: dict[int, list[StoredImage]] = {}
+            for row in connection.execute(_IMAGES, (conversation,)):
+                images.setdefault(row["turn"], []).append(image_of(row))
+            return [turn_of(row, images.get(row["id"], ())) for row in turns]
+
+        return self._snapshot(read)
+
+    # ---- removing
+
+    def remove_last(self, conversation: int) -> bool:
+        """Takes the last turn back; whether there was one.
+
+        Raises:
+            UsageError: there is no such conversation.
+        """
+
+        def write(connection: sqlite3.Connection) -> bool:
+            _touch(connection, conversation)
+            last = "SELECT max(id) FROM turn WHERE conversation = ?"
+            return connection.execute(f"DELETE FROM turn WHERE id = ({last})", (conversation,)).rowcount > 0  # noqa: S608
+
+        return self._write(write, sweep=True)
+
+    def delete(self, conversation: int) -> None:
+        """Removes a conversation for good, if there is one."""
+        self._write(lambda c: c.execute("DELETE FROM conversation WHERE id = ?", (conversation,)), sweep=True)
+
+    def clear(self) -> None:
+        """Removes all conversations for good."""
+        self._write(lambda c: c.execute("DELETE FROM conversation"), sweep=True)
+
+    def with_image(self, sha256: bytes | None = None, path: Path | None = None) -> list[ConversationSummary]:
+        """Conversations in which a picture of these pixels (``Image.content``), or from this path, was shown."""
+        found = self._read(
+            f"{_SUMMARY} WHERE c.id IN ({_SHOWN}) ORDER BY c.updated DESC, c.id DESC", _key(sha256, path)
+        )
+        return [_summary(row) for row in found]
+
+    def forget_image(self, sha256: bytes | None = None, path: Path | None = None) -> int:
+        """Removes those conversations for good, since any turn of them may tell of the picture; gives their number."""
+        remove = f"DELETE FROM conversation WHERE id IN ({_SHOWN})"  # noqa: S608
+        return self._write(lambda c: int(c.execute(remove, _key(sha256, path)).rowcount), sweep=True)
+
+    # ---- how
+
+    def _read(self, query: str, values: Sequence[object]) -> list[sqlite3.Row]:
+        return self._run(lambda c: c.execute(query, values).fetchall())
+
+    def _snapshot(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        """Reads what is of one moment."""
+
+        def work(connection: sqlite3.Connection) -> T:
+            with transaction(connection, "DEFERRED"):
+                return read(connection)
+
+        return self._run(work)
+
+    def _write(self, write: Callable[[sqlite3.Connection], T], *, sweep: bool = False) -> T:
+        """All of it or nothing; ``sweep``: nothing of what it removed stays in the journal."""
+
+        def work(connection: sqlite3.Connection) -> T:
+            with transaction(connection):
+                return write(connection)
+
+        with self._lock:
+            done = self._run(work)
+            if sweep:
+                self._sweep()
+        return done
+
+    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with self._lock, told(self.path):
+            if identity(self.path) != self._identity:  # it was removed, and ours is nowhere any more
+                connection = open_database(self.path)
+                self._connection.close()
+                self._connection, self._identity = connection, identity(self.path)
+            return patiently(lambda: work(self._connection))
+
+    def _sweep(self) -> None:
+        """Puts the journal into the file, and empties it."""
+        try:
+            self._connection.execute(f"PRAGMA busy_timeout = {_SWEEP_MS}")
+            busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            why = "another program is reading it" if busy else ""
+        except sqlite3.Error as error:
+            why = str(error)
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}")
+        if why:
+            raise StorageError(
+                f"it was removed, but the journal '{self.path}-wal' still holds it: {why}",
+                "close every localvlm, and it is gone",
+            )
+
+
+def remove_history(path: Path | None = None) -> bool:
+    """Removes the file, whatever it holds, and what SQLite put beside it; False: other processes have it open, and all
+    conversations were removed from it instead. ``path``: :func:`history_file` if None.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    path = path or history_file()
+    with told(path):
+        if identity(path) is not None and not _remove_alone(path):
+            with History.open(path) as history:
+                history.clear()
+            return False
+        for end in ("-wal", "-shm", "-journal"):
+            path.with_name(path.name + end).unlink(missing_ok=True)
+    return True
+
+
+def _remove_alone(path: Path) -> bool:
+    """Removes the file while no other process has it open; a process that opens it now finds that it is gone."""
+    with closing(sqlite3.connect(path, timeout=1, isolation_level=None)) as connection:
+        try:
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode & 0xFF in IN_THE_WAY:
+                return False  # damaged, or of others: nothing of ours has it open
+        path.unlink()
+    return True
+
+
+def _insert(connection: sqlite3.Connection, table: str, values: dict[str, Any]) -> int:
+    names, marks = ", ".join(values), ", ".join("?" * len(values))
+    done = connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(values.values()))  # noqa: S608
+    assert done.lastrowid is not None
+    return done.lastrowid
+
+
+def _touch(connection: sqlite3.Connection, conversation: int) -> None:
+    done = connection.execute("UPDATE conversation SET updated = ? WHERE id = ?", (time.time(), conversation))
+    if not done.rowcount:
+        raise _unknown(conversation)
+
+
+def _require(connection: sqlite3.Connection, conversation: int) -> None:
+    if connection.execute("SELECT 1 FROM conversation WHERE id = ?", (conversation,)).fetchone() is None:
+        raise _unknown(conversation)
+
+
+def _unknown(conversation: int) -> UsageError:
+    return UsageError(f"there is no conversation {conversation} in the history", "it may have been removed meanwhile")
+
+
+def _key(sha256: bytes | None, path: Path | None) -> tuple[bytes | None, bytes | None]:
+    return sha256, None if path is None else pack(str(path.absolute()))
+
+
+def _summary(row: sqlite3.Row) -> ConversationSummary:
+    pair, system = (None if row[name] is None else unpack(row[name]) for name in ("pair", "system"))
+    counts = row["turns"], row["images"]
+    return ConversationSummary(row["id"], unpack(row["title"]), pair, system, *counts, row["created"], row["updated"])
