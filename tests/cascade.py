@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from localvlm.models.demo import scenes as scene_maker
 from numpy.typing import NDArray
 
 from localvlm import images
@@ -32,6 +31,7 @@ from localvlm.catalog import pair_named
 from localvlm.cost import LlmShape
 from localvlm.early_exit import CONSISTENCY_KEEP
 from localvlm.engine.api import ImagePart, LoadOptions, Message, TextPart
+from localvlm.models.demo import scenes as scene_maker
 from localvlm.pipeline import Pipeline
 from localvlm.pruning import method_named
 from localvlm.selection import select

@@ -110,8 +110,9 @@ def demo_subjects(n: int, directory: Path) -> list[Subject]:
     entry = next(e for e in entries() if e.name == DEMO)
     if entry.lacking:
         return []
-    from localvlm.models.demo.scenes import write_set
     from PIL import Image as Pillow
+
+    from localvlm.models.demo.scenes import write_set
 
     write_set(directory, seed=7, count=n)
     questions = []

@@ -17,6 +17,7 @@ from pathlib import Path
 from random import Random
 
 import psutil
+
 from localvlm.models.demo import scenes as scene_maker
 
 METHODS = "sgl+,random,divprune,fastv,downscale"

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from localvlm.models.demo import scenes as scene_maker
 from numpy.typing import NDArray
 
 from localvlm import images
 from localvlm.catalog import pair_named
 from localvlm.engine.api import ImageLayout, ImagePart, LoadOptions, Message, TextPart, Vlm
 from localvlm.guidance import AGGREGATIONS
+from localvlm.models.demo import scenes as scene_maker
 from localvlm.pipeline import AskOptions, Look, Pipeline
 from localvlm.pruning import METHODS, Inputs, budget
 from localvlm.pruning.base import top

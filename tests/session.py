@@ -18,7 +18,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from localvlm.models.demo import questions, scenes, world
 from numpy.typing import NDArray
 
 from localvlm.bench.shapes import Llm, VlmShape, write_vlm
@@ -27,6 +26,7 @@ from localvlm.catalog import pair_named
 from localvlm.engine.api import LoadOptions
 from localvlm.given import Given
 from localvlm.images import Image
+from localvlm.models.demo import questions, scenes, world
 from localvlm.pipeline import Answer, AskOptions, Pair, Pipeline, Session, VlmFiles
 from tests import zoo
 from tests.asking import picture
