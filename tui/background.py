@@ -1,0 +1,37 @@
+"""Work beside the interface: in threads that neither block it nor keep it from ending."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+__all__ = ["in_thread"]
+
+_T = TypeVar("_T")
+
+
+async def in_thread(work: Callable[[], _T]) -> _T:
+    """What ``work`` returns or raises. It runs in a daemon thread of its own, which a cancelled wait, or the end of the
+    program, leaves behind: those of asyncio's pool are waited for, be it for a disk of the network that hangs.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_T] = loop.create_future()
+
+    def deliver(take: Callable[[Any], None], value: object) -> None:
+        if not future.done():
+            take(value)
+
+    def run() -> None:
+        try:
+            result: tuple[Callable[[Any], None], object] = (future.set_result, work())
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+            result = (future.set_exception, error)
+        try:
+            loop.call_soon_threadsafe(deliver, *result)
+        except RuntimeError:  # the loop ended meanwhile
+            return
+
+    threading.Thread(target=run, daemon=True).start()
+    return await future

@@ -1,0 +1,101 @@
+"""Questions with two answers, and texts of one line."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
+from textual.widgets import Button, Input, Static
+
+from localvlm.sanitize import sanitize
+
+from ..text import one_line
+from .dialog import Dialog
+
+__all__ = ["ConfirmScreen", "EditScreen", "EngineDiedScreen"]
+
+
+class _Asking(Dialog[bool]):
+    """A text and two buttons; the one that changes nothing has the focus."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "answer(True)", "yes"),
+        Binding("n", "answer(False)", "no"),
+        Binding("left,right,up,down", "other", "choose", show=False),
+    ]
+    DEFAULT_CSS = """
+    _Asking {
+        #question { height: auto; padding: 1; text-wrap: wrap; }
+        &.-short #question { padding: 0 1; }
+        Horizontal { height: 1; padding: 0 1; margin-bottom: 1; }
+        &.-short Horizontal { margin-bottom: 0; }
+        Button { margin-right: 2; min-width: 10; }
+    }
+    """
+
+    def __init__(self, text: str, yes: str, no: str, *, danger: bool) -> None:
+        super().__init__(classes="-small")
+        self._text, self._yes, self._no, self._danger = sanitize(text), yes, no, danger
+
+    def body(self) -> ComposeResult:
+        yield Static(self._text, id="question", markup=False)
+        with Horizontal():
+            yield Button(self._yes, id="yes", variant="error" if self._danger else "primary", compact=True)
+            yield Button(self._no, id="no", compact=True)
+
+    def on_mount(self) -> None:
+        self.query_one("#no" if self._danger else "#yes").focus()
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        self.dismiss(event.button.id == "yes")
+
+    def action_answer(self, yes: bool) -> None:
+        self.dismiss(yes)
+
+    def action_other(self) -> None:
+        self.focus_next()
+
+    def action_close(self) -> None:
+        self.dismiss(False)
+
+
+class ConfirmScreen(_Asking):
+    """Asks; True is "yes". ``danger``: what "yes" does cannot be undone, so "no" has the focus."""
+
+    heading = "Sure?"
+
+    def __init__(self, text: str, yes: str = "Yes", no: str = "No", *, danger: bool = False) -> None:
+        super().__init__(text, yes, no, danger=danger)
+
+
+class EngineDiedScreen(_Asking):
+    """Says that the worker process died, and how; True: start it again."""
+
+    heading = "The engine stopped"
+
+    def __init__(self, message: str, hint: str = "", kept: str = "Nothing of the conversation is lost.") -> None:
+        text = "\n".join(one_line(part) for part in (message, hint) if part)
+        super().__init__(f"{text}\n\n{kept}" if kept else text, "Start it again", "Leave it", danger=False)
+
+
+class EditScreen(Dialog[str]):
+    """A text of one line to change; the result is the new text, without white space around it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "submit", "save", priority=True)]
+
+    def __init__(self, heading: Literal["Rename", "Save as", "Edit"], text: str, *, empty: bool = False) -> None:
+        super().__init__(classes="-small")
+        self.heading, self._text, self._empty = heading, one_line(text), empty
+
+    def body(self) -> ComposeResult:
+        yield Input(self._text)
+
+    def action_submit(self) -> None:
+        """Takes the text, unless it is empty where that means nothing."""
+        text = self.query_one(Input).value.strip()
+        if text or self._empty:
+            self.dismiss(text)
+        else:
+            self.tell("write something, or press esc", error=True)

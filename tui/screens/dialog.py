@@ -1,0 +1,126 @@
+"""What all screens over the chat have in common: a box with a title, its keys below, and esc, which closes it."""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypeVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from localvlm.errors import LocalvlmError
+
+from ..text import one_line
+from ..widgets.key_hints import KeyHints
+
+__all__ = ["Dialog", "Notice", "told_error"]
+
+Result = TypeVar("Result")
+
+
+def told_error(error: LocalvlmError) -> str:
+    """An error and its hint in one line, as the command line tells it."""
+    return one_line(f"{error.message} ({error.hint})" if error.hint else error.message)
+
+
+class Notice(Static):
+    """A line of news below a screen's content, which is not there while it is empty."""
+
+    DEFAULT_CSS = """
+    Notice {
+        height: auto;
+        max-height: 4;
+        padding: 0 1;
+        display: none;
+        &.-filled { display: block; }
+        &.-error { color: $text-error; }
+    }
+    """
+
+    def tell(self, text: str, *, error: bool = False) -> None:
+        """Shows ``text``, which is no markup; "" takes the line away."""
+        self.update(Content(text))
+        self.set_class(bool(text), "-filled").set_class(error, "-error")
+
+
+class Dialog(ModalScreen[Result]):
+    """A modal screen. Subclasses yield their widgets in ``body`` and name themselves in ``heading``.
+
+    On terminals of less than 60 columns or 18 rows it takes all of the screen, and gives up its frame.
+    """
+
+    heading = ""
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (60, "-wide")]
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (18, "-tall")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "close", "close")]
+    DEFAULT_CSS = """
+    Dialog {
+        align: center middle;
+        background: $background 70%;
+        #dialog {
+            width: 90%;
+            max-width: 100;
+            height: 85%;
+            background: $surface;
+            border: round $border;
+            border-title-color: $foreground;
+            border-title-style: bold;
+            padding: 0 1;
+        }
+        &.-narrow #dialog, &.-short #dialog {
+            width: 100%;
+            max-width: 100%;
+            height: 100%;
+            border: none;
+            border-top: solid $border;
+            padding: 0;
+        }
+        &.-small #dialog {
+            width: 72;
+            max-width: 100%;
+            height: auto;
+            border: round $border;
+            max-height: 100%;
+        }
+        OptionList, OptionList:focus {
+            border: none;
+            padding: 0;
+            height: 1fr;
+            background: transparent;
+            background-tint: $foreground 0%;
+            text-wrap: nowrap;
+            text-overflow: ellipsis;
+        }
+        Input, Input:focus {
+            border: none;
+            border-left: outer $border-blurred;
+            height: 1;
+            padding: 0 1;
+            background: $panel;
+        }
+        Input:focus { border-left: outer $border; }
+        Input.-invalid { border-left: outer $error; }
+        Input > .input--placeholder { color: $text-muted; }
+    }
+    """
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="dialog") as box:
+            box.border_title = Content(self.heading)
+            yield from self.body()
+            yield Notice(id="notice")
+            yield KeyHints()
+
+    def body(self) -> ComposeResult:
+        """The widgets between title and keys."""
+        raise NotImplementedError
+
+    def tell(self, text: str, *, error: bool = False) -> None:
+        """A line of news above the keys; "" takes it away."""
+        self.query_one(Notice).tell(text, error=error)
+
+    def action_close(self) -> None:
+        self.dismiss(None)
