@@ -11,7 +11,7 @@ from localvlm.cli.app import App
 from localvlm.cli.files import check_writable, write_whole
 from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import choose_pair, full_question, load_images
-from localvlm.cli.options import ConfiguredCommand, engine_options, output_options, pair_options, setting
+from localvlm.cli.options import ConfiguredCommand, engine_options, files, output_options, pair_options, setting
 from localvlm.cli.output import AnswerPrinter, Reporter
 from localvlm.cli.values import WholeType
 from localvlm.errors import UsageError
@@ -26,7 +26,7 @@ __all__ = ["attention"]
 
 
 @click.command(cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
-@click.argument("image")
+@click.argument("image", shell_complete=files)
 @click.argument("question")
 @setting("--save", metavar="FILE.npz", required=True, help="Where to write the arrays.")
 @pair_options(model=False)

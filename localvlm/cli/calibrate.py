@@ -12,7 +12,7 @@ import click
 from localvlm.cli.app import App
 from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import choose_pair
-from localvlm.cli.options import ConfiguredCommand, engine_options, output_options, pair_options, setting
+from localvlm.cli.options import ConfiguredCommand, engine_options, files, output_options, pair_options, setting
 from localvlm.cli.output import Reporter
 from localvlm.cli.values import ShareType, WholeType
 from localvlm.errors import UsageError
@@ -24,7 +24,7 @@ __all__ = ["calibrate"]
 
 
 @click.command(cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
-@click.argument("data", metavar="DATA.jsonl|IMAGE...", nargs=-1, required=True)
+@click.argument("data", metavar="DATA.jsonl|IMAGE...", nargs=-1, required=True, shell_complete=files)
 @setting("--question", metavar="TEXT", help="What to ask about each IMAGE.")
 @setting("--risk", metavar="R", type=ShareType(), default="0.05", show_default=True,
          help="Share of the guide's final answers that may be wrong.")  # fmt: skip

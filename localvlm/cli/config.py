@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,13 +14,36 @@ from localvlm.config import config_file
 from localvlm.errors import UsageError
 from localvlm.sanitize import sanitize
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 __all__ = ["changed", "config"]
+
+
+def _keys(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
+    from click.shell_completion import CompletionItem
+
+    known = sorted(known_settings().items())
+    named = {name.replace("_", "-"): options[0].help for name, options in known if len(name) > 1}
+    return [CompletionItem(name, help=told) for name, told in named.items() if name.startswith(incomplete)]
+
+
+def _values(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
+    options = known_settings().get((ctx.params.get("key") or "").replace("-", "_"))
+    if options is None or ctx.params.get("action") != "set":
+        return []
+    from click.shell_completion import CompletionItem
+
+    option = options[0]
+    words = ["true", "false"] if option.is_flag else []
+    found = [CompletionItem(word) for word in words if word.startswith(incomplete)]
+    return found or option.shell_complete(ctx, incomplete)
 
 
 @click.command(cls=ConfiguredCommand, no_args_is_help=True)
 @click.argument("action", metavar="get|set|path", type=click.Choice(("get", "set", "path")))
-@click.argument("key", required=False)
-@click.argument("value", required=False)
+@click.argument("key", required=False, shell_complete=_keys)
+@click.argument("value", required=False, shell_complete=_values)
 @click.pass_context
 def config(ctx: click.Context, action: str, key: str | None, value: str | None) -> None:
     """Reads and writes the settings file: `get [KEY]`, `set KEY VALUE`, `path`.
@@ -38,8 +61,8 @@ def config(ctx: click.Context, action: str, key: str | None, value: str | None) 
         _set(ctx, _named(key), value)
 
 
-def _named(key: str) -> tuple[str, Setting]:
-    """The name that the file has for a key, and its option.
+def _named(key: str) -> tuple[str, Sequence[Setting]]:
+    """The name that the file has for a key, and the options that go by it.
 
     Raises:
         UsageError: there is no such option.
@@ -57,22 +80,37 @@ def _get(ctx: click.Context, key: str | None) -> None:
         for name, value in settings.items():
             click.echo(sanitize(f"{name.replace('_', '-')} = {_as_toml(value)}"))
         return
-    name, option = _named(key)
-    for other in (name, *option.names):
+    name, options = _named(key)
+    for other in (name, *options[0].names):
         if other in settings:
             click.echo(sanitize(str(settings[other])))
             return
     raise UsageError(f"{key!r} is not set in '{config_file()}'", f"localvlm config set {key} VALUE")
 
 
-def _set(ctx: click.Context, named: tuple[str, Setting], value: str | None) -> None:
-    name, option = named
+def _set(ctx: click.Context, named: tuple[str, Sequence[Setting]], value: str | None) -> None:
+    name, options = named
     user_config(ctx)  # a file that cannot be read is not written over
-    typed = None if value is None else _typed(ctx, option, value)
-    text = changed(_text(), (name, *option.names), typed)
+    typed = None if value is None else _taken(ctx, options, value)
+    text = changed(_text(), (name, *options[0].names), typed)
     target = config_file()
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_text(target, text)
+
+
+def _taken(ctx: click.Context, options: Sequence[Setting], value: str) -> bool | int | float | str:
+    """The value as the file has it, if any of the options takes it; a flag is no name for a file.
+
+    Raises:
+        UsageError: as the first of them says it.
+    """
+    refused = []
+    for option in (option for option in options if option.is_flag == options[0].is_flag):
+        try:
+            return _typed(ctx, option, value)
+        except UsageError as error:
+            refused.append(error)
+    raise refused[0]
 
 
 def _typed(ctx: click.Context, option: Setting, value: str) -> bool | int | float | str:

@@ -11,7 +11,7 @@ from localvlm.cli.app import App, load_options
 from localvlm.cli.files import target_of, write_text
 from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import choose_pair
-from localvlm.cli.options import ConfiguredCommand, engine_options, output_options, pair_options, setting
+from localvlm.cli.options import ConfiguredCommand, engine_options, files, output_options, pair_options, setting
 from localvlm.cli.output import Reporter
 from localvlm.cli.values import LookType, SharesType, WholeType
 from localvlm.errors import UsageError
@@ -31,7 +31,7 @@ RULES = ("exact", "vqa", "relaxed", "anls", "yes-no")
 
 
 @click.command("eval", cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
-@click.argument("data", metavar="DATA")
+@click.argument("data", metavar="DATA", shell_complete=files)
 @setting("--methods", metavar="A,B,...", default="sgl+,sgl,random,grid", show_default=True,
          help="How image tokens are chosen: names that `localvlm methods` lists.")  # fmt: skip
 @setting("--keep", metavar="R,R,...", type=SharesType(), default="0.64,0.35,0.09", show_default=True,

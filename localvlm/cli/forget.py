@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from localvlm.cli.options import ConfiguredCommand, output_options, setting
+from localvlm.cli.options import ConfiguredCommand, files, output_options, setting
 from localvlm.cli.output import Reporter
 from localvlm.errors import Interrupted, UsageError
 from localvlm.room import told
@@ -15,7 +15,7 @@ __all__ = ["forget"]
 
 
 @click.command(cls=ConfiguredCommand)
-@click.argument("image", required=False)
+@click.argument("image", required=False, shell_complete=files)
 @setting("--all", is_flag=True, help="All that tells of any picture or question: history too, and what eval keeps.")
 @setting("-y", "--yes", is_flag=True, help="Do not ask.")
 @output_options

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,9 @@ import localvlm
 from localvlm.cli.app import App
 from localvlm.cli.output import print_error
 from localvlm.errors import Interrupted, LocalvlmError, NotEnoughMemory, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = ["cli", "main"]
 
@@ -24,7 +28,7 @@ _COMMANDS = {
     "attention": ("attention", "attention", "Saves what the guide attends to when it answers QUESTION about IMAGE."),
     "bench": ("bench", "bench", "Measures how much sooner answers come than from llama.cpp."),
     "calibrate": ("calibrate", "calibrate", "Finds from which score on the guide's answer is final."),
-    "completion": ("completion", "completion", "Prints what completes commands and options in SHELL."),
+    "completion": ("completion", "completion", "Prints what completes commands, options, models and files in SHELL."),
     "config": ("config", "config", "Reads and writes the settings file."),
     "doctor": ("doctor", "doctor", "Looks at this installation, and tells what mends what is wrong."),
     "eval": ("evaluate", "evaluate", "Tells what methods and budgets cost and lose on the questions of DATA."),
@@ -51,6 +55,13 @@ class _Commands(click.Group):
             return super().get_command(ctx, name)
         command: click.Command = getattr(import_module(f"localvlm.cli.{found[0]}"), found[1])
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(name, help=told) for name, (_, _, told) in _COMMANDS.items()]
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        return [item for item in found if item.value.startswith(incomplete)] + options
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -90,6 +101,8 @@ def main(args: Sequence[str] | None = None, app: App | None = None) -> None:
     # cores that llama.cpp's threads need next.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     _prepare_streams()
+    if "_LOCALVLM_COMPLETE" in os.environ:
+        import_module("localvlm.cli.completion")
     try:
         code = cli.main(args, prog_name="localvlm", standalone_mode=False, obj=app or App())
     except BaseException as error:

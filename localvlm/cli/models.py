@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localvlm.cli.info import as_json, dumps, gigabytes
-from localvlm.cli.options import ConfiguredCommand, output_options, setting, user_config
+from localvlm.cli.options import (
+    ConfiguredCommand,
+    any_of,
+    files,
+    output_options,
+    pairs,
+    pulled,
+    setting,
+    user_config,
+)
 from localvlm.cli.output import Reporter, print_table
 from localvlm.errors import Interrupted, ModelNotFound, NotGguf, UsageError
 from localvlm.sanitize import sanitize
@@ -24,7 +33,7 @@ __all__ = ["rm", "show"]
 
 
 @click.command(cls=ConfiguredCommand)
-@click.argument("model", metavar="PAIR|REPO[:QUANT]|GGUF")
+@click.argument("model", metavar="PAIR|REPO[:QUANT]|GGUF", shell_complete=any_of(files, pairs, pulled))
 @setting("--verify", is_flag=True, help="Read all files, and compare them with the digests that they were pulled by.")
 @as_json
 @output_options
@@ -165,7 +174,7 @@ def _verify(paths: Sequence[Path], reporter: Reporter) -> None:
 
 
 @click.command(cls=ConfiguredCommand)
-@click.argument("models", metavar="PAIR|REPO[:QUANT]...", nargs=-1, required=True)
+@click.argument("models", metavar="PAIR|REPO[:QUANT]...", nargs=-1, required=True, shell_complete=any_of(pairs, pulled))
 @setting("-y", "--yes", is_flag=True, help="Do not ask.")
 @output_options
 @click.pass_context

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
     from localvlm.pruning import Keep
 
-__all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "Setting", "answer_options", "budget_of", "engine_options",
-           "files", "image_token_options", "input_options", "known_settings", "output_options", "pair_options",
-           "preset_of", "rank", "setting", "user_config"]  # fmt: skip
+    Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+__all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "Setting", "answer_options", "any_of", "budget_of",
+           "engine_options", "files", "image_token_options", "input_options", "known_settings", "output_options",
+           "pair_options", "pairs", "preset_of", "pulled", "rank", "setting", "user_config"]  # fmt: skip
 
 METHODS = (
     "sgl+", "sgl", "fastervlm", "vtc-cls", "divprune", "cdpruner", "scope", "visionzip", "vispruner", "tome",
@@ -34,7 +36,8 @@ PRESETS = ("paper-64", "paper-35", "paper-9")
 KV_TYPES = ("f16", "q8_0")
 POSITIONS = ("true", "compact")
 _F = TypeVar("_F", bound=Callable[..., Any])
-_KNOWN: dict[str, Setting] = {}
+_KNOWN: dict[str, list[Setting]] = {}
+"""Those of each name: commands may take other values by one name."""
 
 
 class Setting(click.Option):
@@ -43,7 +46,8 @@ class Setting(click.Option):
     def __init__(self, decls: Sequence[str], **attrs: Any) -> None:
         self.names = [d.lstrip("-").replace("-", "_") for d in decls if len(d.lstrip("-")) > 1]
         super().__init__(decls, envvar=[f"LOCALVLM_{name.upper()}" for name in self.names], **attrs)
-        _KNOWN.update(dict.fromkeys(self.names, self))
+        for name in self.names:
+            _KNOWN.setdefault(name, []).append(self)
 
     def get_error_hint(self, ctx: click.Context | None) -> str:
         """Names where the bad value came from."""
@@ -57,12 +61,9 @@ class Setting(click.Option):
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Files where the value is one, pairs by name, and what click knows."""
         if self.name == "pair":
-            from click.shell_completion import CompletionItem
-
-            from localvlm.catalog import entries
-
-            names = [entry.name for entry in entries(user_config(ctx).pairs)]
-            return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+            return pairs(ctx, self, incomplete)
+        if self.name in ("guide", "model"):
+            return any_of(files, pulled)(ctx, self, incomplete)
         if any(word in (self.metavar or "") for word in ("GGUF", "FILE", "OUT", "DIR")):
             return files(ctx, self, incomplete)
         return super().shell_complete(ctx, incomplete)
@@ -105,21 +106,54 @@ def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[C
     return [CompletionItem(incomplete, type="file")]
 
 
-class _LazyConfig(MutableMapping[str, Any]):
-    """The settings file as click's default map, read when a value is first asked for: never for ``--help``."""
+def pairs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
+    """Names of pairs, and what they are."""
+    from click.shell_completion import CompletionItem
 
-    def __init__(self) -> None:
+    from localvlm.catalog import entries
+
+    found = entries(user_config(ctx).pairs)
+    return [CompletionItem(e.name, help=e.summary) for e in found if e.name.startswith(incomplete)]
+
+
+def pulled(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
+    """Models in the cache."""
+    from click.shell_completion import CompletionItem
+
+    from localvlm.catalog import Pulled
+
+    named = [str(wanted) for wanted in Pulled().models()]
+    return [CompletionItem(name) for name in named if name.startswith(incomplete)]
+
+
+def any_of(*completers: Completer) -> Completer:
+    """What any of them finds; files come first, as bash then takes them where there is nothing else."""
+    return lambda ctx, param, incomplete: [item for each in completers for item in each(ctx, param, incomplete)]
+
+
+class _LazyConfig(MutableMapping[str, Any]):
+    """The settings file as click's default map, read when a value is first asked for: never for ``--help``.
+
+    ``forgiving``: one that cannot be read is empty; it is told by commands, not while one is typed.
+    """
+
+    def __init__(self, *, forgiving: bool) -> None:
         self._config: Config | None = None
+        self._forgiving = forgiving
 
     @property
     def config(self) -> Config:
         if self._config is None:
-            self._config = _read()
+            try:
+                self._config = _read()
+            except UsageError:
+                if not self._forgiving:
+                    raise
+                self._config = Config(config_file())
         return self._config
 
     def __getitem__(self, key: str) -> Any:
-        option = _KNOWN.get(key)
-        for name in option.names if option else ():
+        for name in (name for option in _KNOWN.get(key, ()) for name in option.names):
             if name in self.config.settings:
                 return self.config.settings[name]
         raise KeyError(key)
@@ -146,7 +180,8 @@ class ConfiguredCommand(click.Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        extra.setdefault("default_map", _LazyConfig())
+        forgiving = bool(extra.get("resilient_parsing"))  # a shell completes a line
+        extra.setdefault("default_map", _LazyConfig(forgiving=forgiving))
         return super().make_context(info_name, args, parent, **extra)
 
 
@@ -156,14 +191,14 @@ def user_config(ctx: click.Context) -> Config:
     return lazy.config if isinstance(lazy, _LazyConfig) else _read()
 
 
-def known_settings() -> Mapping[str, Setting]:
-    """The options of all commands, by their names with underscores."""
+def known_settings() -> Mapping[str, Sequence[Setting]]:
+    """The options of all commands, by their names with underscores; those of `ask` first."""
     from localvlm.cli.main import cli
 
     context = click.Context(cli)
-    for name in cli.list_commands(context):
-        cli.get_command(context, name)
-    return _KNOWN
+    commands = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
+    asks = commands["ask"].params if commands["ask"] else []
+    return {name: sorted(options, key=lambda option: option not in asks) for name, options in _KNOWN.items()}
 
 
 def _read() -> Config:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from localvlm.cli.info import gigabytes
-from localvlm.cli.options import ConfiguredCommand, output_options, setting, user_config
+from localvlm.cli.options import ConfiguredCommand, output_options, pairs, setting, user_config
 from localvlm.cli.output import Reporter
 from localvlm.errors import Interrupted, UsageError
 from localvlm.sanitize import sanitize
@@ -83,7 +83,7 @@ class _Shown(_Told):
 
 
 @click.command(cls=ConfiguredCommand)
-@click.argument("models", metavar="PAIR|REPO[:QUANT]...", nargs=-1, required=True)
+@click.argument("models", metavar="PAIR|REPO[:QUANT]...", nargs=-1, required=True, shell_complete=pairs)
 @setting("--offline", is_flag=True, help="Ask nothing of the hub: all must be there already.")
 @output_options
 @click.pass_context

@@ -48,6 +48,12 @@ def test_what_no_option_would_take_is_refused(cli, key, value, said):
     assert said in done.err
 
 
+@pytest.mark.parametrize(("key", "value"), [("method", "fastv"), ("keep", "auto"), ("keep", "0.5,0.2")])
+def test_what_one_command_takes_is_taken(cli, key, value):
+    assert cli("config", "set", key, value).code == 0
+    assert cli("config", "get", key).out == f"{value}\n"
+
+
 def test_comments_and_pairs_stay():
     before = '# mine\nkeep = 0.5  # half\nngl = 2\n\n[pairs.own]\nmodel = "m.gguf"'
     after = changed(before, ("gpu_layers", "ngl"), 0)
