@@ -94,6 +94,15 @@ class Engine:
         """Process id of the worker, None while there is none."""
         return self._process.pid if self._process else None
 
+    def check(self) -> None:
+        """Looks whether the worker, if there is one, still runs; between calls, by the thread that makes them.
+
+        Raises:
+            EngineCrashed: it ended by itself; the next :meth:`load` starts another.
+        """
+        if self._process is not None and self._process.poll() is not None:
+            raise self._crashed("while it waited")
+
     def _start(self) -> None:
         control_read, self._control = os.pipe()
         env = {**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUNBUFFERED": "1"}
@@ -233,7 +242,7 @@ class Engine:
         try:
             yield
         except (EOFError, BrokenPipeError, ValueError) as error:
-            raise self._crashed(method) from (None if isinstance(error, EOFError) else error)
+            raise self._crashed(f"during '{method}'") from (None if isinstance(error, EOFError) else error)
         except TimeoutError:
             self.kill()
             self.hung = True
@@ -284,7 +293,7 @@ class Engine:
             out += chunk
         return bytes(out)
 
-    def _crashed(self, method: str) -> EngineCrashed:
+    def _crashed(self, when: str) -> EngineCrashed:
         process, self._process = self._process, None
         how = "vanished"
         if process is not None:
@@ -297,12 +306,10 @@ class Engine:
             how = f"was ended by {_signal_name(-code)}" if code < 0 else f"left with code {code}"
         if how == "was ended by SIGKILL":  # from outside, so whatever it said last has nothing to do with it
             return EngineCrashed(
-                f"the engine {how} during '{method}'", "if memory ran out, choose a smaller model or lower --ctx-size"
+                f"the engine {how} {when}", "if memory ran out, choose a smaller model or lower --ctx-size"
             )
         last = f"; its last words: {_brief(self._stderr[-1])}" if self._stderr else ""
-        return EngineCrashed(
-            f"the engine {how} during '{method}'{last}", "check the model files, or run with -vv to see its log"
-        )
+        return EngineCrashed(f"the engine {how} {when}{last}", "check the model files, or run with -vv to see its log")
 
     # engine API
 
@@ -314,6 +321,11 @@ class Engine:
     def backend(self) -> Backend:
         """What llama.cpp really loaded."""
         return Backend(**self.call("backend", timeout=_QUICK_S))
+
+    def holds(self) -> dict[str, str]:
+        """What the worker is kept from, and by whom: see :func:`localvlm.engine.isolation.holds`."""
+        found: dict[str, str] = self.call("holds", timeout=_QUICK_S)
+        return found
 
 
 def _import_path() -> list[str]:

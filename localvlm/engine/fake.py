@@ -138,6 +138,11 @@ class FakeEngine:
         """Ends the engine at once."""
         self.alive = False
 
+    def check(self) -> None:
+        """See :meth:`localvlm.engine.client.Engine.check`."""
+        if not self.alive:
+            raise EngineCrashed("the engine was ended by SIGKILL while it waited", "this one was told to")
+
     def close(self) -> None:
         """See :meth:`localvlm.engine.api.Engine.close`."""
         self.alive = False

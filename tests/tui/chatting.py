@@ -1,0 +1,88 @@
+"""Conversations on the fake engine, and pictures for them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from localvlm.answers import AskOptions, Pair, VlmFiles
+from localvlm.engine.fake import FakeEngine, Script
+from localvlm.images import Image
+from localvlm.pipeline import Pipeline
+from localvlm.tui import events
+from localvlm.tui.conversation import Conversation, Exchange, Recorder
+
+__all__ = ["DEADLINE", "Heard", "fake_opener", "open_conversation", "pair_of", "picture"]
+
+DEADLINE = 20.0
+"""Seconds after which what is waited for will not come."""
+_E = TypeVar("_E")
+
+
+def picture(seed: int = 1, name: str | None = None) -> Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    return Image(pixels, name or f"{seed}.png")
+
+
+def pair_of(name: str | None) -> Pair:
+    return Pair(name or "fake", *(VlmFiles(Path(f"{role}.gguf"), Path("m.gguf")) for role in ("guide", "model")))
+
+
+def fake_opener(
+    engine: FakeEngine, options: AskOptions = AskOptions(), opened: list[tuple[str | None, bool]] | None = None
+) -> Callable[[str | None, bool], tuple[Pipeline, AskOptions]]:
+    def opener(name: str | None, private: bool) -> tuple[Pipeline, AskOptions]:
+        if opened is not None:
+            opened.append((name, private))
+        return Pipeline.open(pair_of(name), engine=engine), options
+
+    return opener
+
+
+class Heard:
+    """Collects events; waits for them."""
+
+    def __init__(self) -> None:
+        self.events: list[events.Event] = []
+        self._came = threading.Condition()
+
+    def __call__(self, event: events.Event) -> None:
+        with self._came:
+            self.events.append(event)
+            self._came.notify_all()
+
+    def wait(self, kind: type[_E], count: int = 1) -> _E:
+        """The ``count``-th event of a kind."""
+
+        def found() -> list[_E]:
+            return [e for e in self.events if isinstance(e, kind)]
+
+        with self._came:
+            assert self._came.wait_for(lambda: len(found()) >= count, DEADLINE), (kind, self.events)
+            return found()[count - 1]
+
+    def answered(self, exchange: Exchange) -> None:
+        """Waits for an exchange's answer."""
+        with self._came:
+            done = self._came.wait_for(lambda: exchange.turn in {e.turn for e in self.of(events.Answered)}, DEADLINE)
+            assert done, self.events
+
+    def of(self, kind: type[_E]) -> list[_E]:
+        return [e for e in self.events if isinstance(e, kind)]
+
+
+def open_conversation(
+    guide: Script = Script("red"),
+    model: Script = Script("dark red"),
+    options: AskOptions = AskOptions(),
+    recorder: Recorder | None = None,
+) -> tuple[Conversation, Heard, FakeEngine]:
+    """A conversation that runs; close it at the end."""
+    engine, heard = FakeEngine({"guide": guide, "model": model}), Heard()
+    conversation = Conversation(fake_opener(engine, options), heard, recorder)
+    conversation.start()
+    return conversation, heard, engine
