@@ -16,6 +16,8 @@ import PIL.Image
 from numpy.typing import NDArray
 from PIL import ImageDraw, ImageFont
 
+from localvlm.heatmap import STAGE_BARS, heat_colours, heat_shares, owners
+
 if TYPE_CHECKING:
     from localvlm.images import Image
     from localvlm.pipeline import Answer
@@ -27,23 +29,10 @@ Int32 = NDArray[np.int32]
 
 INK, FAINT, PAPER = (28, 28, 36), (110, 110, 118), (255, 255, 255)
 LINE = (0, 0, 0)
-RAMP = np.array([[0, 32, 76], [87, 93, 109], [166, 157, 117], [255, 233, 69]], np.float32)
-"""From little to much attention: dark blue to light yellow, which differ in brightness too (the ends of cividis)."""
-GUIDE_BAR, MODEL_BAR, OTHER_BAR = (230, 159, 0), (0, 114, 178), (150, 150, 150)
-"""Orange and blue of Okabe and Ito's palette, told apart by all common kinds of colour blindness."""
 SMALLEST, LARGEST = 480, 1280
 """Longest side of a panel in pixels; pictures are scaled to lie between."""
 LEAST_BOX = 6
 """Pixels of the shortest side at which kept tokens are outlined one by one; smaller ones are outlined together."""
-STAGES = {
-    "load": ("loading", OTHER_BAR),
-    "guide_encode": ("guide looks", GUIDE_BAR),
-    "guide_prefill": ("guide reads", GUIDE_BAR),
-    "guide_decode": ("guide answers", GUIDE_BAR),
-    "encode": ("model looks", MODEL_BAR),
-    "prefill": ("model reads", MODEL_BAR),
-    "decode": ("model answers", MODEL_BAR),
-}
 LONGEST_TEXT = 600
 """Characters of a question or an answer that are shown."""
 
@@ -73,7 +62,7 @@ def explain(images: Sequence[Image], question: str, answer: Answer) -> PIL.Image
         sheet.write(fact, INK)
     for row in rows:
         sheet.row(row)
-    sheet.bars([(name, answer.ms[stage], colour) for stage, (name, colour) in STAGES.items()])
+    sheet.bars([(name, answer.ms[stage], colour) for stage, (name, colour) in STAGE_BARS.items()])
     sheet.write(f"first token after {_duration(answer.ms['first_token'])}, all in {_duration(answer.ms['total'])}", INK)
     return sheet.finished()
 
@@ -124,10 +113,8 @@ def draw_heat(picture: PIL.Image.Image, boxes: Float32, scores: Float32, peak: f
         scores: (n,) non-negative.
         peak: of several pictures that are drawn alike.
     """
-    owner = _owners(picture, boxes, np.arange(len(boxes), dtype=np.int32))
-    share = np.sqrt(np.clip(scores / max(peak, float(scores.max(initial=0)), 1e-30), 0, 1))
-    stops = np.linspace(0, 1, len(RAMP))
-    colours = np.stack([np.interp(share, stops, RAMP[:, c]) for c in range(3)], axis=1).astype(np.float32)
+    owner = owners(picture.size[::-1], boxes, np.arange(len(boxes), dtype=np.int32))
+    colours = heat_colours(heat_shares(scores, peak))
     grey = np.asarray(picture.convert("L"), np.float32)[..., None]
     lit = 0.7 * np.append(colours, [[255, 255, 255]], axis=0)[owner] + 0.3 * grey
     return PIL.Image.fromarray(lit.clip(0, 255).astype(np.uint8))
@@ -141,7 +128,7 @@ def draw_kept(picture: PIL.Image.Image, boxes: Float32, kept: Int32) -> PIL.Imag
         boxes: (n, 4) x0, y0, x1, y1 in pixels of ``picture``.
         kept: indices of boxes; of overlapping ones the smallest is outlined.
     """
-    owner = _owners(picture, boxes, kept)
+    owner = owners(picture.size[::-1], boxes, kept)
     faded = 236 + 0.06 * np.asarray(picture.convert("L").convert("RGB"), np.float32)
     pixels = np.where((owner >= 0)[..., None], np.asarray(picture), faded.clip(0, 255).astype(np.uint8))
     sides = boxes[kept, 2:] - boxes[kept, :2]
@@ -158,16 +145,6 @@ def draw_kept(picture: PIL.Image.Image, boxes: Float32, kept: Int32) -> PIL.Imag
         edge[:, 1:] |= edge[:, :-1]
     pixels[edge] = LINE
     return PIL.Image.fromarray(pixels)
-
-
-def _owners(picture: PIL.Image.Image, boxes: Float32, chosen: Int32) -> Int32:
-    """(height, width) the smallest of the ``chosen`` boxes at each pixel, -1 where there is none."""
-    owner = np.full(picture.size[::-1], -1, np.int32)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    for i in sorted(chosen.tolist(), key=lambda i: -area[i]):
-        x0, y0, x1, y1 = np.rint(boxes[i]).astype(int)
-        owner[y0:y1, x0:x1] = i
-    return owner
 
 
 def _facts(answer: Answer) -> Iterator[str]:

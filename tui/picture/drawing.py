@@ -1,0 +1,113 @@
+"""One picture with what is known of it, drawn for a number of cells."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+from textual.strip import Strip
+
+from .cells import RGB, braille, dithered_256, fit, half_blocks, shades, shrunk
+from .overlay import Cover, View, cover, kept_share, painted
+
+__all__ = ["Colours", "Drawing"]
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+FAINTEST = 0.25
+"""Shade of the least heat where there are no colours, so that it differs from what was dropped."""
+
+
+class Colours(StrEnum):
+    """What a terminal can show."""
+
+    ALL = "all"
+    PALETTE = "256"
+    NONE = "none"
+
+
+class Drawing:
+    """A picture, where its image tokens lie, how much each was looked at and which were kept.
+
+    Attributes:
+        pixels: (height, width, 3), of a size that is quickly scaled.
+        kept: indices of the tokens kept; None: not known.
+    """
+
+    def __init__(self, pixels: RGB) -> None:
+        self.pixels = pixels
+        self.kept: Int32 | None = None
+        self._boxes = np.zeros((0, 4), np.float32)
+        self._heat: Float32 | None = None
+        self._scaled: tuple[tuple[int, int], RGB] | None = None
+        self._covered: tuple[tuple[int, int], Cover] | None = None
+
+    @property
+    def has_heat(self) -> bool:
+        """Whether it is known where the guide looked."""
+        return self._heat is not None
+
+    def know(self, boxes: Float32 | None, heat: Float32 | None, kept: Int32 | None) -> None:
+        """What a look or an answer told.
+
+        Args:
+            boxes: (n, 4) x0, y0, x1, y1 of the image tokens as shares of the picture's width and height; None: where
+                they lie is not known, and nothing is drawn over the picture.
+            heat: (n,) of each, 0..1.
+            kept: indices of those that were kept.
+        """
+        known = boxes is not None
+        self._boxes = np.zeros((0, 4), np.float32) if boxes is None else boxes
+        self._heat, self.kept = (heat, kept) if known else (None, None)
+        self._covered = None
+
+    def size(self, columns: int, rows: int) -> tuple[int, int]:
+        """(columns, rows) of cells that the picture takes where there are that many."""
+        height, width = self.pixels.shape[:2]
+        across, down = fit((width, height), columns, 2 * rows)
+        return across, (down + 1) // 2
+
+    def frame(self, size: tuple[int, int], view: View, background: tuple[int, int, int]) -> RGB:
+        """(height, width, 3) what ``view`` shows, at ``size``, (width, height) in pixels."""
+        return painted(self._at(size), view, self._heat_at(size), self._kept_at(size), background)
+
+    def strips(
+        self, columns: int, rows: int, view: View, background: tuple[int, int, int], colours: Colours = Colours.ALL
+    ) -> list[Strip]:
+        """The picture in as many cells as :meth:`size` says."""
+        if colours is Colours.NONE:
+            return self._without_colours(columns, rows, view, sum(background) < 3 * 128)
+        height, width = self.pixels.shape[:2]
+        frame = self.frame(fit((width, height), columns, 2 * rows), view, background)
+        return half_blocks(dithered_256(frame) if colours is Colours.PALETTE else frame)
+
+    def _without_colours(self, columns: int, rows: int, view: View, on_dark: bool) -> list[Strip]:
+        columns, rows = self.size(columns, rows)
+        kept = None if view is View.PICTURE else self._kept_at((columns, rows))
+        heat = self._heat_at((columns, rows))
+        if view is View.HEAT and heat is not None:
+            shown = heat.there if kept is None else np.minimum(kept, heat.there)
+            return shades(np.where(shown >= 0.5, np.maximum(heat.heat, FAINTEST), 0))
+        size = 2 * columns, 4 * rows
+        grey = PIL.Image.fromarray(self._at(size)).convert("L")
+        lit = np.asarray(grey.convert("1")) == on_dark
+        shares = None if view is View.PICTURE else self._kept_at(size)
+        return braille(lit if shares is None else lit & (shares >= 0.5))
+
+    def _at(self, size: tuple[int, int]) -> RGB:
+        if self._scaled is None or self._scaled[0] != size:
+            self._scaled = size, shrunk(self.pixels, size)
+        return self._scaled[1]
+
+    def _heat_at(self, size: tuple[int, int]) -> Cover | None:
+        if self._heat is None:
+            return None
+        if self._covered is None or self._covered[0] != size:
+            self._covered = size, cover(size[::-1], self._boxes, self._heat)
+        return self._covered[1]
+
+    def _kept_at(self, size: tuple[int, int]) -> Float32 | None:
+        return None if self.kept is None else kept_share(size[::-1], self._boxes, self.kept)

@@ -1,0 +1,41 @@
+"""Which pruning method chooses the tokens: a list that opens, with what each goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual.content import Content
+from textual.widgets import Select
+
+from localvlm.pruning import IN_LLM, METHODS
+
+__all__ = ["MethodChoice"]
+
+
+class MethodChoice(Select[str]):
+    """One of the methods, by name."""
+
+    DEFAULT_CSS = """
+    MethodChoice {
+        width: 1fr;
+        & > SelectCurrent Static#label { text-wrap: nowrap; text-overflow: ellipsis; }
+        &:focus > SelectCurrent { background: $primary 30%; text-style: bold; }
+        & > SelectOverlay { max-height: 12; }
+    }
+    """
+
+    def __init__(self, method: str, methods: Sequence[str] | None = None, *, id: str | None = None) -> None:  # noqa: A002
+        known = {**METHODS, **IN_LLM}
+        names = list(known) if methods is None else list(methods)
+        names += [method] * (method not in names)
+        options = [(_told(name, known[name].summary), name) for name in names]
+        super().__init__(options, allow_blank=False, value=method, compact=True, id=id)
+
+    def set_quietly(self, method: str) -> None:
+        """Shows another method without telling that it was chosen."""
+        with self.prevent(Select.Changed):
+            self.value = method
+
+
+def _told(name: str, summary: str) -> Content:
+    return Content.assemble((name, "bold"), f"  {summary}")

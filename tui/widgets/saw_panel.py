@@ -1,0 +1,228 @@
+"""What it saw: pictures under the guide's attention, tokens kept, who answered and why, and the time it took."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import Select, Static
+
+from localvlm.answers import Answer, AskOptions, Look
+from localvlm.engine.api import VlmInfo
+from localvlm.images import Image
+
+from ..evidence import Evidence
+from ..picture import RGB, Drawing, View, bounded
+from ..text import one_line, shown_name
+from ..verdict import looked_told, seen_told, told
+from .method_choice import MethodChoice
+from .picture_caption import PictureCaption
+from .picture_view import PictureView
+from .retention_slider import RetentionSlider
+from .stage_bars import StageBars
+
+__all__ = ["SawPanel"]
+
+AT_ONCE = 1 << 20
+"""Pixels of pictures that are scaled without leaving the thread of the app: a millisecond's work."""
+
+
+class SawPanel(VerticalScroll, can_focus=False):
+    """The side panel. Its methods belong to the thread of the app."""
+
+    DEFAULT_CSS = """
+    SawPanel {
+        width: 1fr;
+        padding: 0 1;
+        & > Static { width: 1fr; height: auto; }
+        & > RetentionSlider { margin-top: 1; }
+        & > #saw-note { color: $text-muted; }
+        & > #saw-verdict { margin-top: 1; }
+        & > StageBars { margin-top: 1; }
+    }
+    """
+
+    class RetentionChanged(Message):
+        """``keep``: share of the image tokens, 0.01..1, that somebody chose."""
+
+        def __init__(self, keep: float) -> None:
+            super().__init__()
+            self.keep = keep
+
+    class MethodChanged(Message):
+        """``name``: of the pruning method that somebody chose."""
+
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+    def __init__(
+        self,
+        options: AskOptions = AskOptions(),
+        *,
+        methods: Sequence[str] | None = None,
+        id: str | None = None,  # noqa: A002
+        classes: str | None = None,
+    ) -> None:
+        """``options``: of the next question. ``methods``: that can be chosen; None: all."""
+        super().__init__(id=id, classes=classes)
+        self._options, self._methods = options, methods
+        self._evidence = Evidence()
+        self._images: tuple[Image, ...] = ()
+
+    def compose(self) -> ComposeResult:
+        yield PictureView()
+        yield PictureCaption()
+        yield RetentionSlider(_percent(self._options.keep))
+        yield Static("", id="saw-tokens", markup=False)
+        yield MethodChoice(self._options.method, self._methods)
+        yield Static("", id="saw-note", markup=False)
+        yield Static("", id="saw-verdict", markup=False)
+        yield StageBars()
+
+    # what the app tells
+
+    def show_images(self, images: Sequence[Image]) -> None:
+        """The pictures of the conversation, in order; what was known of others is forgotten."""
+        if len(images) == len(self._images) and all(a is b for a, b in zip(images, self._images, strict=True)):
+            return
+        self._images = tuple(images)
+        self._evidence.sizes = [image.size for image in images]
+        self.clear()
+        self._scale(self._images)
+
+    def loaded(self, guide: VlmInfo | None, model: VlmInfo | None) -> None:
+        """The VLMs that answer, once they are known: the price of a tile is the model's."""
+        self._evidence.loaded(guide, model)
+
+    def set_options(self, options: AskOptions) -> None:
+        """What the next question will be asked with."""
+        self._options = options
+        self.query_one(RetentionSlider).percent = _percent(options.keep)
+        self.query_one(MethodChoice).set_quietly(options.method)
+        self._mark()
+
+    def begin(self, question: str = "") -> None:
+        """A question is asked; its words matter to an "auto" budget."""
+        self._evidence.begin(question)
+        self.query_one(StageBars).clear()
+        self._say([])
+        self._mark()
+
+    def stage(self, name: str) -> None:
+        """A stage of the answer begins."""
+        self.query_one(StageBars).stage(name)
+
+    def looked(self, look: Look) -> None:
+        """The guide has looked."""
+        self._evidence.looked(look)
+        self._say(looked_told(look, self._options.exit_at))
+        self._mark()
+
+    def answered(self, answer: Answer) -> None:
+        """The answer is final."""
+        self._evidence.answered(answer)
+        self.query_one(StageBars).finish(answer.ms, "not needed" if answer.answered_by == "guide" else "")
+        self._say(told(answer))
+        self._mark()
+
+    def failed(self, text: str) -> None:
+        """There is no answer; ``text`` says why, for people."""
+        self.query_one(StageBars).stop()
+        self._say([text])
+
+    def clear(self) -> None:
+        """Nothing was asked."""
+        self.begin()
+
+    # what people do
+
+    @on(RetentionSlider.Changed)
+    def _retain(self, event: RetentionSlider.Changed) -> None:
+        event.stop()
+        self._options = replace(self._options, keep=event.percent / 100, preset=None)
+        self._mark()
+        self.post_message(self.RetentionChanged(event.percent / 100))
+
+    @on(Select.Changed)
+    def _choose(self, event: Select.Changed) -> None:
+        event.stop()
+        if isinstance(event.value, str) and event.value != self._options.method:
+            self._options = replace(self._options, method=event.value)
+            self._mark()
+            self.post_message(self.MethodChanged(event.value))
+
+    @on(PictureCaption.Chosen)
+    def _view(self, event: PictureCaption.Chosen) -> None:
+        event.stop()
+        self.query_one(PictureView).view = event.view
+
+    @on(PictureView.Changed)
+    def _turned(self, event: PictureView.Changed) -> None:
+        event.stop()
+        self._caption()
+
+    def on_resize(self) -> None:
+        self._caption()
+
+    # what is shown
+
+    def _scale(self, images: tuple[Image, ...]) -> None:
+        if sum(image.rgb.shape[0] * image.rgb.shape[1] for image in images) <= AT_ONCE:
+            self._scaled(images, [bounded(image.rgb) for image in images])
+        else:
+            self._scale_apart(images)
+
+    @work(exclusive=True, group="saw-scale")
+    async def _scale_apart(self, images: tuple[Image, ...]) -> None:
+        self._scaled(images, [await asyncio.to_thread(bounded, image.rgb) for image in images])
+
+    def _scaled(self, images: tuple[Image, ...], pixels: Sequence[RGB]) -> None:
+        if images is self._images:
+            self.query_one(PictureView).show([Drawing(each) for each in pixels])
+            self._mark()
+
+    def _mark(self) -> None:
+        """Draws what is known, with the options as they are."""
+        marks = self._evidence.marks(self._options)
+        view = self.query_one(PictureView)
+        for drawing, mark in zip(view.drawings, marks, strict=False):
+            drawing.know(mark.boxes, mark.heat, mark.kept)
+        view.redraw()
+        kept = [len(mark.kept) for mark in marks if mark.kept is not None]
+        tokens = ""
+        if kept and len(kept) == len(marks):
+            tokens = (
+                f"{'' if self._evidence.exact else 'would keep '}{seen_told(sum(kept), sum(m.total for m in marks))}"
+            )
+        self.query_one("#saw-tokens", Static).update(Content.styled(tokens, "bold"))
+        self.query_one("#saw-note", Static).update(Content(self._evidence.note))
+        self._caption()
+
+    def _caption(self) -> None:
+        view, caption = self.query_one(PictureView), self.query_one(PictureCaption)
+        if not view.drawings:
+            caption.update(Content.styled("no picture yet", "$text-muted"))
+            return
+        drawing, image = view.drawings[view.index], self._images[view.index]
+        views = [View.PICTURE] + [View.HEAT] * drawing.has_heat + [View.KEPT] * (drawing.kept is not None)
+        place = f"{view.index + 1} of {len(view.drawings)}" if len(view.drawings) > 1 else ""
+        caption.tell(one_line(shown_name(image.name)), place, views, view.view, coloured=not self.app.no_color)
+
+    def _say(self, lines: Sequence[str]) -> None:
+        first, *rest = [one_line(line) for line in lines] or [""]
+        styled = [Content.styled(first, "bold"), *(Content.styled(line, "$text-muted") for line in rest)]
+        self.query_one("#saw-verdict", Static).update(Content("\n").join(styled))
+
+
+def _percent(keep: object) -> int:
+    """A share as a whole percent; budgets that are no share, "auto" and a number of tokens, as what they replace."""
+    if keep is None:
+        return 100
+    return round(100 * keep) if isinstance(keep, (int, float)) else round(100 * AskOptions().keep)  # type: ignore[operator]
