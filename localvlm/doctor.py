@@ -94,6 +94,7 @@ def find_installation(engine: Engine, gpu_layers: int) -> Iterator[Finding]:
             "check the driver, or see docs/gpu.md" if idle else "",
         )
     yield _tap(engine)
+    yield _worker(engine)
 
 
 def _versions() -> str:
@@ -137,6 +138,18 @@ def _tap(engine: Engine) -> Finding:
     except LocalvlmError as error:
         return _failed("attention tap", error)
     return Finding("attention tap", "loaded; recomputes llama.cpp's attention")
+
+
+def _worker(engine: Engine) -> Finding:
+    """What the process that reads model files is kept from, tried in it after the tap has loaded one."""
+    try:
+        found = engine.holds()
+    except LocalvlmError as error:
+        return _failed("worker", error)
+    told_by = "; ".join(
+        f"{', '.join(w for w in found if found[w] == by)} ({by})" for by in dict.fromkeys(found.values())
+    )
+    return Finding("worker", told_by or "kept from nothing on this system")
 
 
 def _check_tap(engine: Engine, files: VlmFiles, options: LoadOptions) -> None:

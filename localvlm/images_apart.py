@@ -1,4 +1,4 @@
-"""Pictures that are decoded in a process of their own, under limits of memory and time.
+"""Pictures that are decoded in a process of their own, under limits of memory and time, without network or programs.
 
 Decoders are large programs fed with files from anywhere. One that crashes, hangs or takes all memory costs a picture,
 and no more. Those of HEIC and PDF (libheif, pdfium) come as extras: ``pip install 'localvlm[heic,pdf]'``.
@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from localvlm.engine.isolation import close_to_python, close_to_system, no_core_dump
 from localvlm.engine.wire import pack, unpack
 from localvlm.errors import ImageError
 from localvlm.images import MAX_PIXELS, MAX_SIDE, Image, decode
@@ -91,7 +92,10 @@ def main(name: str, kind: str, formats: str, page: str) -> None:
 def _limit() -> None:
     import resource
 
-    for kind, most in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_CORE, 0)):
+    no_core_dump()
+    close_to_python()
+    close_to_system()
+    for kind, most in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CPU, SECONDS)):
         with contextlib.suppress(OSError, ValueError):  # a lower one stays
             resource.setrlimit(kind, (most, most))
 

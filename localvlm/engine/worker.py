@@ -2,7 +2,8 @@
 
 Started by :mod:`localvlm.engine.client`. Requests come on stdin and
 answers go to the original stdout; whatever libraries print goes to stderr. Numbers of calls to cancel come on the
-control pipe. It ends when stdin closes, whatever it is doing.
+control pipe. It ends when stdin closes, whatever it is doing. Before it opens a model file it gives up what
+:mod:`localvlm.engine.isolation` tells.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
+from localvlm.engine.isolation import close_to_python, close_to_system, holds, no_core_dump
 from localvlm.engine.shared_tower import Towers
 from localvlm.engine.wire import pack, unpack
 from localvlm.errors import Interrupted, LocalvlmError, NotEnoughMemory
@@ -64,6 +66,7 @@ class Worker:
         self._towers = Towers()
         self._turn = threading.Lock()
         self._current = self._cancel_upto = 0
+        self._closed = False
 
     def run(self) -> None:
         threading.Thread(target=self._read_requests, daemon=True).start()
@@ -123,6 +126,8 @@ class Worker:
         name, args, kwargs = message["method"], message.get("args", []), message.get("kwargs", {})
         if name == "load":
             return self._load(int(message["call"]), *args)
+        if name == "holds":
+            return holds()
         if name == "backend":
             from localvlm.engine.devices import gpu_memory
             from localvlm.engine.llama import describe_backend
@@ -140,6 +145,9 @@ class Worker:
         return result
 
     def _load(self, call: int, model: str, mmproj: str, options: Any) -> dict[str, Any]:
+        if not (self._closed or options.gpu_layers):  # a GPU's driver may start helpers, and talk to other GPUs
+            self._closed = True
+            close_to_system()
         from localvlm.engine.vlm import LlamaVlm
 
         number = max(self._vlms, default=0) + 1
@@ -160,6 +168,8 @@ def _limit_memory() -> None:
 def main(control: int) -> None:
     """Serves until stdin closes. ``control``: read end of the pipe that carries numbers of cancelled calls."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    no_core_dump()
+    close_to_python()
     _limit_memory()
     replies = os.dup(1)
     os.dup2(2, 1)

@@ -29,6 +29,9 @@ class Stub:
             raise self._backend
         return self._backend
 
+    def holds(self) -> dict[str, str]:
+        return {"no network": "by a", "no core dump": "by b", "no other program": "by a"}
+
     def load(self, *_: object) -> None:
         raise AttentionCheckFailed("the tap is off by 0.2", "report it")
 
@@ -48,6 +51,7 @@ def test_a_sound_installation_has_one_problem_only_where_the_tap_is_off():
     assert (one["attention tap"].exit_code, one["attention tap"].remedy) == (3, "report it")
     assert one["GPU"].value == "none"
     assert "AVX2 F16C FMA SSE3" in one["CPU"].value
+    assert one["worker"].value == "no network, no other program (by a); no core dump (by b)"
 
 
 def test_a_backend_that_was_asked_for_and_did_not_load_is_a_failure():

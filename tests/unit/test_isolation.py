@@ -1,0 +1,156 @@
+"""What the worker, and the decoder apart, are kept from: tried from inside."""
+
+from __future__ import annotations
+
+import io
+import platform
+import subprocess
+import sys
+import textwrap
+
+import PIL.Image
+import pytest
+
+from localvlm import images_apart
+from localvlm.catalog import pair_named
+from localvlm.engine import client
+from localvlm.engine.api import LoadOptions
+from localvlm.engine.client import Engine
+from localvlm.engine.isolation import BY_KERNEL, BY_PYTHON
+from localvlm.errors import ImageError, ModelError
+from tests.asking import ask, picture
+
+FILTERED = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+by_kernel = pytest.mark.skipif(not FILTERED, reason="this system has no seccomp filter of ours")
+
+TRIES = """
+import ctypes, os, subprocess, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+
+def refused(name, *args):
+    done = getattr(libc, name)(*args)
+    if done == 0 and name in ("fork", "vfork"):
+        os._exit(0)
+    return done == -1 and ctypes.get_errno() in (1, 38)
+
+def tried():
+    return {
+        "socket": refused("socket", 2, 1, 0),
+        "socket of IPv6": refused("socket", 10, 2, 0),
+        "socket of a local daemon": refused("socket", 1, 1, 0),
+        "fork": refused("fork"),
+        "execve": refused("execve", b"/bin/true", None, None),
+        "kill": refused("kill", os.getppid(), 0),
+        "ptrace": refused("ptrace", 16, os.getppid(), 0, 0),
+        "system": libc.system(b"true") != 0,
+    }
+"""
+
+
+def inside(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@by_kernel
+def test_from_inside_nothing_leads_out() -> None:
+    """In the main thread, in one from before and in one from after the filter."""
+    out = inside(
+        TRIES
+        + """
+from localvlm.engine.isolation import close_to_system
+found, go = [], threading.Event()
+before = threading.Thread(target=lambda: go.wait() and found.append(tried()))
+before.start()
+assert not refused("socket", 2, 1, 0)
+assert close_to_system()
+go.set()
+after = threading.Thread(target=lambda: found.append(tried()))
+after.start()
+found.append(tried())
+before.join(), after.join()
+for one in found:
+    print(len(one), [what for what in one if not one[what]])
+"""
+    )
+    assert out == "8 []\n" * 3
+
+
+def test_python_code_is_kept_from_it_everywhere() -> None:
+    out = inside("""
+        import os, socket, subprocess
+        from localvlm.engine.isolation import close_to_python
+        close_to_python()
+        for call in (socket.socket, os.fork, lambda: subprocess.run(["true"]), lambda: os.system("true"),
+                     lambda: os.execv("/bin/true", ["true"])):
+            try:
+                call()
+            except PermissionError as error:
+                print("does without" in str(error))
+    """)
+    assert out == "True\n" * 5
+
+
+def test_a_core_is_not_written() -> None:
+    out = inside("""
+        import resource
+        from localvlm.engine.isolation import no_core_dump
+        no_core_dump()
+        no_core_dump()
+        print(max(resource.getrlimit(resource.RLIMIT_CORE)))
+    """)
+    assert int(out) <= 1
+
+
+def test_the_worker_says_what_it_is_kept_from_and_answers(native: None) -> None:
+    files = pair_named("demo").model
+    with Engine() as engine:
+        assert set(engine.holds()) >= {"no network", "no other program", "no core dump"}
+        assert engine.holds()["no network"] == BY_PYTHON
+        vlm = engine.load(files.model, files.mmproj, LoadOptions(threads=2))
+        assert ask(vlm, 3)
+        if FILTERED:
+            found = engine.holds()
+            assert (found["no network"], found["no other program"]) == (BY_KERNEL, BY_KERNEL)
+
+
+@by_kernel
+@pytest.mark.parametrize("gpu_layers", [0, 5])
+def test_the_worker_is_closed_before_it_opens_a_file(native: None, monkeypatch, gpu_layers: int) -> None:
+    """A reader of headers that tries to get out, as one that a file had taken over would; not beside a GPU's driver."""
+    spy = f"""
+{TRIES}
+from localvlm.engine import gguf_header
+from localvlm.errors import ModelError
+def read_header(path):
+    raise ModelError(str(refused("socket", 2, 1, 0)))
+gguf_header.read_header = read_header
+"""
+    boot = client._BOOT.replace("from localvlm.engine.w", f"exec({spy!r}); from localvlm.engine.w")
+    monkeypatch.setattr(client, "_BOOT", boot)
+    files = pair_named("demo").model
+    with Engine() as engine, pytest.raises(ModelError, match=str(gpu_layers == 0)):
+        engine.load(files.model, files.mmproj, LoadOptions(gpu_layers=gpu_layers))
+
+
+@by_kernel
+def test_the_decoder_apart_is_closed(monkeypatch) -> None:
+    data = io.BytesIO()
+    PIL.Image.fromarray(picture(8, 8)).save(data, "PNG")
+    assert images_apart.decode_apart(io.BytesIO(data.getvalue()), "a", "PNG", ("PNG",), 0).size == (8, 8)
+    spy = f"""
+{TRIES}
+from localvlm import images_apart
+def decoded(*args):
+    raise images_apart.ImageError(repr(sorted(tried().values())), "")
+images_apart._decoded = decoded
+"""
+    monkeypatch.setattr(
+        images_apart, "_BOOT", images_apart._BOOT.replace("from localvlm", f"exec({spy!r}); from localvlm")
+    )
+    with pytest.raises(ImageError) as caught:
+        images_apart.decode_apart(io.BytesIO(data.getvalue()), "a", "PNG", ("PNG",), 0)
+    assert caught.value.message == repr([True] * 8)
