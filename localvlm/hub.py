@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from localvlm.errors import DownloadError, LocalvlmError, StorageError, UsageError
 from localvlm.hub_cache import DIGEST, PIECE, cache_folder, folder_of, hasher, size_of
+from localvlm.references import Reference, choose
 
 __all__ = ["Hub", "HubFile", "Listing", "Progress"]
 
@@ -144,6 +145,18 @@ class Hub:
             ) from error
         licence = next((tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")), "")
         return Listing(repo, revision, info.sha, files, licence)
+
+    def chosen(self, wanted: Reference) -> tuple[Listing, list[HubFile]]:
+        """A repository's listing and, of its files, those that ``wanted`` means: the model's, then its projector.
+
+        Raises:
+            ModelError: it holds none, or does not say which.
+            UsageError, DownloadError: as of :meth:`listing`.
+        """
+        listing = self.listing(wanted.repo, wanted.revision)
+        named = {file.name: file for file in listing.files}
+        names, projector = choose(wanted, sorted(named))
+        return listing, [named[name] for name in (*names, projector) if name]
 
     def pull(self, wanted: Sequence[tuple[Listing, Sequence[HubFile]]]) -> list[Path]:
         """Fetches what the cache lacks of the files, each checked against its digest, and gives where they lie.
