@@ -174,7 +174,7 @@ def turn_row(turn: StoredTurn) -> dict[str, Any]:
         "status": turn.status,
         "pair": pack(turn.pair),
         "method": turn.method,
-        "details": json.dumps(details),
+        "details": json.dumps(details, default=lambda value: value.item()),  # numbers of numpy, too
         "folded": folded("\n".join([turn.question, turn.answer, *(image.name for image in turn.images)])),
     }
 

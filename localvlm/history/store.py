@@ -176,6 +176,28 @@ class History:
 
         return self._snapshot(read)
 
+    def export(self, conversation: int, folder: Path) -> Path:
+        """Writes a conversation as Markdown, with its pictures, into a new folder in ``folder``; gives the file.
+
+        Pictures are decoded in a process apart, to see whether they are still the same: a quarter of a second each.
+
+        Raises:
+            UsageError: there is no such conversation.
+        """
+        from localvlm.history.export import export
+
+        return export(self.conversation(conversation), self.turns(conversation), folder)
+
+    def as_json(self, conversation: int) -> str:
+        """All that is kept of a conversation, as :func:`localvlm.history.export.as_json` writes it.
+
+        Raises:
+            UsageError: there is no such conversation.
+        """
+        from localvlm.history.export import as_json
+
+        return as_json(self.conversation(conversation), self.turns(conversation))
+
     # ---- removing
 
     def remove_last(self, conversation: int) -> bool:
@@ -248,19 +270,23 @@ class History:
             return patiently(lambda: work(self._connection))
 
     def _sweep(self) -> None:
-        """Puts the journal into the file, and empties it."""
+        """Leaves nothing of what was removed. SQLite overwrites it, but not what moved to another page before, so that
+        the file is written anew; then the journal goes into it and is emptied.
+        """
+        connection = self._connection
         try:
-            self._connection.execute(f"PRAGMA busy_timeout = {_SWEEP_MS}")
-            busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            connection.execute(f"PRAGMA busy_timeout = {_SWEEP_MS}")
+            connection.execute("VACUUM")
+            busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
             why = "another program is reading it" if busy else ""
         except sqlite3.Error as error:
             why = str(error)
         finally:
-            self._connection.execute(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}")
+            connection.execute(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}")
         if why:
             raise StorageError(
-                f"it was removed, but the journal '{self.path}-wal' still holds it: {why}",
-                "close every localvlm, and it is gone",
+                f"it was removed, but traces of it are left beside '{self.path}': {why}",
+                "`localvlm forget --all` wipes them; so does the next removal",
             )
 
 
