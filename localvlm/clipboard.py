@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,12 +46,28 @@ def picture_of_clipboard() -> bytes | str:
         raise ImageError(
             "no program was found that reads the clipboard", "install wl-clipboard (Wayland) or xclip (X11)"
         )
-    there = _said(listing).decode("utf-8", "replace").split()
+    there = _listed(listing)
     kind = next((kind for kind in TYPES if kind in there), None)
     said = _said([*reading, kind]) if kind else b""
     if not said:
         _no_picture()
     return said.decode("utf-8", "replace").splitlines()[0] if kind == "text/uri-list" else said
+
+
+def _listed(command: Sequence[str]) -> list[str]:
+    """Types of what the clipboard holds.
+
+    Raises:
+        ImageError: the desktop cannot be reached.
+    """
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    told = done.stderr.decode("utf-8", "replace").strip()
+    if done.returncode and re.search("display|wayland", told, re.IGNORECASE):
+        raise ImageError(f"the clipboard cannot be reached: {told.splitlines()[-1]}", "give a file")
+    return done.stdout.decode("utf-8", "replace").split() if not done.returncode else []
 
 
 def _no_picture() -> NoReturn:
@@ -84,9 +101,11 @@ def picture_of_screen() -> Image:
             return load(said, "(screen)")  # X11's screen is black there
         shown = ImageGrab.grab()
     except (OSError, subprocess.SubprocessError) as error:
-        raise ImageError(
-            "no picture of the screen could be taken", "install grim, gnome-screenshot or spectacle, or give a file"
-        ) from error
+        if sys.platform == "linux" and not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")):
+            why, hint = "neither DISPLAY nor WAYLAND_DISPLAY is set", "give a file"
+        else:
+            why, hint = str(error), "install grim, gnome-screenshot or spectacle, or give a file"
+        raise ImageError(f"no picture of the screen could be taken: {why}", hint) from error
     return Image(np.ascontiguousarray(shown.convert("RGB")), "(screen)")
 
 
