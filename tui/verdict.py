@@ -49,13 +49,13 @@ def _why(score: Score | None, threshold: float | None, by: str) -> Iterator[str]
         yield f"The guide was sure: {_apart(score.combined, threshold, '≥')}{cut}."
     else:
         yield f"The guide was not sure enough: {_apart(score.combined, threshold, '<')}."
-    yield f"confidence {score.confidence:.2f} · consistency {score.consistency:.2f}"
+    yield f"confidence\u00a0{score.confidence:.2f} · consistency\u00a0{score.consistency:.2f}"
 
 
 def _apart(value: float, threshold: float, sign: str) -> str:
-    """Both numbers with as many digits as it takes to tell them apart, if four do."""
-    digits = next((d for d in (2, 3) if f"{value:.{d}f}" != f"{threshold:.{d}f}"), 4 if value != threshold else 2)
-    return f"{value:.{digits}f} {sign} {threshold:.{digits}f}"
+    """Both numbers, the threshold as it was given, the value with the digits that tell it apart; on one line."""
+    digits = next((d for d in (2, 3, 4, 5) if round(value, d) != threshold), 2)
+    return f"{value:.{digits}f}\u00a0{sign}\u00a0{threshold:g}"
 
 
 def _saved(answer: Answer) -> Iterator[str]:
@@ -64,4 +64,4 @@ def _saved(answer: Answer) -> Iterator[str]:
         shared = f", {tiles.shared} shared with the guide" if tiles.shared else ""
         yield f"Encoded {tiles.encoded} of {tiles.total} tiles{shared}."
     if tokens.drafted:
-        yield f"Took over {tokens.accepted} of {tokens.drafted} words' tokens of the guide's draft."
+        yield f"Guide's draft: {tokens.accepted} of {tokens.drafted} tokens taken over."

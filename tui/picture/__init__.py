@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from .cells import RGB, bounded, braille, dithered_256, fit, half_blocks, shades, shrunk
 from .drawing import Colours, Drawing
-from .overlay import Cover, View, cover, kept_share, painted
+from .overlay import Cover, Inks, View, cover, kept_share, painted
 
 __all__ = [
     "RGB",
     "Colours",
     "Cover",
     "Drawing",
+    "Inks",
     "View",
     "bounded",
     "braille",

@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 from textual.strip import Strip
 
 from .cells import RGB, braille, dithered_256, fit, half_blocks, shades, shrunk
-from .overlay import Cover, View, cover, kept_share, painted
+from .overlay import Cover, Inks, View, cover, kept_share, painted
 
 __all__ = ["Colours", "Drawing"]
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
+LEAST_OUTLINED = 2.5
+"""Pixels of a token's shorter side from which on kept ones are outlined: of smaller ones lines would cover the others."""
 FAINTEST = 0.25
 """Shade of the least heat where there are no colours, so that it differs from what was dropped."""
 
@@ -70,18 +72,19 @@ class Drawing:
         across, down = fit((width, height), columns, 2 * rows)
         return across, (down + 1) // 2
 
-    def frame(self, size: tuple[int, int], view: View, background: tuple[int, int, int]) -> RGB:
+    def frame(self, size: tuple[int, int], view: View, inks: Inks = Inks()) -> RGB:
         """(height, width, 3) what ``view`` shows, at ``size``, (width, height) in pixels."""
-        return painted(self._at(size), view, self._heat_at(size), self._kept_at(size), background)
+        outlined = self._least_side(size) >= LEAST_OUTLINED
+        return painted(self._at(size), view, self._heat_at(size), self._kept_at(size), inks, outlined=outlined)
 
     def strips(
-        self, columns: int, rows: int, view: View, background: tuple[int, int, int], colours: Colours = Colours.ALL
+        self, columns: int, rows: int, view: View, inks: Inks = Inks(), colours: Colours = Colours.ALL
     ) -> list[Strip]:
         """The picture in as many cells as :meth:`size` says."""
         if colours is Colours.NONE:
-            return self._without_colours(columns, rows, view, sum(background) < 3 * 128)
+            return self._without_colours(columns, rows, view, inks.dark)
         height, width = self.pixels.shape[:2]
-        frame = self.frame(fit((width, height), columns, 2 * rows), view, background)
+        frame = self.frame(fit((width, height), columns, 2 * rows), view, inks)
         return half_blocks(dithered_256(frame) if colours is Colours.PALETTE else frame)
 
     def _without_colours(self, columns: int, rows: int, view: View, on_dark: bool) -> list[Strip]:
@@ -96,6 +99,14 @@ class Drawing:
         lit = np.asarray(grey.convert("1")) == on_dark
         shares = None if view is View.PICTURE else self._kept_at(size)
         return braille(lit if shares is None else lit & (shares >= 0.5))
+
+    def _least_side(self, size: tuple[int, int]) -> float:
+        """Of the tokens kept, in pixels."""
+        if self.kept is None or not len(self.kept):
+            return 0.0
+        boxes = self._boxes[self.kept]
+        sides = (boxes[:, 2:] - boxes[:, :2]) * np.array(size, np.float32)
+        return float(np.median(sides.min(axis=1)))
 
     def _at(self, size: tuple[int, int]) -> RGB:
         if self._scaled is None or self._scaled[0] != size:

@@ -12,7 +12,7 @@ from localvlm.heatmap import covered, heat_colours, owners
 
 from .cells import RGB
 
-__all__ = ["Cover", "View", "cover", "kept_share", "painted"]
+__all__ = ["Cover", "Inks", "View", "cover", "kept_share", "painted"]
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -24,8 +24,8 @@ FINE = 480
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 HEAT = 0.75
 """Share of the heat's colour, beside the grey of the picture."""
-DIM = 0.75
-"""Share of the background in what was dropped."""
+DIM, LINE = 0.75, 0.5
+"""How far what was dropped fades, and how strong the line around what was kept is."""
 
 
 class View(StrEnum):
@@ -69,13 +69,31 @@ def kept_share(shape: tuple[int, int], boxes: Float32, kept: Int32) -> Float32:
     return _mean(covered(fine, boxes[kept] * _sides(fine)), shape)
 
 
+@dataclass(frozen=True)
+class Inks:
+    """Colours of the theme, RGB of 0..255, that what is drawn over a picture fits into."""
+
+    background: tuple[int, int, int] = (20, 23, 28)
+    foreground: tuple[int, int, int] = (228, 230, 235)
+
+    @property
+    def dark(self) -> bool:
+        """Whether the background is darker than what is written on it."""
+        return sum(self.background) < sum(self.foreground)
+
+    def faded(self, view: View) -> Float32:
+        """What dropped tokens fade into: under heat the background; else a grey that neither black nor white is."""
+        share = 0.0 if view is View.HEAT else 0.15 if self.dark else 0.45
+        return np.asarray((1 - share) * np.array(self.background) + share * np.array(self.foreground), np.float32)
+
+
 def painted(
-    picture: RGB, view: View, heat: Cover | None, kept: Float32 | None, background: tuple[int, int, int]
+    picture: RGB, view: View, heat: Cover | None, kept: Float32 | None, inks: Inks = Inks(), *, outlined: bool = False
 ) -> RGB:
     """The picture as ``view`` shows it, as far as heat and kept tokens are known.
 
-    Heat lies on the picture's grey. What was dropped is grey and fades into the ``background``, so that in both views
-    colour means: kept.
+    Heat lies on the picture's grey. What was dropped is grey and fades, so that in both views colour means: kept.
+    ``outlined``: with a line around what is kept, on the pixels beside it.
     """
     colour = picture.astype(np.float32)
     grey = np.repeat((colour @ LUMA)[..., None], 3, axis=2)
@@ -84,9 +102,18 @@ def painted(
         colour = _mixed(colour, hot, heat.there)
         grey = np.repeat((colour @ LUMA)[..., None], 3, axis=2)
     if view is not View.PICTURE and kept is not None:
-        faded = (1 - DIM) * grey + DIM * np.array(background, np.float32)
-        colour = _mixed(faded, colour, kept)
+        colour = _mixed((1 - DIM) * grey + DIM * inks.faded(view), colour, kept)
+        if outlined:
+            line = _beside(kept >= 0.5)
+            colour[line] += LINE * (np.array(inks.foreground, np.float32) - colour[line])
     return np.asarray(np.rint(colour.clip(0, 255)), np.uint8)
+
+
+def _beside(there: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels that are not there, beside, above or below one that is."""
+    wide = np.pad(there, 1)
+    near = wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
+    return near & ~there
 
 
 def _mixed(below: Float32, above: Float32, share: Float32) -> Float32:

@@ -18,8 +18,11 @@ class MethodChoice(Select[str]):
     DEFAULT_CSS = """
     MethodChoice {
         width: 1fr;
+        border-left: blank;
+        padding-right: 1;
         & > SelectCurrent Static#label { text-wrap: nowrap; text-overflow: ellipsis; }
-        &:focus > SelectCurrent { background: $primary 30%; text-style: bold; }
+        &:focus { border-left: outer $border; background: $foreground 10%; }
+        & > SelectCurrent, &:focus > SelectCurrent { background: transparent; }
         & > SelectOverlay { max-height: 12; }
     }
     """

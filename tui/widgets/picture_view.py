@@ -13,7 +13,7 @@ from textual.reactive import reactive
 from textual.strip import Strip
 from textual.widget import Widget
 
-from ..picture import Colours, Drawing, View
+from ..picture import Colours, Drawing, Inks, View
 
 __all__ = ["PictureView"]
 
@@ -25,8 +25,13 @@ class PictureView(Widget, can_focus=True):
     """One of several drawings, in the middle, as large as fits."""
 
     DEFAULT_CSS = """
-    PictureView { width: 1fr; height: auto; }
-    PictureView:focus { background-tint: $primary 12%; }
+    PictureView {
+        width: 1fr;
+        height: auto;
+        border-left: blank;
+        padding-right: 1;
+        &:focus { border-left: outer $border; }
+    }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("h", "view", "heat map"),
@@ -115,5 +120,6 @@ class PictureView(Widget, can_focus=True):
     def _drawn(self, width: int, height: int) -> list[Strip]:
         if not self._drawings or not width or not height:
             return []
-        red, green, blue = self.background_colors[1].rgb
-        return self._drawings[self.index].strips(width, height, self.view, (red, green, blue), self._colours)
+        background, foreground = self.colors[2:4]
+        inks = Inks(background.rgb, foreground.rgb)
+        return self._drawings[self.index].strips(width, height, self.view, inks, self._colours)

@@ -27,11 +27,12 @@ class RetentionSlider(Widget, can_focus=True):
     RetentionSlider {
         width: 1fr;
         height: 1;
+        border-left: blank;
+        padding-right: 1;
         & > .slider--before { color: $primary; }
         & > .slider--thumb { color: $text-primary; text-style: bold; }
         & > .slider--after { color: $foreground 40%; }
-        &:focus { background: $primary 30%; }
-        &:focus > .slider--thumb { color: $text-accent; text-style: bold; }
+        &:focus { border-left: outer $border; background: $foreground 10%; }
     }
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = {"slider--before", "slider--thumb", "slider--after"}

@@ -39,10 +39,10 @@ class SawPanel(VerticalScroll, can_focus=False):
     DEFAULT_CSS = """
     SawPanel {
         width: 1fr;
-        padding: 0 1;
-        & > Static { width: 1fr; height: auto; }
+        & > Static, & > StageBars { width: 1fr; height: auto; padding: 0 1; }
         & > RetentionSlider { margin-top: 1; }
         & > #saw-note { color: $text-muted; }
+        & > .empty { display: none; }
         & > #saw-verdict { margin-top: 1; }
         & > StageBars { margin-top: 1; }
     }
@@ -201,8 +201,8 @@ class SawPanel(VerticalScroll, can_focus=False):
             tokens = (
                 f"{'' if self._evidence.exact else 'would keep '}{seen_told(sum(kept), sum(m.total for m in marks))}"
             )
-        self.query_one("#saw-tokens", Static).update(Content.styled(tokens, "bold"))
-        self.query_one("#saw-note", Static).update(Content(self._evidence.note))
+        self._write("saw-tokens", Content.styled(tokens, "bold"))
+        self._write("saw-note", Content(one_line(self._evidence.note)))
         self._caption()
 
     def _caption(self) -> None:
@@ -218,7 +218,12 @@ class SawPanel(VerticalScroll, can_focus=False):
     def _say(self, lines: Sequence[str]) -> None:
         first, *rest = [one_line(line) for line in lines] or [""]
         styled = [Content.styled(first, "bold"), *(Content.styled(line, "$text-muted") for line in rest)]
-        self.query_one("#saw-verdict", Static).update(Content("\n").join(styled))
+        self._write("saw-verdict", Content("\n").join(styled))
+
+    def _write(self, name: str, content: Content) -> None:
+        line = self.query_one(f"#{name}", Static)
+        line.set_class(not content.plain, "empty")
+        line.update(content)
 
 
 def _percent(keep: object) -> int:
