@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +49,23 @@ def desktop(server, monkeypatch) -> None:
     monkeypatch.setenv("DISPLAY", server)
 
 
+def until(found: Callable[[], bool]) -> None:
+    """xclip ends a moment before the server has heard of it."""
+    assert any(found() for _ in range(1000))
+
+
 def copied(kind: str, data: bytes) -> None:
     quiet = subprocess.DEVNULL
     subprocess.run(
         ["xclip", "-selection", "clipboard", "-t", kind, "-i"], input=data, stdout=quiet, stderr=quiet, check=True
     )
+    until(lambda: kind.encode() in held("xclip", "-t", "TARGETS"))
+
+
+def held(xclip: str, *options: str) -> bytes:
+    """What the clipboard holds."""
+    command = [xclip, "-selection", "clipboard", "-o", *options]
+    return subprocess.run(command, capture_output=True, check=False).stdout
 
 
 @pytest.fixture
@@ -89,8 +101,7 @@ def test_an_answer_is_copied(desktop, cli, tool, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(alone))
     run = cli.ask("--copy")
     assert (run.code, f"copied by {tool}" in run.err) == (0, True)
-    there = subprocess.run([str(reader), "-selection", "clipboard", "-o"], capture_output=True, text=True, check=True)
-    assert there.stdout == run.out.rstrip("\n")
+    until(lambda: held(str(reader)) == run.out.rstrip("\n").encode())
 
 
 def test_the_screen_is_asked_about(desktop, cli):
