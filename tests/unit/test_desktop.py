@@ -98,6 +98,7 @@ def test_an_answer_is_copied(desktop, cli, tool, tmp_path, monkeypatch):
     alone, reader = tmp_path / "bin", shutil.which("xclip")
     alone.mkdir()
     (alone / tool).symlink_to(str(shutil.which(tool)))
+    copied("UTF8_STRING", b"what was there")
     monkeypatch.setenv("PATH", str(alone))
     run = cli.ask("--copy")
     assert (run.code, f"copied by {tool}" in run.err) == (0, True)
