@@ -18,7 +18,7 @@ FAKE = """
 import json, sys
 from localvlm.cli.app import App
 from localvlm.cli.main import main
-from localvlm.engine.fake import FakeEngine, Script
+from localvlm.engine.fake import FakeEngine, FakeVlm, Script
 script = Script(**json.loads(sys.argv[1]))
 main(sys.argv[2:], App(lambda verbose: FakeEngine(script)))
 """
@@ -59,11 +59,15 @@ def test_ctrl_c_keeps_what_was_printed_and_exits_130(command):
 
 
 def test_ctrl_c_where_the_engine_does_not_listen_still_exits_within_a_second(command):
-    deaf = "FakeEngine.cancel = lambda self: None\n"
+    deaf = (
+        "FakeEngine.cancel = lambda self: None\n"
+        "FakeVlm.encode = lambda *args, encode=FakeVlm.encode, **more: "
+        "print('encodes', file=sys.stderr, flush=True) or encode(*args, **more)\n"
+    )
     args = command({"encode_s": 30}, "--method=none")
     args[2] = args[2].replace("script =", deaf + "script =")
     with start(args) as process:
-        time.sleep(1)
+        assert process.stderr.readline() == b"encodes\n"  # handlers are there by then, however slow the machine
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=10)
