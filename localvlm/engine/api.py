@@ -208,7 +208,8 @@ class Prefilled:
 
     Attributes:
         token_ids: (n_prompt,) int32, the whole prompt as if nothing was pruned, -1 at image tokens, -2 at rows of a
-            picture that show nothing (ends of rows); these always stay and are not counted as image tokens.
+            picture that show nothing; these end its lines, stay where a token of theirs does, and are not counted as
+            image tokens.
         n_image: image tokens of the prompt before pruning.
         n_kept: image tokens prefilled.
         n_past: KV cells in use.

@@ -119,7 +119,7 @@ class StagedPrompts(Prompts):
         width = self._model.n_embd
         if given is not None and given.shape != (len(kept), width):
             raise UsageError(f"{len(kept)} rows, {width} wide, are wanted, and {given.shape} were given")
-        stays = (rows.image < 0) | np.isin(rows.image, kept)
+        stays = rows.staying(kept)
         if not stays.any():
             raise UsageError("the prompt is empty")
         if not stays.all():

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from localvlm.engine.native import ROW_LAST, ROW_PROMPT
 from localvlm.engine.tower import Picture, Piece
 
-__all__ = ["Placed", "PromptRows", "Run", "lay_rows"]
+__all__ = ["Placed", "PromptRows", "Run", "lay_rows", "with_ends"]
 
 Int32 = NDArray[np.int32]
 
@@ -72,6 +72,16 @@ class PromptRows:
         steps = np.arange(self.n, dtype=np.int32)
         return replace(self, positions=np.repeat(steps[:, None], 3, axis=1), next_position=self.n)
 
+    def staying(self, kept: Int32) -> NDArray[np.bool_]:
+        """(n_rows,) the rows that stay with the image tokens ``kept``: text, these, and the ends of their lines."""
+        stays = np.zeros(self.n_image, bool)
+        stays[kept] = True
+        rows = self.source < 0
+        for number in np.unique(self.source[~rows]):
+            here = self.source == number
+            rows[here] = with_ends(self.image[here], stays)
+        return rows
+
     def only(self, stays: NDArray[np.bool_]) -> PromptRows:
         """The rows that stay (n_rows,), as if the others had been pruned from the start."""
         places = np.concatenate([[0], np.cumsum(stays)])
@@ -112,8 +122,10 @@ class _Builder:
         self.rows = self.position = self.n_image = 0
         self.after: int | None = None
         """The row after the last one of a picture."""
-        self.placed: list[tuple[list[int], int]] = []
-        """Of each picture: positions at which its pieces begin, and the index of its first token."""
+        self.placed: list[tuple[list[int], int, list[NDArray[np.bool_]]]] = []
+        """Of each picture: positions at which its pieces begin, the index of its first token, and of each piece the
+        rows that are there.
+        """
 
     def text(self, ids: Sequence[int] | Int32) -> None:
         if not len(ids):
@@ -129,32 +141,34 @@ class _Builder:
     def picture(self, placed: Placed) -> None:
         picture, stays = placed.picture, placed.stays()
         starts: list[int] = []
-        self.placed.append((starts, self.n_image))
+        there: list[NDArray[np.bool_]] = []
+        self.placed.append((starts, self.n_image, there))
         for piece in picture.pieces:
             starts.append(self.position)
+            there.append(np.zeros(0, bool) if not piece.n else with_ends(piece.token, stays))
             if not piece.n:
                 self.text(piece.ids)
                 continue
-            shows = piece.token >= 0
-            kept = np.flatnonzero(~shows | stays[piece.token]).astype(np.int32)
-            ids = np.where(shows, -1, -2).astype(np.int32)
-            self._piece(placed, piece, kept, self.position, self.n_image)
-            self.all_ids.append(ids)
+            self._piece(placed, piece, there[-1], self.position, self.n_image)
+            self.all_ids.append(np.where(piece.token >= 0, -1, -2).astype(np.int32))
             self.position += piece.n_pos
             self.after = self.rows
         self.n_image += picture.layout.n_tokens
 
     def again(self, placed: Placed, number: int) -> None:
-        """More tokens of picture ``number`` of the prompt."""
-        starts, first = self.placed[number]
+        """More tokens of picture ``number`` of the prompt, and the ends of their lines that are not there yet."""
+        starts, first, there = self.placed[number]
         stays = placed.stays()
-        for piece, at in zip(placed.picture.pieces, starts, strict=True):
-            kept = np.flatnonzero((piece.token >= 0) & stays[piece.token]).astype(np.int32)
-            self._piece(placed, piece, kept, at, first)
+        for i, (piece, at) in enumerate(zip(placed.picture.pieces, starts, strict=True)):
+            if piece.n:
+                rows = with_ends(piece.token, stays) & ~there[i]
+                self._piece(placed, piece, rows, at, first)
+                there[i] = there[i] | rows
         self.after = self.rows
 
-    def _piece(self, placed: Placed, piece: Piece, kept: Int32, at: int, first: int) -> None:
-        """Rows ``kept`` of a piece at position ``at``, of a picture whose first token has index ``first``."""
+    def _piece(self, placed: Placed, piece: Piece, rows: NDArray[np.bool_], at: int, first: int) -> None:
+        """Some ``rows`` of a piece at position ``at``, of a picture whose first token has index ``first``."""
+        kept = np.flatnonzero(rows).astype(np.int32)
         if len(kept):
             shows = piece.token[kept] >= 0
             image = np.where(shows, piece.token[kept] + np.int32(first), -1).astype(np.int32)
@@ -200,6 +214,22 @@ class Placed:
             stays[:] = False
             stays[self.keep] = True
         return stays
+
+
+def with_ends(token: Int32, stays: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(n,) the rows of a picture that are there: kept tokens, and of rows that show nothing, which end lines, those
+    whose line has one.
+
+    Args:
+        token: (n,) the image token of each row, -1 where it shows nothing.
+        stays: (n_tokens,) whether a token is kept; where all are, all rows are there.
+    """
+    if stays.all():
+        return np.ones(len(token), bool)
+    shows = token >= 0
+    rows = shows & stays[token]
+    line = np.cumsum(~shows) - ~shows  # an end is of the line before it
+    return np.asarray(rows | (~shows & np.isin(line, line[rows])))
 
 
 def _joined(arrays: Sequence[Int32]) -> Int32:

@@ -113,7 +113,7 @@ class Picture:
         return replace(self, tiles=tiles, tower=tower, looked=set(self.looked), outputs=list(self.outputs))
 
     def needs(self, keep: Int32 | None) -> set[int]:
-        """Tiles whose rows are in a prompt that keeps the tokens ``keep``, or all: rows that show nothing stay."""
+        """Tiles whose rows may be in a prompt that keeps the tokens ``keep``, or all; rows without a token count."""
         tokens, tile = self.tokens, self.places[:, 0]
         return set(tile.tolist()) if keep is None else set(tile[(tokens < 0) | np.isin(tokens, keep)].tolist())
 

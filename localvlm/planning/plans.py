@@ -170,9 +170,14 @@ class Planner:
         counts = replace(asked.counts, kept=kept)
         n_tiles = sum(len(view.tiles) for view in views)
         if kept is not None and guide_tokens is not None and self._in_common(asked, guide_tokens) < n_tiles:
-            price = self._model.shape.tile_price if asked.tile_price is None else asked.tile_price
-            counts = replace(counts, tiles=expected_tiles(n_tiles, len(views), kept, price))
+            opened = self._opened(asked, views, kept) * self._model.correction("tiles")
+            counts = replace(counts, tiles=min(max(opened, len(views)), n_tiles))
         return self._told(asked, counts, Plan(name, method, guide_tokens, guide_keep=guide_keep))
+
+    def _opened(self, asked: Asked, views: Sequence[View], kept: int) -> float:
+        """Tiles that are encoded for ``kept`` tokens, as far as that is known before any answer."""
+        price = self._model.shape.tile_price if asked.tile_price is None else asked.tile_price
+        return expected_tiles(sum(len(view.tiles) for view in views), len(views), kept, price)
 
     def again(self, asked: Asked, plan: Plan, answer: Answer) -> Plan:
         """The same prediction with what could not be known: rows of text, tokens kept, tiles, length of the answer."""
@@ -201,7 +206,11 @@ class Planner:
         told.pop("guide_decode", None)  # of a length that is not told
         if answer.tiles.shared:  # what a projector takes tells nothing of its tower
             told.pop("encode", None)
-        self._memory.learn(ratios(self._speed, told, answer.ms))
+        off = ratios(self._speed, told, answer.ms)
+        if plan.guide_tokens is not None and answer.answered_by == "model" and answer.tokens.kept:
+            opened = self._opened(asked, self._views(asked) or [], answer.tokens.kept)
+            off[self._model.name("tiles")] = answer.tiles.encoded / opened
+        self._memory.learn(off)
 
     def _told(self, asked: Asked, counts: Counts, plan: Plan) -> Plan:
         """A plan with the milliseconds of its stages."""

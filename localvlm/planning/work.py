@@ -12,10 +12,15 @@ from localvlm.planning.memory import RateMemory
 from localvlm.planning.rates import STEP
 from localvlm.planning.shapes import Run, View, VlmShape, stamp
 
-__all__ = ["Counts", "Speed", "expected_tiles", "prompt_batches", "prompt_rows", "ratios"]
+__all__ = ["Counts", "Speed", "expected_ends", "expected_tiles", "prompt_batches", "prompt_rows", "ratios"]
 
 ALIKE = 2.7e-5
 """Milliseconds for each pair of a guide's tokens where it is shown some: 0.22 s of 2,880 tokens were measured."""
+
+ALONG = 4.4
+"""Kept tokens that share a line: 11 of 24 lines have one of 65, 22 have one of 252; on the demo's tiled scenes 11 to
+13 and 20 to 22 were counted (docs/log.md).
+"""
 
 
 @dataclass(frozen=True)
@@ -119,9 +124,13 @@ class Speed:
 
 
 def prompt_rows(views: Sequence[View], before: int, after: int, kept: int | None = None) -> int:
-    """Rows of a prompt; ``kept`` stand for its image tokens, and what is between and behind them stays."""
+    """Rows of a prompt; ``kept`` stand for its image tokens, and texts between them stay."""
     rows = before + after + sum(run.rows for view in views for run in view.runs)
-    return rows if kept is None else rows - sum(view.tokens for view in views) + kept
+    if kept is None:
+        return rows
+    image = sum(run.rows for view in views for run in view.runs if run.image)
+    ends = image - sum(view.tokens for view in views)
+    return rows - image + kept + round(expected_ends(ends, kept))
 
 
 def prompt_batches(views: Sequence[View], before: int, after: int) -> list[int]:
@@ -148,6 +157,11 @@ def expected_tiles(total: int, pictures: int, kept: int, price: float) -> float:
     if price <= 0:
         return float(total)
     return pictures + (total - pictures) * -math.expm1(-kept / price)
+
+
+def expected_ends(total: int, kept: int) -> float:
+    """Ends of lines, of ``total``, that stay with ``kept`` tokens: kept ones lie together, ALONG a line as a rule."""
+    return total * -math.expm1(-kept / (ALONG * total)) if total else 0.0
 
 
 def ratios(speeds: Callable[[str], Speed], told: dict[str, float], took: dict[str, float]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from localvlm.planning.plans import Asked, Plan, Planner, quickest
 from localvlm.planning.rates import KNOTS, STEP, Rates, cells_of
 from localvlm.planning.shapes import Llm, Run, Tower, View, VlmShape
 from localvlm.planning.work import Counts, Speed, expected_tiles, prompt_batches, prompt_rows
-from localvlm.pruning import Tokens
+from localvlm.pruning import Tokens, share_of
 from tests.unit.planning_help import GUIDE028, LLAVA7, QWEN3B, QWEN7B, SMOL22B, SMOL256, files_of, rates
 
 PHOTO = ((1280, 960),)
@@ -111,7 +111,10 @@ def test_prompts_are_cut_as_the_engine_cuts_them():
     views = [View(600, (Run(2, image=False), Run(610, image=True), Run(1, image=False)), ((1, 1),))]
     assert prompt_batches(views, 5, 9) == [7, STEP, 610 - STEP, 10]
     assert prompt_rows(views, 5, 9) == 627
-    assert prompt_rows(views, 5, 9, kept=100) == 127  # ends of rows stay
+    assert prompt_rows(views, 5, 9, kept=100) == 126  # 9 of 10 lines have a kept token, and their end
+    assert prompt_rows(views, 5, 9, kept=0) == 17
+    assert prompt_rows(views, 5, 9, kept=600) == 627
+    assert prompt_rows([], 5, 9, kept=0) == 14
 
 
 def test_tiles_are_between_one_a_picture_and_all():
@@ -443,6 +446,22 @@ def test_a_draft_that_was_taken_over_teaches_nothing_of_decoding(learning):
         planned.learn(asked, plan, drafted)
     after = by_name(planned.plans(asked))["guided"]
     assert (after.ms["decode"], after.ms["prefill"]) == (plan.ms["decode"], pytest.approx(2 * plan.ms["prefill"]))
+
+
+def test_how_many_tiles_are_opened_is_learnt(shapes):
+    """A guide that looks at one place opens fewer tiles than the kept tokens let expect, and a picture has one."""
+    planned, asked = planner(shapes, "smolvlm2-2.2b", "smolvlm2-256m"), Asked(PHOTO, QUESTION, loaded=True)
+    before = by_name(planned.plans(asked))["guided"]
+    n_tiles = len(shapes["smolvlm2-2.2b"].view(*PHOTO[0]).tiles)
+    kept = share_of(asked.keep, shapes["smolvlm2-2.2b"].view(*PHOTO[0]).tokens)
+    expected = expected_tiles(n_tiles, 1, kept, shapes["smolvlm2-2.2b"].tile_price)
+    for _ in range(3):
+        tokens = TokenCounts(1377, kept, kept + 90, 16)
+        answer = told(asked, before, planned, tokens=tokens, tiles=TileCounts(n_tiles, 8))
+        planned.learn(asked, before, answer)
+    after = by_name(planned.plans(asked))["guided"]
+    assert 8 < expected < n_tiles
+    assert after.ms["encode"] == pytest.approx(before.ms["encode"] * 8 / expected)
 
 
 def test_what_was_not_known_before_is_put_in_after(learning, shapes):

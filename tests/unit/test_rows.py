@@ -51,12 +51,16 @@ def by_hand(parts: list) -> dict[str, list]:
             continue
         local = shown = 0
         for piece in part.picture.pieces:
+            line = False
             for token in piece.ids:
                 text(token)
             for i in range(piece.n):
                 place = tuple(int(v) + position for v in piece.relative[i])
                 shows = piece.token[i] >= 0
-                kept = not shows or part.keep is None or shown in set(part.keep.tolist())
+                kept = part.keep is None or shown in set(part.keep.tolist())
+                if not shows:  # ends a line, and is there where something of it is
+                    kept = part.keep is None or len(part.keep) == part.picture.layout.n_tokens or line
+                line = (line or kept) if shows else False
                 rows.append(
                     {"id": -2 + shows, "at": place, "image": image if shows else -1, "local": local, "kept": kept}
                 )
@@ -158,3 +162,20 @@ def test_text_between_tiles_always_stays(keep: list[int]) -> None:
     assert rows.image[rows.ids < 0].tolist() == keep
     assert rows.positions[rows.ids >= 0, 0].tolist() == [0, 1, 2, 7, 8, 13, 14, 19, 20, 21]
     assert rows.classes[rows.ids >= 0].tolist() == [0] * 7 + [ROW_PROMPT] * 2 + [ROW_PROMPT | ROW_LAST]
+
+
+def test_an_end_comes_with_the_first_token_of_its_line() -> None:
+    """Three lines of two tokens and an end each; tokens come in the first place, and then more of them."""
+    lines = picture([(3, 3)], False, blank=frozenset({2, 5, 8}))
+
+    def some(*tokens: int, again: int | None = None) -> Placed:
+        return Placed(lines, np.array(tokens, np.int32), again=again)
+
+    rows = lay_rows([[1], some(2), [9], some(3, 4, again=0), [9]])
+    assert rows.local.tolist() == [-1, 3, 5, -1, 4, 6, 8, -1]
+    assert rows.ids.tolist() == [1, -1, -2, 9, -1, -1, -2, 9]
+    assert rows.positions[:, 0].tolist() == [0, 4, 6, 10, 5, 7, 9, 11]
+    whole = lay_rows([[1], Placed(lines, None), [9]])
+    for kept in ([], [2], [0, 5]):
+        pruned, now = whole.only(whole.staying(np.array(kept, np.int32))), lay_rows([[1], some(*kept), [9]])
+        assert (pruned.keys == now.keys).all()

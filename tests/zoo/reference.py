@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tests.zoo.row import Case, Int32, Reference, Row, cases, positions
+from tests.zoo.row import Case, Int32, Reference, Row, cases, positions, staying
 from tests.zoo.weights import Float32
 
 __all__ = ["Decoder", "dropped_at_layers", "expected", "recorded_attention"]
@@ -135,13 +135,6 @@ def _selectivity(p: Float32) -> Float32:
     return ((1.0 - entropy / np.log(p.shape[-1])) ** 2).astype(np.float32)
 
 
-def _stays(ids: Int32, kept: Int32) -> NDArray[np.bool_]:
-    """(n,) which rows the pruned run has: all but the image tokens that are not ``kept``."""
-    stays = np.ones(len(ids), bool)
-    stays[ids == -1] = np.isin(np.arange(np.count_nonzero(ids == -1)), kept)
-    return stays
-
-
 def _case(row: Row, reference: Reference, case: Case) -> dict[str, NDArray[np.generic]]:
     name, prompt = case.name, row.case_ids(case)
     out: dict[str, NDArray[np.generic]] = {f"{name}/ids": prompt, f"{name}/fed": np.array(case.fed, np.int32)}
@@ -164,7 +157,7 @@ def _case(row: Row, reference: Reference, case: Case) -> dict[str, NDArray[np.ge
     out[f"{name}/logits"] = logits[len(prompt) - 1 :]
     out |= _attention(name, attention, ids, len(prompt))
 
-    stays = _stays(ids, row.kept(case))
+    stays = staying(ids, row.kept(case))
     logits, attention = reference.decode(ids[stays], joined[stays[ids < 0]], where[:, stays])
     n_prompt = int(stays[: len(prompt)].sum())
     out[f"{name}/pruned_logits"] = logits[n_prompt - 1 :]
@@ -180,8 +173,8 @@ def expected(row: Row) -> dict[str, NDArray[np.generic]]:
     ids (n,) int32, -1 at image tokens, -2 at ends of rows; fed (m,) int32, may be empty; rows{i} (n, width); stock{i}
     the same as llama.cpp computes it unrepaired, if that differs; tower{i} (tower_layers, n_tokens); logits
     (1 + m, n_vocab) after the prompt and after each fed token; prompt, generated, last (n_layer, n_head, n_image), and
-    prompt_weighted, prompt_maximum and so on. With pruned_ or pruned/ in front: from the kept tokens at their original
-    positions, attention columns of these alone.
+    prompt_weighted, prompt_maximum and so on. With pruned_ or pruned/ in front: from the kept tokens and the ends of
+    their lines, at their original positions, attention columns of these tokens alone.
     The case "border" has no rows{i}, stock{i} and tower{i}, which are the first case's, and plain sums alone.
     compact_logits: the same at positions without gaps, which is wrong, to show that the bounds can tell.
     """
@@ -204,7 +197,7 @@ def dropped_at_layers(row: Row) -> dict[str, NDArray[np.float32]]:
         ids = np.concatenate([prompt, np.array(case.fed, np.int32)]).astype(np.int32)
         order = [s for s in case.segments if isinstance(s, int)]
         rows = np.concatenate([reference.encode(case.images[i].pixels())[0] for i in order])
-        stays, half = _stays(ids, row.kept(case)), _stays(ids, row.kept(case, half_way=True))
+        stays, half = staying(ids, row.kept(case)), staying(ids, row.kept(case, half_way=True))
         for layer in range(1, row.text.layers):
             with reference.decoder.hidden_from(layer, stays):
                 logits = reference.decode(ids, rows, positions(row, case, ids))[0]

@@ -27,6 +27,7 @@ __all__ = [
     "filler",
     "positions",
     "standard_cases",
+    "staying",
 ]
 
 Int32 = NDArray[np.int32]
@@ -149,8 +150,7 @@ def cases(row: Row) -> tuple[Case, ...]:
     assert isinstance(lead, str)
     assert isinstance(tail, str)
     assert image == 0
-    dropped = row.image_tokens(case, 0) - len(case.keep[0])
-    rows = len(row.case_ids(replace(case, segments=(0,)))) - dropped
+    rows = int(staying(row.case_ids(replace(case, segments=(0,))), np.array(case.keep[0])).sum())
     start = BATCH - rows // 2
 
     def begins_at(text: str) -> int:
@@ -266,6 +266,19 @@ class ZooModel:
     row: Row
     model: Path
     mmproj: Path
+
+
+def staying(ids: Int32, kept: Int32) -> NDArray[np.bool_]:
+    """(n,) which rows of a prompt the pruned run has: text, the image tokens ``kept``, and the end of a line (-2) where
+    one of its tokens is.
+    """
+    out, token, line = [], 0, False
+    for each in ids:
+        stays = bool(each >= 0) or (token in kept if each == -1 else line)
+        line = each == -1 and (line or stays)
+        token += int(each == -1)
+        out.append(stays)
+    return np.array(out, bool)
 
 
 def positions(row: Row, case: Case, ids: Int32) -> Int32:
