@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = ["PICTURES", "Found", "Mention", "candidates", "filtered", "is_picture", "listed", "mention_before",
-           "mentions", "quoted"]  # fmt: skip
+           "mentions", "quoted", "written"]  # fmt: skip
 
 PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif", ".ppm", ".pgm", ".pbm", ".pnm",
             ".tif", ".tiff", ".heic", ".heif", ".pdf")  # fmt: skip
@@ -118,6 +118,14 @@ def mention_before(text: str) -> Mention | None:
 def quoted(path: str) -> str:
     """A path as it is written into a text, such that :func:`mentions` and :func:`localvlm.sources.sources` read it."""
     return path if _PLAIN.fullmatch(path) else "'" + path.replace("'", r"'\''") + "'"
+
+
+def written(candidate: str) -> str:
+    """What one of :func:`candidates` puts into the text: a picture with a space behind it, a folder so that what is in
+    it can be written on, with its quote left open.
+    """
+    text = quoted(candidate)
+    return f"{text} " if not candidate.endswith("/") else text[:-1] if text.endswith("'") else text
 
 
 def candidates(path: str, folder: Path, most: int = 50) -> list[str]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from localvlm.room import told
-from localvlm.sanitize import sanitize
+
+from .display import displayed
 
 __all__ = ["one_line", "shown_name", "shown_path", "shown_size"]
 
 
 def one_line(text: str, longest: int = 500) -> str:
     """Without control sequences, and with single spaces for all white space; no more than so many characters."""
-    words = " ".join(sanitize(text[: 8 * longest]).split())
+    words = " ".join(displayed(text[: 8 * longest]).split())
     return words if len(words) <= longest else f"{words[: longest - 1]}\u2026"
 
 

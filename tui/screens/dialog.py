@@ -9,14 +9,17 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Static
+from textual.widgets import OptionList, Static
 
 from localvlm.errors import LocalvlmError
 
 from ..text import one_line
 from ..widgets.key_hints import KeyHints
 
-__all__ = ["Dialog", "Notice", "told_error"]
+__all__ = ["MUTED", "Dialog", "Notice", "Rows", "told_error"]
+
+MUTED = "auto 75%"
+"""Style of what is less important in a list: a shade of whatever can be read on the row's background."""
 
 Result = TypeVar("Result")
 
@@ -46,15 +49,25 @@ class Notice(Static):
         self.set_class(bool(text), "-filled").set_class(error, "-error")
 
 
+class Rows(OptionList):
+    """A list of texts that are no markup; what is chosen stays in view, whatever becomes of the screen."""
+
+    def __init__(self) -> None:
+        super().__init__(markup=False)
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.scroll_to_highlight)
+
+
 class Dialog(ModalScreen[Result]):
     """A modal screen. Subclasses yield their widgets in ``body`` and name themselves in ``heading``.
 
-    On terminals of less than 60 columns or 18 rows it takes all of the screen, and gives up its frame.
+    On terminals of less than 60 columns or 20 rows it takes all of the screen, and gives up its frame.
     """
 
     heading = ""
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (60, "-wide")]
-    VERTICAL_BREAKPOINTS = [(0, "-short"), (18, "-tall")]
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (20, "-tall")]
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "close", "close")]
     DEFAULT_CSS = """
     Dialog {
@@ -68,6 +81,7 @@ class Dialog(ModalScreen[Result]):
             border: round $border;
             border-title-color: $foreground;
             border-title-style: bold;
+            border-subtitle-color: $foreground-muted;
             padding: 0 1;
         }
         &.-narrow #dialog, &.-short #dialog {
@@ -89,8 +103,9 @@ class Dialog(ModalScreen[Result]):
             border: none;
             padding: 0;
             height: 1fr;
-            background: transparent;
+            background: $surface;
             background-tint: $foreground 0%;
+            scrollbar-size-vertical: 1;
             text-wrap: nowrap;
             text-overflow: ellipsis;
         }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from rich.table import Table
 from rich.text import Text
@@ -15,7 +15,7 @@ from textual.widgets import Input, Static
 
 from .dialog import Dialog
 
-__all__ = ["HelpEntry", "HelpScreen", "HelpSection", "bound"]
+__all__ = ["HelpEntry", "HelpScreen", "HelpSection", "bound", "keyed", "typed"]
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,53 @@ class HelpSection:
     entries: Sequence[HelpEntry]
 
 
-def bound(bindings: Iterable[Binding], *, hidden: bool = False) -> list[HelpEntry]:
-    """What bindings say of themselves: keys that do the same are told together, in the order of the bindings.
+def bound(bindings: Iterable[BindingType], keymap: Mapping[str, str] = {}, *, hidden: bool = False) -> list[HelpEntry]:
+    """What a widget's bindings say of themselves: keys that do the same are told together, in their order.
 
-    ``hidden``: those too that are not shown among a screen's keys.
+    ``keymap``: the keys that the user wants instead, by the bindings' ids. ``hidden``: those too that are not shown
+    among a screen's keys.
     """
     found: dict[str, list[str]] = {}
-    for binding in bindings:
+    for given in bindings:
+        binding = given if isinstance(given, Binding) else Binding(*given)
         if binding.description and (binding.show or hidden):
-            keys = binding.key_display or binding.key
+            keys = keymap.get(binding.id or "") or binding.key_display or binding.key
             found.setdefault(binding.description, []).extend(key.strip() for key in keys.split(","))
     return [HelpEntry(", ".join(dict.fromkeys(keys)), what) for what, keys in found.items()]
+
+
+class Keyed(Protocol):
+    """What is used of :class:`localvlm.tui.keymap.KeyAction`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def keys(self) -> str: ...
+    @property
+    def what(self) -> str: ...
+
+
+class Typed(Protocol):
+    """What is used of :class:`localvlm.tui.commands.Command`."""
+
+    @property
+    def usage(self) -> str: ...
+    @property
+    def what(self) -> str: ...
+
+
+def keyed(keys: Iterable[Keyed], keymap: Mapping[str, str] = {}) -> list[HelpEntry]:
+    """The keys of an app; ``keymap``: those that the user wants instead, by name."""
+    return [HelpEntry(_spaced(keymap.get(key.name, key.keys)), key.what) for key in keys]
+
+
+def typed(commands: Iterable[Typed]) -> list[HelpEntry]:
+    """Commands as they are typed."""
+    return [HelpEntry(command.usage, command.what) for command in commands]
+
+
+def _spaced(keys: str) -> str:
+    return ", ".join(key.strip() for key in keys.split(","))
 
 
 class KeyTable(Static):

@@ -21,7 +21,7 @@ from localvlm.errors import LocalvlmError
 from ..background import in_thread
 from ..text import one_line, shown_path
 from .confirm import ConfirmScreen, EditScreen
-from .dialog import Dialog, told_error
+from .dialog import MUTED, Dialog, Rows, told_error
 
 __all__ = ["Conversation", "HistoryScreen", "Kept", "Turn"]
 
@@ -87,7 +87,7 @@ class HistoryScreen(Dialog[int]):
     ]
     DEFAULT_CSS = """
     HistoryScreen {
-        #preview { height: auto; max-height: 4; padding: 0 1; border-top: solid $border-blurred; }
+        #preview { height: 4; padding: 0 1; border-top: solid $border-blurred; }
         &.-short #preview { display: none; }
     }
     """
@@ -100,7 +100,7 @@ class HistoryScreen(Dialog[int]):
 
     def body(self) -> ComposeResult:
         yield Input(placeholder="search questions, answers and titles")
-        yield OptionList(markup=False)
+        yield Rows()
         yield Static(id="preview", markup=False)
 
     def on_mount(self) -> None:
@@ -130,7 +130,7 @@ class HistoryScreen(Dialog[int]):
     def _row(self, one: Conversation) -> Content:
         about = [_day(one.updated, self._now()), one_line(one.pair or "files", 24), _counted(one.turns, "turn")]
         about += [_counted(one.images, "picture")] if one.images else []
-        return Content.assemble((one_line(one.title, 200), "bold"), "\n  ", ("  ".join(about), "$foreground-muted"))
+        return Content.assemble((one_line(one.title, 200), "bold"), "\n  ", ("  ".join(about), MUTED))
 
     @on(OptionList.OptionHighlighted)
     def _highlighted(self, event: OptionList.OptionHighlighted) -> None:

@@ -19,7 +19,7 @@ from textual.widgets.option_list import Option
 from ..background import in_thread
 from ..paths import Found, filtered, listed
 from ..text import shown_name, shown_path, shown_size
-from .dialog import Dialog
+from .dialog import MUTED, Dialog, Rows
 
 __all__ = ["ImageBrowser", "Place"]
 
@@ -35,7 +35,7 @@ class Place:
     hidden: bool = False
 
 
-class _Names(OptionList):
+class _Names(Rows):
     """A list that also says what is typed into it."""
 
     class Typed(Message):
@@ -87,7 +87,7 @@ class ImageBrowser(Dialog[list[Path]]):
 
     def body(self) -> ComposeResult:
         yield Static(id="folder", markup=False)
-        yield _Names(markup=False)
+        yield _Names()
 
     def on_mount(self) -> None:
         self._go(self.place.folder)
@@ -137,7 +137,7 @@ class ImageBrowser(Dialog[list[Path]]):
         if one.folder:
             return Content.assemble("    ", (f"{shown_name(one.name)}/", "bold"))
         mark = "[x] " if self.place.folder / one.name in self._marked else "[ ] "
-        return Content.assemble(mark, shown_name(one.name), (f"  {shown_size(one.size)}", "$foreground-muted"))
+        return Content.assemble(mark, shown_name(one.name), (f"  {shown_size(one.size)}", MUTED))
 
     # ---- keys
 

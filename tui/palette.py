@@ -1,0 +1,37 @@
+"""Slash commands in the command palette: the same list, found by name or by what they do."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Protocol, cast
+
+from textual.command import DiscoveryHit, Hit, Hits, Provider
+
+from .commands import COMMANDS, Command
+
+__all__ = ["ChoosesCommand", "CommandProvider"]
+
+
+class ChoosesCommand(Protocol):
+    """What the app has for the palette."""
+
+    def choose_command(self, command: Command) -> None:
+        """Runs a command that needs no argument; writes the others for the user to complete."""
+
+
+class CommandProvider(Provider):
+    """Offers all commands; for ``App.COMMANDS`` of an app that is a :class:`ChoosesCommand`."""
+
+    async def discover(self) -> Hits:
+        for command in COMMANDS:
+            yield DiscoveryHit(command.usage.replace("[", r"\["), self._chosen(command), command.usage, command.what)
+
+    async def search(self, query: str) -> Hits:
+        matcher = self.matcher(query)
+        for command in COMMANDS:
+            by_name, by_what = matcher.match(command.usage), matcher.match(command.what)
+            if score := max(by_name, by_what):
+                yield Hit(score, matcher.highlight(command.usage), self._chosen(command), command.usage, command.what)
+
+    def _chosen(self, command: Command) -> partial[None]:
+        return partial(cast(ChoosesCommand, self.app).choose_command, command)
