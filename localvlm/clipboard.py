@@ -17,7 +17,7 @@ from localvlm.errors import ImageError, StorageError
 if TYPE_CHECKING:
     from localvlm.images import Image
 
-__all__ = ["copy_text", "picture_of_clipboard", "picture_of_screen"]
+__all__ = ["copy_by_program", "copy_text", "picture_of_clipboard", "picture_of_screen"]
 
 SECONDS = 10
 TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "image/tiff", "text/uri-list")
@@ -115,10 +115,8 @@ def copy_text(text: str) -> str:
     Raises:
         StorageError: there is no way.
     """
-    if not (os.environ.get("SSH_CONNECTION") or os.environ.get("SSH_TTY")):
-        for tool, *flags in _writers():
-            if shutil.which(tool) and _takes([tool, *flags], text):
-                return f"copied by {tool}"
+    if (how := copy_by_program(text)) is not None:
+        return how
     encoded = base64.b64encode(text.encode("utf-8", "replace"))
     if len(encoded) > OSC_52_BYTES:
         raise StorageError("the answer is too long for a terminal's clipboard", "install wl-clipboard, xclip or xsel")
@@ -130,6 +128,15 @@ def copy_text(text: str) -> str:
             "the answer was not copied: no clipboard here", "install wl-clipboard, xclip or xsel"
         ) from error
     return "handed to the terminal's clipboard"
+
+
+def copy_by_program(text: str) -> str | None:
+    """Puts text into the clipboard of this desktop; what was done, None: there is none, or the desktop is elsewhere."""
+    if not (os.environ.get("SSH_CONNECTION") or os.environ.get("SSH_TTY")):
+        for tool, *flags in _writers():
+            if shutil.which(tool) and _takes([tool, *flags], text):
+                return f"copied by {tool}"
+    return None
 
 
 def _writers() -> list[list[str]]:

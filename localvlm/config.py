@@ -41,11 +41,13 @@ class Config:
         settings: by option name, with underscores.
         pairs: pairs the user named; values by PAIR_KEYS: what is on the hub, or a path, resolved against the file's
             folder.
+        keys: of the chat, as written; :mod:`localvlm.tui.keymap` knows what they may be.
     """
 
     path: Path
     settings: Mapping[str, object] = field(default_factory=dict)
     pairs: Mapping[str, Mapping[str, Path | Reference]] = field(default_factory=dict)
+    keys: Mapping[str, object] = field(default_factory=dict)
 
 
 def directories() -> Directories:
@@ -85,20 +87,22 @@ def read_config(known: Collection[str], path: Path | None = None) -> Config:
         raise UsageError(f"config file '{path}' cannot be read: {error.strerror}", "check its permissions") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"config file '{path}' is not valid TOML: {error}", "correct it") from error
-    pairs = content.pop("pairs", {})
+    pairs, keys = content.pop("pairs", {}), content.pop("keys", {})
+    if not isinstance(keys, dict):
+        raise UsageError(f"'keys' in config file '{path}' must be a table", "write [keys]")
     settings = {}
     for key, value in content.items():
         name = key.replace("-", "_")
         if name not in known:
             raise UsageError(f"config file '{path}' has an unknown key {key!r}", _closest(name, known))
         settings[name] = value
-    return Config(path, settings, _read_pairs(path, pairs))
+    return Config(path, settings, _read_pairs(path, pairs), keys)
 
 
 def _closest(name: str, known: Collection[str]) -> str:
     import difflib
 
-    close = difflib.get_close_matches(name, [*known, "pairs"], 1)
+    close = difflib.get_close_matches(name, [*known, "pairs", "keys"], 1)
     return f"did you mean {close[0].replace('_', '-')!r}?" if close else "`localvlm ask --help` lists the options"
 
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from localvlm.errors import ImageError
 from localvlm.images import Image, load
 
-__all__ = ["MAX_PAGES", "Source", "is_url", "sources"]
+__all__ = ["MAX_PAGES", "Source", "is_url", "sources", "unwrapped"]
 
 MAX_PAGES = 1000
 """Most pages that one name stands for."""
@@ -29,10 +29,14 @@ class Source:
     Attributes:
         name: what it is called; the same for the same picture, given again.
         load: reads it; raises ImageError as :func:`localvlm.images.load`.
+        path: where it lies; None of standard input and of the web.
+        page: of a PDF, if one was named.
     """
 
     name: str
     load: Callable[[], Image]
+    path: Path | None = None
+    page: int | None = None
 
 
 def is_url(name: str) -> bool:
@@ -40,10 +44,11 @@ def is_url(name: str) -> bool:
     return name.lower().startswith(("http://", "https://"))
 
 
-def sources(name: str) -> list[Source]:
+def sources(name: str, *, apart: bool = False) -> list[Source]:
     """The pictures that ``name`` stands for: a file as it is written, else without the quotes and escapes that a
     terminal puts around a path dropped on it, else the files that a pattern finds, sorted. ``#2-4`` behind a PDF's name
-    are its pages. What is none of these is taken for a path, which loading it will refuse.
+    are its pages. What is none of these is taken for a path, which loading it will refuse. ``apart``: each is decoded
+    in a process of its own.
 
     Raises:
         ImageError: a pattern finds nothing, or pages are not numbers.
@@ -51,33 +56,34 @@ def sources(name: str) -> list[Source]:
     if name == "-":
         return [Source(name, partial(load, name))]
     if is_url(name):
-        return [_file(name)]
-    texts = list(dict.fromkeys((name, *_unwrapped(name))))
+        return [_file(name, apart=apart)]
+    texts = list(dict.fromkeys((name, *unwrapped(name))))
     for text in texts:
         if os.path.lexists(_home(text)):
-            return [_file(text)]
+            return [_file(text, apart=apart)]
         path, _, pages = text.rpartition("#")
         if path and os.path.lexists(_home(path)):
-            return [_file(path, number) for number in _numbers(pages)]
+            return [_file(path, number, apart=apart) for number in _numbers(pages)]
     for text in filter(glob.has_magic, texts):
         paths = glob.iglob(_home(text), recursive=True)  # noqa: PTH207 - of any root
         if files := sorted(path for path in paths if not Path(path).is_dir()):
-            return [_file(path) for path in files]
+            return [_file(path, apart=apart) for path in files]
     if glob.has_magic(name):
         raise ImageError(f"no file matches {name!r}", "check the pattern")
-    return [_file(name)]
+    return [_file(name, apart=apart)]
 
 
-def _file(path: str, page: int | None = None) -> Source:
+def _file(path: str, page: int | None = None, *, apart: bool = False) -> Source:
     name = path if page is None else f"{path}#{page}"
-    return Source(name, partial(load, _home(path), name, page))
+    place = None if is_url(path) else Path(_home(path)).absolute()
+    return Source(name, partial(load, _home(path), name, page, apart=apart), place, page)
 
 
 def _home(path: str) -> str:
     return os.path.expanduser(path)  # noqa: PTH111 - pathlib's raises where there is no such user
 
 
-def _unwrapped(text: str) -> list[str]:
+def unwrapped(text: str) -> list[str]:
     """The path in what a terminal or a file manager makes of it."""
     bare = text.strip()
     if len(bare) > 1 and bare[0] + bare[-1] in _QUOTES:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from localvlm import errors
 from localvlm.tui import events
+from localvlm.tui.attachments import Attached
 from localvlm.tui.pacing import Pacer
 
 if TYPE_CHECKING:
@@ -48,19 +49,26 @@ class Exchange:
         text: the answer as the model wrote it, as far as it came.
         guide_text: what the guide said, None if it did not look.
         options: what it was asked with.
+        kept: it is in the history.
         cancelled: the user wants no more of it.
     """
 
     turn: int
     question: str
-    images: tuple[Image, ...]
+    attached: tuple[Attached, ...] = ()
     status: str = "waiting"
     text: str = ""
     guide_text: str | None = None
     answer: Answer | None = None
     error: errors.LocalvlmError | None = None
     options: AskOptions | None = None
+    kept: bool = False
     cancelled: bool = field(default=False, repr=False)
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """The pictures that came with it."""
+        return tuple(each.image for each in self.attached)
 
 
 class Recorder(Protocol):
@@ -99,7 +107,7 @@ class Conversation:
         private: bool = False,
     ) -> None:
         self._opener, self._emit, self._recorder, self.private = opener, emit, recorder, private
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="conversation", daemon=True)
         self._lock = threading.Lock()
         self._number = 0
@@ -136,7 +144,7 @@ class Conversation:
         return any(e.status == "waiting" for e in self.exchanges)
 
     @property
-    def changes(self) -> Mapping[str, Any]:
+    def changes(self) -> dict[str, Any]:
         """Fields of AskOptions that were set since the app was started."""
         return dict(self._changes)
 
@@ -146,10 +154,10 @@ class Conversation:
             changes = {"preset": None, "layer": 0, **changes}
         self._changes = {**self._changes, **changes}
 
-    def ask(self, question: str, images: Sequence[Image] = ()) -> Exchange:
-        """Asks, after what was asked before; ``images`` come with the question."""
+    def ask(self, question: str, attached: Sequence[Attached] = ()) -> Exchange:
+        """Asks, after what was asked before; ``attached`` come with the question."""
         self._number += 1
-        exchange = Exchange(self._number, question, tuple(images))
+        exchange = Exchange(self._number, question, tuple(attached))
         self.exchanges.append(exchange)
         self._commands.put(partial(self._ask, exchange, self.changes))
         return exchange
@@ -171,18 +179,18 @@ class Conversation:
                 changes["temp"] = max(OTHER_TEMP, 0.0 if last.options is None else last.options.temp)
         else:
             note = "asked again"
-        return self._again(last.question, last.images, changes, note)
+        return self._again(last.question, last.attached, changes, note)
 
-    def edit(self, question: str, images: Sequence[Image] = ()) -> Exchange:
+    def edit(self, question: str, attached: Sequence[Attached] = ()) -> Exchange:
         """Asks this instead of the last question."""
         if not self.exchanges:
-            return self.ask(question, images)
-        return self._again(question, tuple(images), self.changes, "")
+            return self.ask(question, attached)
+        return self._again(question, tuple(attached), self.changes, "")
 
-    def _again(self, question: str, images: tuple[Image, ...], changes: dict[str, Any], note: str) -> Exchange:
+    def _again(self, question: str, attached: tuple[Attached, ...], changes: dict[str, Any], note: str) -> Exchange:
         self.undo()
         self._number += 1
-        exchange = Exchange(self._number, question, images)
+        exchange = Exchange(self._number, question, attached)
         self.exchanges.append(exchange)
         self._commands.put(partial(self._ask, exchange, changes, note))
         return exchange
@@ -231,7 +239,7 @@ class Conversation:
             self._stop(exchange)
         return bool(waiting)
 
-    def call(self, function: Callable[[], None]) -> None:
+    def call(self, function: Callable[[], object]) -> None:
         """Runs ``function`` on the conversation's thread, between questions."""
         self._commands.put(function)
 
@@ -345,7 +353,8 @@ class Conversation:
             if self._session is not None:
                 self._session.undo()
                 self._session.waiting.clear()
-        self._keep("remove_last")
+        if exchange.kept:
+            self._keep("remove_last")
         self._emit(events.Undone(exchange.turn))
 
     def _stop(self, exchange: Exchange) -> None:

@@ -14,27 +14,25 @@ import click
 from localvlm.cli.app import App
 from localvlm.cli.files import check_writable, target_of, write_whole
 from localvlm.cli.fit import check_fit
-from localvlm.cli.inputs import choose_pair, exit_threshold, find_images, full_question, load_images
+from localvlm.cli.inputs import choose_pair, find_images, full_question, load_images
 from localvlm.cli.options import (
     ConfiguredCommand,
     answer_options,
-    budget_of,
     engine_options,
     files,
     input_options,
     output_options,
     pair_options,
-    preset_of,
     setting,
 )
 from localvlm.cli.output import AnswerPrinter, Reporter, answer_json, data_of
-from localvlm.cli.plan import method_asked, plan_answer, say, shown
+from localvlm.cli.plan import options_asked, plan_answer, say, shown
 from localvlm.errors import LocalvlmError, StorageError, UsageError
 from localvlm.sanitize import sanitize
 
 if TYPE_CHECKING:
     from localvlm.images import Image
-    from localvlm.pipeline import Answer, AskOptions, Pair, Pipeline
+    from localvlm.pipeline import Answer, Pipeline
 
 __all__ = ["ask"]
 
@@ -75,7 +73,8 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
     pictures = load_images(images, reporter, params) if lines is None else []
     text = full_question(question, images, reporter)
     pair = choose_pair(ctx, reporter)
-    options = _options(ctx, pair, reporter)
+    schema = "" if params["schema"] is None else _schema(params["schema"])
+    options = options_asked(ctx, pair, reporter, schema)
     if lines is not None:
         from localvlm.cli.batch import ask_each
 
@@ -111,22 +110,10 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
             _say_repairs(pipeline, answer, reporter)
 
 
-def _options(ctx: click.Context, pair: Pair, reporter: Reporter) -> AskOptions:
-    """What the command's options ask of an answer."""
-    from localvlm.pipeline import AskOptions
+def _schema(written: str) -> str:
     from localvlm.schema import schema_of
 
-    params = ctx.params
-    names = ("max_tokens", "temp", "seed", "system", "guide_max_tokens", "guide_keep")
-    asked = {"method": method_asked(ctx, pair), **{name: params[name] for name in names}}
-    asked |= {"preset": preset} if (preset := preset_of(ctx)) else {"keep": budget_of(ctx), "layer": params["layer"]}
-    return AskOptions(
-        exit_at=exit_threshold(ctx, pair, reporter),
-        draft=False if params["no_draft"] else None,
-        tile_price=None if params["tile_price"] == "auto" else params["tile_price"],
-        schema="" if params["schema"] is None else schema_of(params["schema"]),
-        **asked,
-    )
+    return schema_of(written)
 
 
 def _check_arguments(images: tuple[str, ...], question: str) -> None:

@@ -191,7 +191,7 @@ def exit_threshold(ctx: click.Context, pair: Pair, reporter: Reporter) -> float 
     so do --guide-keep and --schema what was calibrated, which is of free answers.
     """
     method, value = ctx.params["method"], ctx.params["exit_at"]
-    other = ctx.params["guide_keep"] is not None or ctx.params["schema"] is not None
+    other = ctx.params["guide_keep"] is not None or ctx.params.get("schema") is not None
     if method == "auto":
         method = "sgl+"
     follows = method in ("sgl", "sgl+")

@@ -28,6 +28,7 @@ _COMMANDS = {
     "attention": ("attention", "attention", "Saves what the guide attends to when it answers QUESTION about IMAGE."),
     "bench": ("bench", "bench", "Measures how much sooner answers come than from llama.cpp."),
     "calibrate": ("calibrate", "calibrate", "Finds from which score on the guide's answer is final."),
+    "chat": ("chat", "chat", "Opens a chat about the IMAGEs in the terminal."),
     "completion": ("completion", "completion", "Prints what completes commands, options, models and files in SHELL."),
     "config": ("config", "config", "Reads and writes the settings file."),
     "doctor": ("doctor", "doctor", "Looks at this installation, and tells what mends what is wrong."),

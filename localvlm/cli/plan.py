@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from localvlm.cli.app import App, load_options
+from localvlm.cli.inputs import exit_threshold
 from localvlm.cli.interrupt import Interrupts
-from localvlm.cli.options import rank
+from localvlm.cli.options import budget_of, preset_of, rank
 from localvlm.cli.output import Reporter
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from localvlm.images import Image
     from localvlm.planning.choice import Choice
 
-__all__ = ["method_asked", "plan_answer", "say", "shown"]
+__all__ = ["method_asked", "options_asked", "plan_answer", "say", "shown"]
 
 
 def method_asked(ctx: click.Context, pair: Pair) -> str:
@@ -32,6 +33,23 @@ def method_asked(ctx: click.Context, pair: Pair) -> str:
         return method
     budgets = any(rank(ctx, name) for name in ("keep", "keep_tokens", "layer", "preset", "exit_at"))
     return "sgl+" if pair.guide is not None or budgets else "none"
+
+
+def options_asked(ctx: click.Context, pair: Pair, reporter: Reporter, schema: str = "") -> AskOptions:
+    """What a command's options ask of an answer; ``schema``: a JSON schema, as JSON, that it follows."""
+    from localvlm.answers import AskOptions
+
+    params = ctx.params
+    names = ("max_tokens", "temp", "seed", "system", "guide_max_tokens", "guide_keep")
+    asked = {"method": method_asked(ctx, pair), **{name: params[name] for name in names}}
+    asked |= {"preset": preset} if (preset := preset_of(ctx)) else {"keep": budget_of(ctx), "layer": params["layer"]}
+    return AskOptions(
+        exit_at=exit_threshold(ctx, pair, reporter),
+        draft=False if params["no_draft"] else None,
+        tile_price=None if params["tile_price"] == "auto" else params["tile_price"],
+        schema=schema,
+        **asked,
+    )
 
 
 def plan_answer(

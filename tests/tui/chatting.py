@@ -14,6 +14,7 @@ from localvlm.engine.fake import FakeEngine, Script
 from localvlm.images import Image
 from localvlm.pipeline import Pipeline
 from localvlm.tui import events
+from localvlm.tui.attachments import Attached
 from localvlm.tui.conversation import Conversation, Exchange, Recorder
 
 __all__ = ["DEADLINE", "Heard", "fake_opener", "open_conversation", "pair_of", "picture"]
@@ -23,9 +24,9 @@ DEADLINE = 20.0
 _E = TypeVar("_E")
 
 
-def picture(seed: int = 1, name: str | None = None) -> Image:
+def picture(seed: int = 1, name: str | None = None) -> Attached:
     pixels = np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    return Image(pixels, name or f"{seed}.png")
+    return Attached(Image(pixels, name or f"{seed}.png"))
 
 
 def pair_of(name: str | None) -> Pair:

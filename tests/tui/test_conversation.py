@@ -301,6 +301,7 @@ class Kept:
         if self.error:
             raise self.error
         self.added.append(replace(exchange))
+        exchange.kept = True
         self.pair = pair
 
     def remove_last(self):

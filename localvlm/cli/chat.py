@@ -1,0 +1,105 @@
+"""``localvlm chat``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localvlm.cli.app import App, load_options
+from localvlm.cli.fit import check_fit
+from localvlm.cli.inputs import choose_pair
+from localvlm.cli.options import (
+    ConfiguredCommand,
+    answer_options,
+    engine_options,
+    files,
+    pair_options,
+    setting,
+    user_config,
+)
+from localvlm.cli.output import Reporter
+from localvlm.cli.plan import options_asked
+from localvlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from localvlm.answers import AskOptions, Pair
+    from localvlm.pipeline import Pipeline
+    from localvlm.tui.conversation import Opener
+
+__all__ = ["chat"]
+
+DEMO_NOTE = "This is the demo pair, which knows drawn scenes only: /image example shows one. F3 has pairs for photos."
+
+
+@click.command(cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
+@click.argument("images", metavar="IMAGE...", nargs=-1, shell_complete=files)
+@pair_options(model=True)
+@answer_options
+@engine_options
+@setting("--theme", metavar="NAME", default="localvlm-dark", show_default=True,
+         help="Colours: localvlm-dark, localvlm-light, or one of Textual's.")  # fmt: skip
+@click.pass_context
+def chat(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> None:
+    """Opens a chat about the IMAGEs in the terminal.
+
+    It shows what was looked at, who answered and why, and keeps a history unless --private is given. F1 there tells
+    its keys, which [keys] of the settings file changes.
+    """
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("the chat needs a terminal", "`localvlm ask` is for pipes and scripts")
+    pair = choose_pair(ctx, Reporter(quiet=True))
+    config = user_config(ctx)
+    from localvlm.catalog import DEMOS
+    from localvlm.tui.app import ChatApp
+    from localvlm.tui.keymap import checked_keymap
+    from localvlm.tui.setup import ChatSetup
+
+    app = ChatApp(
+        ChatSetup(
+            _opener(ctx, pair),
+            pair.name or "files",
+            images,
+            params["system"],
+            params["private"],
+            None if params["private"] else _history,
+            checked_keymap(config.keys, str(config.path)),
+            params["theme"],
+            DEMO_NOTE if pair.name in DEMOS else "",
+        )
+    )
+    try:
+        code = app.run()
+    finally:
+        app.close()
+    ctx.exit(app.return_code or code or 0)
+
+
+def _history() -> Any:
+    from localvlm.history import History
+
+    return History.open()
+
+
+def _opener(ctx: click.Context, given: Pair) -> Opener:
+    """Makes pipelines as the command's options say."""
+
+    def opener(name: str | None, private: bool) -> tuple[Pipeline, AskOptions]:
+        from localvlm.catalog import as_pair, entry_named
+        from localvlm.pipeline import Pipeline
+
+        params = {**ctx.params, "private": private}
+        pair = given if name is None else as_pair(name, entry_named(name, user_config(ctx).pairs).files)
+        guide, model = load_options(params, pair)
+        engine = ctx.ensure_object(App).engine(False)
+        pipeline = Pipeline(pair, engine, guide=guide, model=model, low_memory=params["low_memory"])
+        reporter = Reporter(quiet=True)
+        try:
+            check_fit(pipeline, params, reporter)
+            return pipeline, options_asked(ctx, pair, reporter)
+        except BaseException:
+            pipeline.close()
+            raise
+
+    return opener

@@ -1,0 +1,106 @@
+"""Pictures that come with a question: where they are from, read in a process of their own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .paths import is_picture
+
+if TYPE_CHECKING:
+    from localvlm.images import Image
+
+__all__ = ["EXAMPLE", "Attached", "from_clipboard", "from_name", "from_stored", "pasted_names"]
+
+EXAMPLE = "example"
+"""Names the bundled picture, unless there is a file of that name."""
+MOST_PASTED = 16_384
+"""Characters of a paste that may be paths; longer ones are text."""
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A picture and where it lies; ``path`` None: nowhere, such as one of the clipboard. ``page``: of a PDF."""
+
+    image: Image
+    path: Path | None = None
+    page: int | None = None
+
+
+def from_name(name: str) -> list[Attached]:
+    """The pictures that a path, a pattern or "example" stands for. Takes a quarter of a second for each.
+
+    Raises:
+        ImageError: one cannot be read.
+    """
+    from localvlm.images import load
+    from localvlm.sources import sources
+
+    if name == EXAMPLE and not Path(name).exists():
+        from localvlm.catalog import example_image
+
+        return [Attached(load(example_image(), EXAMPLE), Path(example_image()))]
+    found = sources(name, apart=True)
+    return [_content_known(Attached(source.load(), source.path, source.page)) for source in found]
+
+
+def from_clipboard() -> list[Attached]:
+    """The picture that the clipboard of the desktop holds, or the file that was copied there.
+
+    Raises:
+        ImageError: there is none, or it cannot be read.
+    """
+    from localvlm.clipboard import picture_of_clipboard
+    from localvlm.images import load
+
+    found = picture_of_clipboard()
+    if isinstance(found, str):
+        return from_name(found)
+    return [_content_known(Attached(load(found, "(clipboard)", apart=True)))]
+
+
+def from_stored(path: Path, name: str, page: int | None, sha256: bytes) -> Attached:
+    """A picture of the history.
+
+    Raises:
+        ImageError: it is not there any more, or is another one.
+    """
+    from localvlm.errors import ImageError
+    from localvlm.images import load
+
+    image = load(path, name, page, apart=True)
+    if image.content != sha256:
+        raise ImageError(f"image {name!r} has changed since", "add it anew to ask about it")
+    return Attached(image, path, page)
+
+
+def _content_known(attached: Attached) -> Attached:
+    """Hashes the pixels now, in the thread that reads, and not later in one that must not wait."""
+    _ = attached.image.content
+    return attached
+
+
+def pasted_names(text: str, exists: Callable[[str], bool] = os.path.isfile) -> list[str]:
+    """The pictures whose paths make up all of a paste, as terminals write files that are dropped on them: bare, in
+    quotes, with escaped spaces or as file://, one or several. Empty if it is anything else.
+    """
+    bare = text.strip()
+    if not bare or len(bare) > MOST_PASTED or "\0" in bare:
+        return []
+    from localvlm.sources import unwrapped
+
+    def picture(name: str) -> bool:
+        forms = (os.path.expanduser(form.partition("#")[0]) for form in (name, *unwrapped(name)))  # noqa: PTH111
+        return any(is_picture(form) and exists(form) for form in forms)
+
+    if "\n" not in bare and picture(bare):
+        return [bare]
+    try:
+        words = [word for line in bare.splitlines() for word in ([line] if picture(line) else shlex.split(line))]
+    except ValueError:  # a quote that is not closed
+        return []
+    return words if words and all(map(picture, words)) else []

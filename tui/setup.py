@@ -1,0 +1,45 @@
+"""What the chat is started with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .conversation import Opener
+from .themes import DARK
+
+if TYPE_CHECKING:
+    from localvlm.history import History
+
+__all__ = ["ChatSetup"]
+
+
+@dataclass(frozen=True)
+class ChatSetup:
+    """What the chat is started with.
+
+    Attributes:
+        opener: makes the pipeline of a pair, in the conversation's thread.
+        pair: how it is called until it is opened.
+        images: names of pictures that come with the first question.
+        system: prompt.
+        private: nothing is written.
+        history: opens the history; None: there is none.
+        keymap: of the user, see :mod:`localvlm.tui.keymap`.
+        theme: name of a theme.
+        note: what is said before the first question.
+        clock: seconds, that only go on; None stands still.
+    """
+
+    opener: Opener
+    pair: str = ""
+    images: tuple[str, ...] = ()
+    system: str | None = None
+    private: bool = False
+    history: Callable[[], History] | None = None
+    keymap: Mapping[str, str] = field(default_factory=dict)
+    theme: str = DARK.name
+    note: str = ""
+    clock: Callable[[], float] | None = time.monotonic

@@ -1,0 +1,147 @@
+"""Pictures that will come with the next question, each a chip that can be taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import HorizontalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import Static
+
+from ..attachments import Attached
+from ..text import one_line, shown_name
+
+__all__ = ["Chip", "Chips"]
+
+LONGEST = 32
+"""Characters of a name."""
+
+
+class Chip(Static, can_focus=True):
+    """One picture, or one that is being read (``attached`` None)."""
+
+    DEFAULT_CSS = """
+    Chip {
+        width: auto;
+        height: 1;
+        margin-right: 1;
+        padding: 0 1;
+        background: $panel;
+        color: $foreground;
+        &:focus { background: $block-cursor-background; color: $block-cursor-foreground; text-style: bold; }
+        &.-reading { color: $text-muted; text-style: italic; }
+    }
+    """
+    BINDINGS = [
+        Binding("delete,backspace,x,enter", "remove", "remove the picture"),
+        Binding("left", "app.focus_previous", "left", show=False),
+        Binding("right", "app.focus_next", "right", show=False),
+        Binding("down,escape", "leave", "back to the text", show=False),
+    ]
+
+    class Removed(Message):
+        """Somebody took a picture away."""
+
+        def __init__(self, chip: Chip) -> None:
+            super().__init__()
+            self.chip = chip
+
+    class Left(Message):
+        """Somebody wants to go on writing."""
+
+    def __init__(self, name: str, attached: Attached | None) -> None:
+        self.attached = attached
+        shown = one_line(shown_name(name), LONGEST)
+        if attached is None:
+            super().__init__(Content(f"\u25a2 {shown} \u2026"), classes="-reading", markup=False)
+        else:
+            width, height = attached.image.size
+            super().__init__(Content(f"\u25a3 {shown} {width}\u00d7{height} \u00d7"), markup=False)
+
+    def action_remove(self) -> None:
+        self.post_message(self.Removed(self))
+
+    def action_leave(self) -> None:
+        self.post_message(self.Left())
+
+    def on_click(self) -> None:
+        self.action_remove()
+
+
+class Chips(HorizontalScroll, can_focus=False):
+    """A row of chips, which is not there while it is empty."""
+
+    DEFAULT_CSS = """
+    Chips {
+        height: 1;
+        scrollbar-size-horizontal: 0;
+        display: none;
+        &.-filled { display: block; }
+    }
+    """
+
+    class Changed(Message):
+        """Pictures came or went."""
+
+    def compose(self) -> ComposeResult:
+        yield from ()
+
+    @property
+    def attached(self) -> list[Attached]:
+        """The pictures that were read, in order."""
+        return [chip.attached for chip in self.query(Chip) if chip.attached is not None]
+
+    @property
+    def reading(self) -> bool:
+        """Whether some are still being read."""
+        return any(chip.attached is None for chip in self.query(Chip))
+
+    async def begin(self, name: str) -> Chip:
+        """A chip for a picture that is being read; :meth:`replace` it."""
+        chip = Chip(name, None)
+        await self._mount([chip])
+        return chip
+
+    async def replace(self, chip: Chip, attached: Sequence[Attached]) -> None:
+        """Puts pictures where a chip is; none if that was taken away meanwhile."""
+        if not chip.is_attached:
+            return
+        await self.mount_all([Chip(each.image.name, each) for each in attached], after=chip)
+        await chip.remove()
+        self._told()
+
+    async def add(self, attached: Sequence[Attached]) -> None:
+        """Adds pictures that were read."""
+        await self._mount([Chip(each.image.name, each) for each in attached])
+
+    async def take(self) -> list[Attached]:
+        """The pictures; none are left."""
+        attached = self.attached
+        await self.clear()
+        return attached
+
+    async def clear(self) -> None:
+        """Takes all away."""
+        await self.remove_children()
+        self._told()
+
+    async def drop(self, chip: Chip) -> None:
+        """Takes one away; the focus goes to the one beside it, if that is where it was."""
+        chips = list(self.query(Chip))
+        at, focused = chips.index(chip), chip.has_focus
+        await chip.remove()
+        left = chips[:at] + chips[at + 1 :]
+        if focused and left:
+            left[min(at, len(left) - 1)].focus()
+        self._told()
+
+    async def _mount(self, chips: Sequence[Chip]) -> None:
+        await self.mount_all(chips)
+        self._told()
+
+    def _told(self) -> None:
+        self.set_class(bool(self.query(Chip)), "-filled")
+        self.post_message(self.Changed())

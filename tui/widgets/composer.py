@@ -1,0 +1,189 @@
+"""Where questions are written, with the pictures that come with them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.message import Message
+from textual.widgets import TextArea
+
+from ..attachments import pasted_names
+from .chips import Chip, Chips
+
+__all__ = ["Composer", "Prompt"]
+
+MOST = 100_000
+"""Characters of a question."""
+ASK = "Ask about the picture"
+EDITING = "edit the last question \u00b7 esc leaves it as it is"
+
+
+class Prompt(TextArea):
+    """The text; enter sends it."""
+
+    DEFAULT_CSS = """
+    Prompt {
+        height: auto;
+        max-height: 8;
+        min-height: 1;
+        padding: 0;
+        border: none;
+        background: transparent;
+        &:focus { border: none; }
+        & .text-area--cursor-line { background: transparent; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "send", "send", id="send", priority=True),
+        Binding("shift+enter,ctrl+j,alt+enter", "newline", "new line", id="newline", priority=True),
+    ]
+
+    class Sent(Message):
+        """The text is to be sent."""
+
+    class Emptied(Message):
+        """Somebody pressed up in an empty text, to have the last question back."""
+
+    class Dropped(Message):
+        """Paths of pictures were pasted, or files dropped on the terminal."""
+
+        def __init__(self, names: list[str]) -> None:
+            super().__init__()
+            self.names = names
+
+    class Pasting(Message):
+        """What the clipboard of the desktop holds is wanted."""
+
+    class TooLong(Message):
+        """A paste was cut."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            soft_wrap=True, show_line_numbers=False, compact=True, highlight_cursor_line=False, placeholder=ASK
+        )
+
+    def action_send(self) -> None:
+        self.post_message(self.Sent())
+
+    def action_newline(self) -> None:
+        self.insert("\n")
+
+    def action_cursor_up(self, select: bool = False) -> None:
+        if not self.text and not select:
+            self.post_message(self.Emptied())
+        else:
+            super().action_cursor_up(select)
+
+    def action_paste(self) -> None:
+        self.post_message(self.Pasting())
+
+    def paste_text(self) -> None:
+        """What the app itself copied, where the desktop's clipboard holds no picture."""
+        super().action_paste()
+
+    def action_copy(self) -> None:
+        if self.selected_text:
+            super().action_copy()
+        else:
+            self.app.post_message(Composer.Interrupt())
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        event.stop()
+        event.prevent_default()
+        if names := pasted_names(event.text):
+            self.post_message(self.Dropped(names))
+            return
+        room = MOST - len(self.text)
+        if len(event.text) > room:
+            self.post_message(self.TooLong())
+        text = event.text.replace("\r\n", "\n").replace("\r", "\n")
+        self.replace(text[: max(0, room)], *self.selection, maintain_selection_offset=False)
+
+
+class Composer(Vertical):
+    """Chips above a text that grows with what is written."""
+
+    DEFAULT_CSS = """
+    Composer {
+        height: auto;
+        padding: 0 1;
+        border: round $border-blurred;
+        border-title-color: $text-muted;
+        border-subtitle-color: $text-muted;
+        background: $surface;
+        &:focus-within { border: round $border; }
+        &.-editing { border: round $warning; border-title-color: $text-warning; }
+    }
+    """
+
+    class Submitted(Message):
+        """A question, or a command, with the pictures that were read."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__()
+            self.text = text
+
+    class Interrupt(Message):
+        """Ctrl-C where there is nothing to copy."""
+
+    editing = False
+    """Whether the text will take the place of the last question."""
+
+    def compose(self) -> ComposeResult:
+        yield Chips()
+        yield Prompt()
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.query_one(Prompt)
+
+    @property
+    def chips(self) -> Chips:
+        return self.query_one(Chips)
+
+    @property
+    def text(self) -> str:
+        return self.prompt.text
+
+    def edit(self, text: str) -> None:
+        """Writes ``text``, which will take the place of the last question."""
+        self._edit(True)
+        self.write(text)
+
+    def write(self, text: str) -> None:
+        """Puts ``text`` in place of what is written."""
+        self.prompt.load_text(text)
+        self.prompt.move_cursor(self.prompt.document.end)
+        self.prompt.focus()
+
+    def clear(self) -> None:
+        """Empties the text; pictures stay."""
+        self.prompt.load_text("")
+        self._edit(False)
+
+    def _edit(self, editing: bool) -> None:
+        self.editing = editing
+        self.set_class(editing, "-editing")
+        self.border_title = EDITING if editing else None
+
+    @on(Prompt.Sent)
+    def _sent(self, event: Prompt.Sent) -> None:
+        event.stop()
+        if self.text.strip():
+            self.post_message(self.Submitted(self.text))
+
+    @on(Chip.Removed)
+    async def _removed(self, event: Chip.Removed) -> None:
+        event.stop()
+        await self.chips.drop(event.chip)
+        if not self.chips.query(Chip):
+            self.prompt.focus()
+
+    @on(Chip.Left)
+    def _left(self, event: Chip.Left) -> None:
+        event.stop()
+        self.prompt.focus()
