@@ -21,6 +21,7 @@ __all__ = [
     "IN_THE_WAY",
     "PATIENCE",
     "STEPS",
+    "damaged",
     "identity",
     "open_database",
     "patiently",
@@ -88,13 +89,15 @@ def told(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        if not hasattr(error, "sqlite_errorcode"):  # wrong use by us
+        if isinstance(error, sqlite3.ProgrammingError):  # wrong use by us
             raise
         raise _as_ours(path, error) from error
     except OSError as error:
-        raise StorageError(
-            f"history '{path}' cannot be opened: {error.strerror or error}", f"check '{path.parent}', or use --private"
-        ) from error
+        why = error.strerror or error
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            why = f"'{path.parent}' is no folder"
+        hint = f"check '{path.parent}', or use --private"
+        raise StorageError(f"history '{path}' cannot be opened: {why}", hint) from error
 
 
 def patiently(attempt: Callable[[], T]) -> T:
@@ -232,8 +235,8 @@ def _code(error: sqlite3.Error) -> int:
 
 def _as_ours(path: Path, error: sqlite3.Error) -> StorageError:
     code = _code(error)
-    if code in _DAMAGED:
-        return StorageError(f"history '{path}' is damaged: {error}", _away(path))
+    if code in _DAMAGED or not code:  # 0: a text that is none, which Python finds
+        return damaged(path, "what lies there is no text" if not code else str(error))
     if code in IN_THE_WAY:
         return StorageError(
             f"another program has kept history '{path}' to itself for {PATIENCE:.0f} s", "end it, then try again"
@@ -246,6 +249,11 @@ def _as_ours(path: Path, error: sqlite3.Error) -> StorageError:
         sqlite3.SQLITE_IOERR: (f"cannot be read or written: {error}", f"check the disk and your quota; {before}"),
     }.get(code, (f"cannot be used: {error}", before))
     return StorageError(f"history '{path}' {why}", hint)
+
+
+def damaged(path: Path, why: str) -> StorageError:
+    """The error of a file that holds what it cannot hold."""
+    return StorageError(f"history '{path}' is damaged: {why}", _away(path))
 
 
 def _away(path: Path) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,7 +25,7 @@ from localvlm.history.records import (
     turn_row,
     unpack,
 )
-from localvlm.history.schema import IN_THE_WAY, PATIENCE, identity, open_database, patiently, told, transaction
+from localvlm.history.schema import IN_THE_WAY, PATIENCE, damaged, identity, open_database, patiently, told, transaction
 
 if TYPE_CHECKING:
     from typing import Self
@@ -46,6 +46,9 @@ _HAS_WORD = """(instr(c.folded, ?)
 _SHOWN = (
     "SELECT turn.conversation FROM turn JOIN image ON image.turn = turn.id WHERE image.sha256 = ? OR image.path = ?"
 )
+_TURNS = """
+SELECT id, created, question, answer, guide_text, answered_by, status, pair, method, details
+FROM turn WHERE conversation = ? ORDER BY id"""
 _IMAGES = "SELECT image.* FROM image JOIN turn ON turn.id = image.turn WHERE turn.conversation = ? ORDER BY image.id"
 _SWEEP_MS = 2000
 """How long a removal waits for readers of other processes; each takes milliseconds."""
@@ -146,7 +149,7 @@ class History:
         where = " AND ".join([_HAS_WORD] * len(words)) or "1"
         values = [word for word in words for _ in range(2)]
         found = self._read(f"{_SUMMARY} WHERE {where} ORDER BY c.updated DESC, c.id DESC LIMIT ?", (*values, limit))
-        return [_summary(row) for row in found]
+        return self._summaries(found)
 
     def conversation(self, conversation: int) -> ConversationSummary:
         """One of them.
@@ -157,7 +160,7 @@ class History:
         found = self._read(f"{_SUMMARY} WHERE c.id = ?", (conversation,))
         if not found:
             raise _unknown(conversation)
-        return _summary(found[0])
+        return self._summaries(found)[0]
 
     def turns(self, conversation: int) -> list[StoredTurn]:
         """The turns of a conversation, the oldest first.
@@ -168,11 +171,13 @@ class History:
 
         def read(connection: sqlite3.Connection) -> list[StoredTurn]:
             _require(connection, conversation)
-            turns = connection.execute("SELECT * FROM turn WHERE conversation = ? ORDER BY id", (conversation,))
+            turns = connection.execute(_TURNS, (conversation,)).fetchall()
             images: dict[int, list[StoredImage]] = {}
-            for row in connection.execute(_IMAGES, (conversation,)):
-                images.setdefault(row["turn"], []).append(image_of(row))
-            return [turn_of(row, images.get(row["id"], ())) for row in turns]
+            rows = connection.execute(_IMAGES, (conversation,)).fetchall()
+            with self._decoding():
+                for row in rows:
+                    images.setdefault(row["turn"], []).append(image_of(row))
+                return [turn_of(row, images.get(row["id"], ())) for row in turns]
 
         return self._snapshot(read)
 
@@ -227,7 +232,7 @@ class History:
         found = self._read(
             f"{_SUMMARY} WHERE c.id IN ({_SHOWN}) ORDER BY c.updated DESC, c.id DESC", _key(sha256, path)
         )
-        return [_summary(row) for row in found]
+        return self._summaries(found)
 
     def forget_image(self, sha256: bytes | None = None, path: Path | None = None) -> int:
         """Removes those conversations for good, since any turn of them may tell of the picture; gives their number."""
@@ -238,6 +243,18 @@ class History:
 
     def _read(self, query: str, values: Sequence[object]) -> list[sqlite3.Row]:
         return self._run(lambda c: c.execute(query, values).fetchall())
+
+    def _summaries(self, rows: Sequence[sqlite3.Row]) -> list[ConversationSummary]:
+        with self._decoding():
+            return [_summary(row) for row in rows]
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        """Tells values that their columns cannot hold as damage of the file."""
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise damaged(self.path, f"a row holds what it cannot ({type(error).__name__})") from error
 
     def _snapshot(self, read: Callable[[sqlite3.Connection], T]) -> T:
         """Reads what is of one moment."""
