@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from localvlm.config import PAIR_KEYS
 from localvlm.errors import ModelError, ModelNotFound
-from localvlm.references import Reference, choose, heads, parse, quant_of
+from localvlm.references import Reference, choose, files_of, heads, parse, quant_of
 
 if TYPE_CHECKING:
     from localvlm.hub_cache import CachedFile
@@ -22,6 +22,7 @@ __all__ = [
     "DEMO",
     "DEMOS",
     "HEADROOM",
+    "PROJECTOR",
     "Entry",
     "Pulled",
     "as_pair",
@@ -36,6 +37,7 @@ __all__ = [
     "pair_named",
     "reference",
     "vlm_files",
+    "without_projector",
 ]
 
 DEMO = "demo"
@@ -44,6 +46,8 @@ HEADROOM = 1 << 30
 """Bytes of memory that a pair needs beside its files: KV caches and compute buffers."""
 PROJECTORS = {"guide": "guide_mmproj", "model": "mmproj"}
 """PAIR_KEYS of a VLM and of its projector."""
+PROJECTOR = "a projector (mmproj file)"
+"""What a model cannot see without."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,19 @@ class Pulled:
                 continue
             return [named[name] for name in (*names, projector) if name]
         return []
+
+    def part(self, wanted: Reference) -> tuple[list[CachedFile], str]:
+        """What there is of a reference that :meth:`chosen` does not find, and what is missing: PROJECTOR where it is
+        the model alone; else all that is there of its repository, or nothing.
+        """
+        for commit in self.commits(wanted.repo):
+            named = {file.name: file for file in commit}
+            try:
+                return [named[name] for name in files_of(wanted, sorted(named))], PROJECTOR
+            except ModelError:
+                continue
+        missing = f"quantization {wanted.quant}" if wanted.quant else wanted.file or "a model"
+        return next(self.commits(wanted.repo), []), missing
 
     def removable(self, wanted: Reference) -> list[CachedFile]:
         """What removing a model removes: of all commits, its files, and projectors that no other model needs then."""
@@ -186,7 +203,11 @@ def _found(files: Mapping[str, Path | Reference], pulled: Pulled) -> tuple[dict[
             continue
         chosen = [file.path for file in pulled.chosen(wanted)]
         if not chosen:
-            lacking.append(str(wanted))
+            alone, missing = pulled.part(wanted)
+            if missing == PROJECTOR and PROJECTORS.get(key) in files:
+                found[key] = alone[0].path
+            else:
+                lacking.append(str(wanted))
             continue
         found[key] = chosen[0 if key in PROJECTORS else -1]
         if key in PROJECTORS and len(chosen) > 1:
@@ -216,10 +237,32 @@ def located(files: Mapping[str, Path | Reference]) -> dict[str, Path]:
     Raises:
         ModelNotFound: one from the hub was not pulled.
     """
-    found, lacking = _found(files, Pulled())
-    if lacking:
-        what = next(w for w in files.values() if str(w) == lacking[0])
-        raise ModelNotFound(f"'{lacking[0]}' is not on this machine", f"run `localvlm pull {_spoken(what)}`")
+    pulled = Pulled()
+    found, lacking = _found(files, pulled)
+    for key, wanted in files.items():
+        if isinstance(wanted, Reference) and str(wanted) in lacking:
+            there, missing = pulled.part(wanted)
+            alone = missing == PROJECTOR
+            here = f"; here: {', '.join(file.name for file in there)}" * bool(there)
+            what = f"'{wanted}' " + (f"is here without {missing}" if alone else f"is not on this machine{here}")
+            flag = f" or pass one with --{PROJECTORS[key].replace('_', '-')}" * alone
+            raise ModelNotFound(what, f"run `localvlm pull {_spoken(wanted)}`{flag}")
+    return found
+
+
+def without_projector(entry: Entry, pulled: Pulled | None = None) -> dict[str, Path]:
+    """The models of a pair, by role, that are there and have no projector."""
+    pulled = pulled or Pulled()
+    found = {}
+    for role, key in PROJECTORS.items():
+        model, wanted = entry.files.get(role), entry.references.get(role)
+        if model is not None and model.is_file() and key not in entry.files:
+            if not _mmprojs(model):
+                found[role] = model
+        elif model is None and wanted is not None:
+            there, missing = pulled.part(wanted)
+            if there and missing == PROJECTOR:
+                found[role] = there[0].path
     return found
 
 
@@ -306,6 +349,11 @@ _KINDS = ("f16", "bf16", "q8_0", "f32")
 _KIND = re.compile(r"[-_.](bf16|f16|f32|i?q\d\w*)$", re.IGNORECASE)
 
 
+def _mmprojs(model: Path) -> list[Path]:
+    beside = model.absolute().parent.glob("*.gguf")
+    return [path for path in beside if "mmproj" in path.name.lower() and path.name != model.name]
+
+
 def _sibling_mmproj(model: Path, flag: str) -> Path:
     """The GGUF beside the model whose name holds "mmproj": most alike in name, then F16 before BF16 before others."""
     own = _KIND.sub("", model.stem.lower())
@@ -318,7 +366,7 @@ def _sibling_mmproj(model: Path, flag: str) -> Path:
         kind = found[1] if found else ""
         return -alike, len(bare) - alike, _KINDS.index(kind) if kind in _KINDS else len(_KINDS), path.name
 
-    found = [p for p in model.absolute().parent.glob("*.gguf") if "mmproj" in p.name.lower() and p.name != model.name]
+    found = _mmprojs(model)
     if not found:
         raise ModelNotFound(f"no mmproj file lies beside {str(model)!r}", f"pass it with {flag}")
     return min(found, key=rank)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from localvlm.catalog import as_pair
 from localvlm.engine.gguf_header import Header, check_pair, parts_of, read_header, read_model
 from localvlm.planning.shapes import VlmShape
 
-__all__ = ["PICTURES", "VlmFacts", "facts_of", "pair_notes"]
+__all__ = ["PICTURES", "VlmFacts", "facts_alone", "facts_of", "pair_notes"]
 
 PICTURES = ((640, 480), (1920, 1080))
 """Sizes of the pictures whose tokens are told."""
@@ -19,9 +19,10 @@ PICTURES = ((640, 480), (1920, 1080))
 
 @dataclass(frozen=True)
 class VlmFacts:
-    """One VLM.
+    """One VLM, or its language model alone.
 
     Attributes:
+        mmproj: None where there is no projector; then ``family`` is "" and ``tokens`` is empty.
         quant: as llama.cpp calls the mixture of types, or ``""``.
         n_params: weights of the language model.
         context: positions that it was trained on.
@@ -33,7 +34,7 @@ class VlmFacts:
 
     name: str
     model: Path
-    mmproj: Path
+    mmproj: Path | None
     n_bytes: int
     architecture: str
     quant: str
@@ -59,24 +60,41 @@ def facts_of(files: Mapping[str, Path]) -> dict[str, VlmFacts]:
 
 
 def _facts(model: Path, mmproj: Path) -> VlmFacts:
-    text, vision = read_model(model), read_header(mmproj)
-    check_pair(text, vision)
+    check_pair(read_model(model), read_header(mmproj))
     shape = VlmShape(as_pair(None, {"model": model, "mmproj": mmproj}).model)  # type: ignore[arg-type] # it is given
     views = [view for size in PICTURES if (view := shape.view(*size)) is not None]
+    alone = facts_alone(model)
+    return replace(
+        alone,
+        mmproj=mmproj,
+        n_bytes=alone.n_bytes + mmproj.stat().st_size,
+        family=shape.family(0).name,
+        tokens=tuple(view.tokens for view in views),
+        tiles=tuple(tuple(tokens for _, tokens in view.tiles) for view in views),
+    )
+
+
+def facts_alone(model: Path) -> VlmFacts:
+    """Of a language model that has no projector.
+
+    Raises:
+        ModelError: the file is missing, damaged or of another kind.
+    """
+    text = read_model(model)
     arch, vocabulary = text.architecture, ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
     return VlmFacts(
         text.text("general.name") or model.stem,
         model,
-        mmproj,
-        sum(path.stat().st_size for path in (*parts_of(model), mmproj)),
+        None,
+        sum(path.stat().st_size for path in parts_of(model)),
         arch,
         _quant(text),
         sum(math.prod(tensor.shape) for tensor in text.tensors.values()),
         text.integer(f"{arch}.block_count"),
         text.integer(f"{arch}.context_length"),
-        shape.family(0).name,
-        tuple(view.tokens for view in views),
-        tuple(tuple(tokens for _, tokens in view.tiles) for view in views),
+        "",
+        (),
+        (),
         text.text("general.license"),
         " ".join(text.array_hashes.get(key, "") for key in vocabulary),
     )

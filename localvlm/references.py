@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from localvlm.errors import ModelError, ModelNotFound, UnsupportedModel, UsageError
 
-__all__ = ["QUANTS", "Reference", "choose", "heads", "parse", "quant_of"]
+__all__ = ["QUANTS", "Reference", "choose", "files_of", "heads", "parse", "quant_of"]
 
 QUANTS = ("Q4_K_M", "Q8_0")
 """Taken in this order where none is asked for, as llama.cpp does."""
@@ -100,19 +100,27 @@ def choose(reference: Reference, names: Sequence[str]) -> tuple[list[str], str]:
         ModelNotFound: what was asked for is not among them.
         UnsupportedModel: there is no projector: no vision.
     """
+    parts = files_of(reference, names)
+    usable = [name for name in names if name.lower().endswith(".gguf")]
+    return parts, _projector(reference, parts[0], usable) if _is_model(parts[0]) else ""
+
+
+def files_of(reference: Reference, names: Sequence[str]) -> list[str]:
+    """The same without the projector: the model's file, or all parts of it.
+
+    Raises:
+        ModelNotFound: what was asked for is not among them.
+        UnsupportedModel: no model is.
+    """
     usable = [name for name in names if name.lower().endswith(".gguf")]
     models = [name for name in usable if _is_model(name)]
     if reference.file:
-        first = reference.file
-        if first not in names:
-            raise _missing(reference, first, usable)
-        if first not in models:
-            return [first], ""
-    else:
-        if not models:
-            raise _without_models(reference, usable)
-        first = _first(reference, models)
-    return _all_parts(first, models), _projector(reference, first, usable)
+        if reference.file not in names:
+            raise _missing(reference, reference.file, usable)
+        return _all_parts(reference.file, models) if _is_model(reference.file) else [reference.file]
+    if not models:
+        raise _without_models(reference, usable)
+    return _all_parts(_first(reference, models), models)
 
 
 def _first(reference: Reference, models: Sequence[str]) -> str:

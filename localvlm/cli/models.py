@@ -41,20 +41,26 @@ __all__ = ["rm", "show"]
 def show(ctx: click.Context, model: str, verify: bool, json: bool, quiet: bool, verbose: int) -> None:
     """Tells what a pair or a model is: architecture, sizes, context, image tokens, licence. Nothing is loaded."""
     reporter = Reporter(quiet=quiet, verbose=verbose)
-    from localvlm.facts import facts_of, pair_notes
+    from localvlm.catalog import without_projector
+    from localvlm.facts import facts_alone, facts_of, pair_notes
 
     entry = _entry(ctx, model)
-    found = {} if entry.lacking else facts_of(entry.files)
-    notes = pair_notes(found)
+    alone = without_projector(entry)
+    found = {role: facts_alone(path) for role, path in alone.items()}
+    if not (entry.lacking or alone):
+        found = facts_of(entry.files)
+    notes = [] if alone else pair_notes(found)
     if json:
         about: dict[str, Any] = {"name": entry.name, "summary": entry.summary, "run": entry.run, **entry.about}
         about["hub"] = {role: str(wanted) for role, wanted in entry.references.items()}
-        about |= {"lacking": list(entry.lacking), "notes": notes, **{r: _facts_json(f) for r, f in found.items()}}
+        about |= {"lacking": list(entry.lacking), "notes": notes}
+        about |= {**{r: _facts_json(f) for r, f in found.items()}}
         click.echo(dumps(about))
     else:
-        print_table([(key, sanitize(value)) for key, value in (*_entry_rows(entry), *_rows(found, notes))])
+        print_table([(key, sanitize(value)) for key, value in (*_entry_rows(entry, alone), *_rows(found, notes))])
     if verify:
-        _verify([*entry.files.values(), *(vlm.mmproj for vlm in found.values())], reporter)
+        known = [path for vlm in found.values() for path in (vlm.model, vlm.mmproj) if path is not None]
+        _verify([*entry.files.values(), *known], reporter)
 
 
 def _entry(ctx: click.Context, name: str) -> Entry:
@@ -72,7 +78,7 @@ def _entry(ctx: click.Context, name: str) -> Entry:
     return named(name, {"model": found or path})
 
 
-def _entry_rows(entry: Entry) -> list[tuple[str, str]]:
+def _entry_rows(entry: Entry, alone: Mapping[str, Path]) -> list[tuple[str, str]]:
     from localvlm.catalog import HEADROOM
 
     rows = [("name", entry.name)]
@@ -87,10 +93,31 @@ def _entry_rows(entry: Entry) -> list[tuple[str, str]]:
         rows.append((role, f"{wanted}{size}"))
     if entry.lacking and len(sizes) == 2:
         rows.append(("memory", f"about {gigabytes(sum(sizes.values()) * 1e9 + HEADROOM)}"))
-    if entry.lacking:
-        pull = f"; run `localvlm pull {entry.name}`" if entry.references else ""
-        rows.append(("state", f"not here: {', '.join(entry.lacking)}{pull}"))
+    if entry.lacking or alone:
+        rows += [("state", state) for state in _states(entry, alone)]
+        rows.append(("next", _next(entry, alone)))
     return rows
+
+
+def _states(entry: Entry, alone: Mapping[str, Path]) -> list[str]:
+    """What is missing, and what of it is there."""
+    from localvlm.catalog import PROJECTOR, Pulled
+
+    states = [f"{path.name!r} is here without {PROJECTOR}, and cannot see" for path in alone.values()]
+    pulled = Pulled()
+    for role, wanted in entry.references.items():
+        if role in alone or str(wanted) not in entry.lacking:
+            continue
+        there, missing = pulled.part(wanted)
+        names = ", ".join(file.name for file in there)
+        states.append(f"{str(wanted)!r} lacks {missing}; here: {names}" if there else f"{str(wanted)!r} is not here")
+    return states + [f"'{path}' is missing" for path in entry.files.values() if not path.is_file()]
+
+
+def _next(entry: Entry, alone: Mapping[str, Path]) -> str:
+    if not entry.references:
+        return "pass its projector: localvlm ask --model FILE --mmproj FILE" if alone else "correct the settings file"
+    return f"localvlm pull {entry.name}" + ", or pass a projector with --mmproj" * bool(alone)
 
 
 def _rows(found: Mapping[str, VlmFacts], notes: Sequence[str]) -> list[tuple[str, str]]:
@@ -103,15 +130,16 @@ def _rows(found: Mapping[str, VlmFacts], notes: Sequence[str]) -> list[tuple[str
             ("", ""),
             (role, vlm.name),
             ("file", f"{vlm.model}"),
-            ("projector", f"{vlm.mmproj}"),
+            ("projector", f"{vlm.mmproj or 'none'}"),
             ("size", gigabytes(vlm.n_bytes)),
             ("architecture", f"{vlm.architecture}, {vlm.n_layer} layers, {_weights(vlm)} {vlm.quant}".rstrip()),
             ("context", f"{vlm.context} positions"),
-            ("pictures", ", ".join([vlm.family, *seen])),
         ]
+        if vlm.mmproj is not None:
+            rows.append(("pictures", ", ".join([vlm.family, *seen])))
         if vlm.licence:
             rows.append(("licence", vlm.licence))
-    if found:
+    if found and all(vlm.mmproj for vlm in found.values()):
         rows += [("", ""), ("memory", f"{_memory(found)} with a picture of 1024x768")]
     return rows + [("note", note) for note in notes]
 
@@ -122,7 +150,7 @@ def _memory(found: Mapping[str, VlmFacts]) -> str:
     from localvlm.engine.api import LoadOptions
     from localvlm.memory import pair_need
 
-    files = {role: VlmFiles(vlm.model, vlm.mmproj) for role, vlm in found.items()}
+    files = {role: VlmFiles(vlm.model, vlm.mmproj) for role, vlm in found.items() if vlm.mmproj is not None}
     return gigabytes(pair_need(Pair(None, files.get("guide"), files.get("model")), LoadOptions(), LoadOptions()).total)
 
 
@@ -136,7 +164,8 @@ def _facts_json(vlm: VlmFacts) -> dict[str, Any]:
 
     told = {name: getattr(vlm, name) for name in ("name", "architecture", "quant", "n_params", "n_layer", "context")}
     tokens = {f"{w}x{h}": n for n, (w, h) in zip(vlm.tokens, PICTURES, strict=False)}
-    files = {"file": str(vlm.model), "projector": str(vlm.mmproj), "bytes": vlm.n_bytes}
+    projector = None if vlm.mmproj is None else str(vlm.mmproj)
+    files = {"file": str(vlm.model), "projector": projector, "bytes": vlm.n_bytes}
     return {**told, **files, "family": vlm.family, "image_tokens": tokens, "licence": vlm.licence}
 
 

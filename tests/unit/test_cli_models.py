@@ -65,6 +65,41 @@ def test_the_catalogue_is_whole(cli):
         assert f"{entry.summary}; not run by us" in cli("show", entry.name).out
 
 
+def test_a_model_without_its_projector_is_told(cli, hub):
+    """What is there, what is missing and what to do, in `show` and where it is asked; with a projector it is whole."""
+    assert cli("pull", f"{MODEL}:Q8_0").code == 0
+    projector = next((cli.folder / "hub").rglob("mmproj-*.gguf"))
+    kept = cli.folder / "mmproj.bin"
+    kept.write_bytes(projector.read_bytes())
+    projector.unlink()
+    shown = cli("show", MODEL)
+    assert shown.code == 0
+    assert "'model-Q8_0.gguf' is here without a projector" in shown.out
+    assert f"localvlm pull {MODEL}, or pass a projector with --mmproj" in shown.out
+    assert re.search(r"architecture +llama, 12 layers", shown.out)
+    told = json.loads(cli("show", MODEL, "--json").out)
+    assert (told["lacking"], told["model"]["projector"]) == ([MODEL], None)
+    other = cli("show", f"{MODEL}:Q2_K").out
+    assert "lacks quantization Q2_K; here: model-Q8_0.gguf" in other
+    assert cli("show", "nobody/nothing").out.count("is not here") == 1
+    for refused, words in ((MODEL, "is here without a projector"), (f"{MODEL}:Q2_K", "; here: model-Q8_0.gguf")):
+        run = cli("ask", "--model", refused, cli.image, "What?")
+        assert (run.code, words in run.err) == (3, True)
+        assert f"run `localvlm pull {refused}`" in run.err
+    wanted = catalog.reference(MODEL)
+    found = catalog.located({"model": wanted, "mmproj": kept})
+    assert (found["model"].name, found["mmproj"]) == ("model-Q8_0.gguf", kept)
+
+
+def test_a_file_without_a_projector_is_shown(cli, contents):
+    alone = cli.folder / "alone"
+    alone.mkdir()
+    (alone / "model.gguf").write_bytes(contents["model"])
+    shown = cli("show", str(alone / "model.gguf"))
+    assert (shown.code, "'model.gguf' is here without a projector" in shown.out) == (0, True)
+    assert "localvlm ask --model FILE --mmproj FILE" in shown.out
+
+
 def test_a_pair_is_pulled_listed_shown_used_and_removed(cli, hub, tiny):
     listed = cli("list").out.splitlines()
     assert re.match(r"tiny +750 MB +not pulled +tiny; not run by us", listed[1])
