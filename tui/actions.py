@@ -17,7 +17,7 @@ from localvlm.errors import ImageError, LocalvlmError, StorageError, UsageError
 
 from .attachments import Attached, from_clipboard, from_name, from_stored
 from .background import in_thread
-from .commands import COMMANDS, begun, parsed
+from .commands import COMMANDS, Command, begun, parsed
 from .conversation import Conversation, Exchange
 from .events import Opened
 from .keymap import KEYS
@@ -114,7 +114,17 @@ class ChatActions(App[int]):
             self.composer.clear()
             await self.run_command(command[0].action, command[1])
         else:
-            await self.send(event.text.strip())
+            for name in self.composer.take_mentions():
+                await self.attach_name(name)
+            if question := self.composer.text.strip():
+                await self.send(question)
+
+    def choose_command(self, command: Command) -> None:
+        """Of the palette: a command that needs something is written, to be completed."""
+        if command.takes and not command.takes.startswith("["):
+            self.composer.write(f"/{command.name} ")
+        else:
+            self.run_worker(self.run_command(command.action))
 
     async def run_command(self, action: str, argument: str = "") -> None:
         """Runs what a command or the palette names."""
@@ -497,31 +507,29 @@ class ChatActions(App[int]):
 
     def action_help(self) -> None:
         """Shows keys and commands."""
-        from .screens.help import HelpEntry, HelpScreen, HelpSection
+        from .screens.help import HelpEntry, HelpScreen, HelpSection, bound, keyed, typed
+        from .widgets.chips import Chip
 
-        keys = [HelpEntry(self.setup.keymap.get(key.name, key.keys).replace(",", ", "), key.what) for key in KEYS]
+        keymap = self.setup.keymap
         writing = [
-            HelpEntry(self.setup.keymap.get("send", "enter"), "asks"),
-            HelpEntry(self.setup.keymap.get("newline", "shift+enter, ctrl+j, alt+enter"), "a new line"),
+            *bound(Prompt.BINDINGS, keymap, hidden=True)[:2],
             HelpEntry("up", "in an empty text: edits the last question"),
             HelpEntry("ctrl+v", "adds the picture in the clipboard"),
             HelpEntry("@", "picks a picture by its name"),
-            HelpEntry("shift+tab", "goes to the pictures and messages; c copies, e edits, r asks again"),
+            HelpEntry("tab", "completes a path or a command"),
         ]
         sections = [
-            HelpSection("Keys", keys),
+            HelpSection("Keys", keyed(KEYS, keymap)),
             HelpSection("Writing", writing),
-            HelpSection("Commands", [HelpEntry(command.usage, command.what) for command in COMMANDS]),
+            HelpSection("On a message (shift+tab)", bound(ChatMessage.BINDINGS, hidden=True)),
+            HelpSection("On a picture (shift+tab)", bound(Chip.BINDINGS, hidden=True)),
+            HelpSection("Commands", typed(COMMANDS)),
         ]
         self.push_screen(HelpScreen(sections))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:  # noqa: ARG002
-        """The palette: every command that needs no argument, by what it does."""
-        yield SystemCommand("Open picture", "adds pictures from folders", self.action_open_image)
-        for command in COMMANDS:
-            if not command.takes or command.takes.startswith("["):
-                title = command.name.capitalize()
-                yield SystemCommand(title, command.what, partial(self.run_command, command.action))
+        """What the palette has beside the commands."""
+        yield SystemCommand("Pictures", "adds pictures from folders", self.action_open_image)
         yield SystemCommand("Panel", "shows or hides what it saw", self.action_toggle_panel)
         yield SystemCommand("Theme", "changes the colours", self.action_change_theme)
 

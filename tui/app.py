@@ -18,6 +18,7 @@ from .actions import ChatActions
 from .background import in_thread
 from .conversation import Conversation
 from .keymap import KEYS
+from .palette import CommandProvider
 from .recorder import HistoryRecorder
 from .setup import ChatSetup
 from .text import one_line
@@ -36,7 +37,7 @@ class ChatApp(ChatActions):
     """Shows a conversation. ``run()`` returns when it is left; :meth:`close` then ends the engine."""
 
     TITLE = "localvlm"
-    ENABLE_COMMAND_PALETTE = True
+    COMMANDS = ChatActions.COMMANDS | {CommandProvider}
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (180, "-vast")]
     VERTICAL_BREAKPOINTS = [(0, "-short"), (16, "-tall")]
     BINDINGS: ClassVar[list[BindingType]] = [

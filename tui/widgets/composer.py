@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from textual import events, on
@@ -12,7 +13,10 @@ from textual.message import Message
 from textual.widgets import TextArea
 
 from ..attachments import pasted_names
+from ..commands import begun
+from ..paths import is_picture, mentions
 from .chips import Chip, Chips
+from .path_completion import PathCompletion
 
 __all__ = ["Composer", "Prompt"]
 
@@ -66,8 +70,31 @@ class Prompt(TextArea):
             soft_wrap=True, show_line_numbers=False, compact=True, highlight_cursor_line=False, placeholder=ASK
         )
 
+    @property
+    def before(self) -> str:
+        """The text up to the cursor."""
+        return self.get_text_range((0, 0), self.cursor_location)
+
+    def pressed(self, key: str) -> bool:
+        """Whether a key was for what the text may become: a path behind an @, or a command."""
+        if self.screen.query_one(PathCompletion).press(key):
+            return True
+        if key == "tab" and (found := begun(self.text)):
+            self.load_text(f"/{found[0].name} ")
+            self.move_cursor(self.document.end)
+            return True
+        return False
+
+    async def _on_key(self, event: events.Key) -> None:
+        if self.pressed(event.key):
+            event.stop()
+            event.prevent_default()
+        else:
+            await super()._on_key(event)
+
     def action_send(self) -> None:
-        self.post_message(self.Sent())
+        if not self.pressed("enter"):
+            self.post_message(self.Sent())
 
     def action_newline(self) -> None:
         self.insert("\n")
@@ -133,9 +160,14 @@ class Composer(Vertical):
     editing = False
     """Whether the text will take the place of the last question."""
 
+    def __init__(self, folder: Path | None = None) -> None:
+        super().__init__()
+        self._folder = folder or Path()
+
     def compose(self) -> ComposeResult:
         yield Chips()
         yield Prompt()
+        yield PathCompletion(self._folder)
 
     @property
     def prompt(self) -> Prompt:
@@ -165,10 +197,37 @@ class Composer(Vertical):
         self.prompt.load_text("")
         self._edit(False)
 
+    def take_mentions(self) -> list[str]:
+        """The pictures that the text names behind an @, which are then written there no more."""
+        text, names = self.text, list[str]()
+        for mention in reversed(list(mentions(text))):
+            if is_picture(mention.path.partition("#")[0]):
+                names.insert(0, mention.written)
+                text = f"{text[: mention.start].rstrip()} {text[mention.end :].lstrip()}"
+        if names:
+            self.write(text.strip())
+        return names
+
     def _edit(self, editing: bool) -> None:
         self.editing = editing
         self.set_class(editing, "-editing")
         self.border_title = EDITING if editing else None
+
+    @on(Prompt.SelectionChanged)
+    def _look(self) -> None:
+        self.query_one(PathCompletion).look(self.prompt.before)
+
+    @on(PathCompletion.Taken)
+    def _path_taken(self, event: PathCompletion.Taken) -> None:
+        """A folder is gone on with; a picture becomes a chip."""
+        event.stop()
+        prompt = self.prompt
+        lines = prompt.before[: event.start].split("\n")
+        start = (len(lines) - 1, len(lines[-1]))
+        prompt.replace(event.text, start, prompt.cursor_location, maintain_selection_offset=False)
+        prompt.focus()
+        if not event.text.rstrip("'").endswith("/") and (names := self.take_mentions()):
+            self.post_message(Prompt.Dropped(names))
 
     @on(Prompt.Sent)
     def _sent(self, event: Prompt.Sent) -> None:
