@@ -2,7 +2,8 @@
 
 python docs/make_first_steps.py [--out FILE]
 
-Everything runs for real, in a home of its own. The hub is a server on loopback that holds the demo pair's files, so
+Everything runs for real, in a home of its own: the last commit is installed by pip into a new environment, and commands
+are those of that environment. The network is used once, by pip. The hub is a server on loopback that holds the demo pair's files, so
 that this runs anywhere; the real one speaks the same protocol.
 """
 
@@ -16,7 +17,6 @@ import select
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -78,12 +78,27 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
         tuple(
             f"localvlm {name} --help"
             for name in (
-                *("ask", "attention", "bench", "calibrate", "completion", "config", "doctor", "eval", "forget", "list"),
-                *("methods", "paths", "pull", "recommend", "rm", "show", "tokens"),
+                *(
+                    "ask",
+                    "attention",
+                    "bench",
+                    "calibrate",
+                    "completion",
+                    "config",
+                    "doctor",
+                    "eval",
+                    "forget",
+                    "history",
+                ),
+                *("list", "methods", "paths", "pull", "recommend", "rm", "show", "tokens"),
             )
         ),
     ),
 )
+INSTALL = ("python3 -m venv .venv", ".venv/bin/pip install .", ".venv/bin/localvlm --version")
+"""What a new user types in the folder of a checkout."""
+_OF_PIP = re.compile(r"(Processing|Building wheels|Successfully) .*")
+"""Lines of pip's that are shown."""
 _BAR = re.compile(r"(\S+) .*(?:\?|B/s)\s+[-:\d]+")
 """A line of a progress bar, which is drawn again and again."""
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
@@ -104,25 +119,50 @@ def main() -> None:
             hub.add(repo, {there: (demo / here).read_bytes() for there, here in files.items()})
         environment = _environment(home, hub.endpoint)
         parts = [_HEAD]
+
+        def typed(command: str, folder: Path) -> None:
+            shown = _typed(command, folder, environment).replace(str(home), "~").replace(hub.endpoint, "http://hub")
+            parts.append(f"```console\n$ {command}\n{shown}```\n")
+
+        parts.append(_INSTALL)
+        for command in INSTALL:
+            typed(command, _checkout(home))
         for title, commands in STEPS:
             parts.append(f"## {title}\n")
             for command in commands:
-                shown = _typed(command, home, environment).replace(str(home), "~").replace(hub.endpoint, "http://hub")
-                parts.append(f"```console\n$ {command}\n{shown}```\n")
+                typed(command, home)
     args.out.write_text("\n".join(parts), encoding="utf-8")
 
 
 _HEAD = f"""# First steps
 
-Written by `{Path(__file__).name}`, which ran every command in a terminal {COLUMNS} columns wide, after the
-README's first line. Exit codes other than 0 are told below an output.
+Written by `{Path(__file__).name}`, which ran every command in a terminal {COLUMNS} columns wide. Exit codes other
+than 0 are told below an output.
 """
+_INSTALL = """## From a checkout
+
+Of what pip says, most lines are left out. Its first run here compiles llama.cpp. What follows is typed with `.venv/bin` on
+the PATH.
+"""
+
+
+def _checkout(home: Path) -> Path:
+    """A folder with the last commit, as somebody who has just cloned it has it."""
+    folder = home / "localvlm"
+    if not folder.exists():
+        folder.mkdir()
+        root = Path(__file__).parents[1]
+        files = subprocess.run(["git", "archive", "HEAD"], cwd=root, capture_output=True, check=True).stdout
+        subprocess.run(["tar", "-x"], cwd=folder, input=files, check=True)
+    return folder
 
 
 def _environment(home: Path, endpoint: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "LOCALVLM_")) or k.endswith("LIBRARY")}
     return kept | {
         "HOME": str(home),
+        "PATH": f"{home / 'localvlm' / '.venv' / 'bin'}:{os.environ['PATH']}",
+        "PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(Path.home() / ".cache" / "pip")),
         "LOCALVLM_HOME": str(home / ".localvlm"),
         "HF_HOME": str(home / ".cache" / "huggingface"),
         "HF_ENDPOINT": endpoint,
@@ -136,7 +176,6 @@ def _environment(home: Path, endpoint: str) -> dict[str, str]:
 def _typed(command: str, folder: Path, environment: dict[str, str]) -> str:
     """What a terminal shows of a command when it has ended: a line that is written over is the last one written."""
     words = shlex.split(command)
-    words = [sys.executable, "-m", *words] if words[0] == "localvlm" else words
     ours, theirs = pty.openpty()
     with subprocess.Popen(words, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
@@ -152,6 +191,8 @@ def _typed(command: str, folder: Path, environment: dict[str, str]) -> str:
     lines = [line.rpartition("\r")[2].rstrip() for line in text.split("\n")]
     last = {bar[1]: i for i, line in enumerate(lines) if (bar := _BAR.fullmatch(line))}
     lines = [line for i, line in enumerate(lines) if not (bar := _BAR.fullmatch(line)) or last[bar[1]] == i]
+    if "pip" in Path(words[0]).name:
+        lines = [line for line in lines if _OF_PIP.match(line)]
     shown = "\n".join(lines).strip("\n") + "\n"
     code = f"(exit code {process.returncode})\n" if process.returncode else ""
     return (shown + code).lstrip("\n")

@@ -34,6 +34,7 @@ _COMMANDS = {
     "doctor": ("doctor", "doctor", "Looks at this installation, and tells what mends what is wrong."),
     "eval": ("evaluate", "evaluate", "Tells what methods and budgets cost and lose on the questions of DATA."),
     "forget": ("forget", "forget", "Removes what is kept of IMAGE, or of all pictures and questions."),
+    "history": ("history", "history", "Lists, shows, exports and removes conversations."),
     "list": ("info", "list_models", "Lists pairs, and models that were pulled."),
     "methods": ("info", "methods", "Lists the ways to choose image tokens, and controls."),
     "tokens": ("tokens", "tokens", "Tells how many image tokens the IMAGEs are to each VLM."),

@@ -163,7 +163,7 @@ def _look(path: Path) -> None:
     The header is read without a lock and without the journal, then, where a process left one, with it but read-only:
     leaving such a connection does not write the journal into the file.
     """
-    journal = path.with_name(path.name + "-wal")
+    journal = Path(f"{path.resolve()}-wal")
     for how in ("immutable=1", "mode=ro"):
         with suppress(sqlite3.Error, FileNotFoundError):  # opening for real tells
             if how == "immutable=1" or journal.stat().st_size:

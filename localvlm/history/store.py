@@ -74,6 +74,7 @@ class History:
         self.path = path
         self._connection = connection
         self._identity = identity(path)
+        self._closed = False
         self._lock = threading.RLock()
 
     @classmethod
@@ -93,8 +94,9 @@ class History:
         self.close()
 
     def close(self) -> None:
-        """Closes the file; no method may be called any more."""
+        """Closes the file; methods that are called then raise StorageError."""
         with self._lock, told(self.path):
+            self._closed = True
             self._connection.close()
 
     # ---- writing
@@ -219,9 +221,14 @@ class History:
 
         return self._write(write, sweep=True)
 
-    def delete(self, conversation: int) -> None:
-        """Removes a conversation for good, if there is one."""
-        self._write(lambda c: c.execute("DELETE FROM conversation WHERE id = ?", (conversation,)), sweep=True)
+    def delete(self, conversation: int, *more: int) -> None:
+        """Removes conversations for good, those of them that are there."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            values = [(one,) for one in (conversation, *more)]
+            connection.executemany("DELETE FROM conversation WHERE id = ?", values)
+
+        self._write(write, sweep=True)
 
     def clear(self) -> None:
         """Removes all conversations for good."""
@@ -280,6 +287,8 @@ class History:
 
     def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         with self._lock, told(self.path):
+            if self._closed:
+                raise StorageError(f"history '{self.path}' was closed")
             if identity(self.path) != self._identity:  # it was removed, and ours is nowhere any more
                 connection = open_database(self.path)
                 self._connection.close()
@@ -297,7 +306,8 @@ class History:
             busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
             why = "another program is reading it" if busy else ""
         except sqlite3.Error as error:
-            why = str(error)
+            busy = error.sqlite_errorcode & 0xFF in IN_THE_WAY
+            why = "another program is writing it" if busy else str(error)
         finally:
             connection.execute(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}")
         if why:
@@ -314,14 +324,12 @@ def remove_history(path: Path | None = None) -> bool:
     Raises:
         StorageError: it cannot be removed.
     """
-    path = path or history_file()
+    path = (path or history_file()).resolve()  # a link does not keep what it leads to
     with told(path):
-        if identity(path) is not None and not _remove_alone(path):
+        if path.is_file() and not _remove_alone(path):
             with History.open(path) as history:
                 history.clear()
             return False
-        for end in ("-wal", "-shm", "-journal"):
-            path.with_name(path.name + end).unlink(missing_ok=True)
     return True
 
 
@@ -333,8 +341,11 @@ def _remove_alone(path: Path) -> bool:
             connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as error:
             if error.sqlite_errorcode & 0xFF in IN_THE_WAY:
-                return False  # damaged, or of others: nothing of ours has it open
-        path.unlink()
+                return False
+        # After any other error too: a file that cannot be opened is open nowhere. The file itself goes last: once it is
+        # gone, another process may begin one with a journal of the same name.
+        for end in ("-wal", "-shm", "-journal", ""):
+            path.with_name(path.name + end).unlink(missing_ok=True)
     return True
 
 

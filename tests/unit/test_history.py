@@ -341,6 +341,13 @@ def test_many_threads_call_one_history(history):
     assert len({kept.question for kept in history.turns(conversation)}) == 80
 
 
+def test_a_closed_history_says_so(history):
+    history.close()
+    history.close()
+    with pytest.raises(StorageError, match="was closed"):
+        history.conversations()
+
+
 # ---- the file goes
 
 

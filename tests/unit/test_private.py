@@ -16,6 +16,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from localvlm.history import History, StoredImage, StoredTurn, history_file
+from localvlm.images import load
 from localvlm.traces import traces
 
 ASK = "ask", "--pair", "demo", "--threads", 1, "--max-tokens", 4
@@ -135,17 +137,110 @@ def test_forget_asks_and_tells(cli, home):
     for name in ("a", "b"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"12345")
-    (home / "data").mkdir()
-    (home / "data" / "history.db").write_bytes(b"1")
+    (home / "data" / "history").mkdir(parents=True)
+    (home / "data" / "history" / "history.db").write_bytes(b"1")
+    (home / "data" / "other").write_bytes(b"of another kind")
     assert (cli("forget").code, cli("forget", "x.png", "--all").code) == (2, 2)
     refused = cli("forget", "--all")
     assert (refused.code, "pass --yes" in refused.err, folder.exists()) == (2, True, True)
+    (home / "data" / "history" / "history.db").unlink()
     done = cli("forget", "photo.jpg")
-    assert (done.code, folder.exists(), (home / "data").exists()) == (0, False, True)
+    assert (done.code, folder.exists(), (home / "data" / "history").exists()) == (0, False, True)
     assert "encoded pictures: 2 files" in done.err
+    (home / "data" / "history" / "history.db").write_bytes(b"no database")
     assert cli("forget", "--all", "--yes").code == 0
-    assert not (home / "data").exists()
+    assert [path.name for path in (home / "data").iterdir()] == ["other"]
     assert "nothing is kept" in cli("forget", "--all", "--yes").err
+
+
+def chat(canary: Path, path: Path | None = None, word: str = WORD) -> int:
+    """A conversation about the canary, as `localvlm chat` keeps it."""
+    shown = StoredImage.of(load(canary), path or canary)
+    with History.open() as history:
+        conversation = history.begin(f"About {word}", "demo", f"Speak of {word}.")
+        turn = StoredTurn(f"What is {word}?", f"a {word}\n" * 300, "model", guide_text=word, images=(shown,))
+        history.add(conversation, turn)
+        history.add(conversation, StoredTurn(f"And {word}?", word, "guide"))
+    return conversation
+
+
+def other_conversation() -> None:
+    with History.open() as history:
+        history.add(history.begin("kept"), StoredTurn("one", "two", "model"))
+
+
+def titles() -> list[str]:
+    with History.open() as history:
+        return [found.title for found in history.conversations()]
+
+
+def test_history_goes_with_all(home, canary, cli):
+    chat(canary)
+    assert left(home)
+    assert cli("forget", "--all", "--yes").code == 0
+    assert left(home) == []
+    assert not (home / "data" / "history").exists()
+
+
+def test_history_that_a_process_has_open_is_emptied(home, canary, cli):
+    conversation = chat(canary)
+    with History.open() as history:
+        assert history.turns(conversation)
+        done = cli("forget", "--all", "--yes")
+        assert (done.code, left(home), history.conversations()) == (0, [], [])
+        assert "emptied; the file stays while another localvlm has it open" in done.err
+        history.begin("goes on")
+
+
+@pytest.mark.parametrize("way", ["pixels", "copy", "path", "pattern"])
+def test_conversations_about_a_picture_go_with_it(home, canary, cli, way, tmp_path):
+    other_conversation()
+    chat(canary, Path("/no/longer/there.png") if way == "pixels" else None)
+    name = {"copy": str(tmp_path / "copy.png"), "pattern": f"{canary.parent}/{WORD}*"}.get(way, str(canary))
+    if way == "copy":
+        shutil.copy(canary, name)
+    if way in ("copy", "path"):
+        canary.unlink()
+    refused = cli("forget", name)
+    assert (refused.code, "pass --yes" in refused.err, len(titles())) == (2, True, 2)
+    done = cli("forget", name, "--yes")
+    assert (done.code, titles(), left(home)) == (0, ["kept"], [])
+    assert f"About {WORD}, 2 turns" in done.err
+
+
+def test_each_way_to_remove_a_conversation_leaves_nothing(home, canary):
+    for remove in (
+        lambda history, one: history.delete(one),
+        lambda history, one: history.clear(),
+        lambda history, one: history.forget_image(load(canary).content),
+    ):
+        conversation = chat(canary)
+        assert left(home)
+        with History.open() as history:
+            remove(history, conversation)
+            assert left(home) == []
+        assert left(home) == []
+
+
+def test_a_history_that_cannot_be_read_is_told_and_goes_with_all(home, canary, cli):
+    chat(canary)
+    history_file().write_bytes(b"no database")
+    refused = cli("forget", canary)
+    assert (refused.code, "is damaged" in refused.err, history_file().exists()) == (8, True, True)
+    assert cli("forget", "--all", "--yes").code == 0
+    assert not history_file().exists()
+
+
+def test_a_linked_history_is_removed_where_it_is(home, canary, cli, tmp_path):
+    chat(canary)
+    (tmp_path / "disk").mkdir()
+    history_file().rename(tmp_path / "disk" / "mine.db")
+    history_file().symlink_to(tmp_path / "disk" / "mine.db")
+    other_conversation()
+    assert titles() == ["kept", f"About {WORD}"]
+    assert cli("forget", "--all", "--yes").code == 0
+    assert list((tmp_path / "disk").iterdir()) == []
+    assert not history_file().parent.exists()
 
 
 def test_a_link_in_place_of_a_folder_is_removed_and_not_followed(cli, home, tmp_path):
