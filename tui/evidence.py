@@ -93,7 +93,7 @@ class Evidence:
         borders = pairwise(np.cumsum([0, *(layout.n_tokens for layout in preview.layouts)]).tolist())
         return [
             Marks(
-                None if layout.boxes is None else layout.boxes / np.array([*size, *size], np.float32),
+                None if layout.boxes is None else (layout.boxes / np.array([*size, *size])).astype(np.float32),
                 None if heat is None else heat[start:end],
                 None if kept is None else kept[i],
                 layout.n_tokens,
@@ -106,8 +106,9 @@ class Evidence:
         if self._preview is None and (layouts := self._known_layouts()):
             known = [self._layouts.get(size) for size in self.sizes]
             model = self._model if list(layouts) == known else None
-            given = {"question": self._question, "guide": self._guide, "model": model}
-            self._preview = Preview(layouts, self._look, self._answer, **given)
+            self._preview = Preview(
+                layouts, self._look, self._answer, question=self._question, guide=self._guide, model=model
+            )
         return self._preview
 
     def _known_layouts(self) -> Sequence[ImageLayout]:

@@ -17,8 +17,10 @@ __all__ = ["Colours", "Drawing"]
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
+SIZES = 2
+"""At which a picture is remembered: that of its half blocks and that of its pixels in the terminal."""
 LEAST_OUTLINED = 2.5
-"""Pixels of a token's shorter side from which on kept ones are outlined: of smaller ones lines would cover the others."""
+"""Pixels of a token's shorter side from which on kept ones are outlined; around smaller ones lines hide others."""
 FAINTEST = 0.25
 """Shade of the least heat where there are no colours, so that it differs from what was dropped."""
 
@@ -44,8 +46,8 @@ class Drawing:
         self.kept: Int32 | None = None
         self._boxes = np.zeros((0, 4), np.float32)
         self._heat: Float32 | None = None
-        self._scaled: tuple[tuple[int, int], RGB] | None = None
-        self._covered: tuple[tuple[int, int], Cover] | None = None
+        self._scaled: dict[tuple[int, int], RGB] = {}
+        self._covered: dict[tuple[int, int], Cover] = {}
 
     @property
     def has_heat(self) -> bool:
@@ -64,7 +66,7 @@ class Drawing:
         known = boxes is not None
         self._boxes = np.zeros((0, 4), np.float32) if boxes is None else boxes
         self._heat, self.kept = (heat, kept) if known else (None, None)
-        self._covered = None
+        self._covered = {}
 
     def size(self, columns: int, rows: int) -> tuple[int, int]:
         """(columns, rows) of cells that the picture takes where there are that many."""
@@ -109,16 +111,20 @@ class Drawing:
         return float(np.median(sides.min(axis=1)))
 
     def _at(self, size: tuple[int, int]) -> RGB:
-        if self._scaled is None or self._scaled[0] != size:
-            self._scaled = size, shrunk(self.pixels, size)
-        return self._scaled[1]
+        found = self._scaled.get(size)
+        if found is None:
+            found = shrunk(self.pixels, size)
+            self._scaled = {**dict(list(self._scaled.items())[1 - SIZES :]), size: found}
+        return found
 
     def _heat_at(self, size: tuple[int, int]) -> Cover | None:
         if self._heat is None:
             return None
-        if self._covered is None or self._covered[0] != size:
-            self._covered = size, cover(size[::-1], self._boxes, self._heat)
-        return self._covered[1]
+        found = self._covered.get(size)
+        if found is None:
+            found = cover(size[::-1], self._boxes, self._heat)
+            self._covered = {**dict(list(self._covered.items())[1 - SIZES :]), size: found}
+        return found
 
     def _kept_at(self, size: tuple[int, int]) -> Float32 | None:
         return None if self.kept is None else kept_share(size[::-1], self._boxes, self.kept)

@@ -24,7 +24,7 @@ FINE = 480
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 HEAT = 0.75
 """Share of the heat's colour, beside the grey of the picture."""
-DIM, LINE = 0.75, 0.5
+DIM, LINE = 0.75, 0.6
 """How far what was dropped fades, and how strong the line around what was kept is."""
 
 
@@ -98,14 +98,14 @@ def painted(
     colour = picture.astype(np.float32)
     grey = np.repeat((colour @ LUMA)[..., None], 3, axis=2)
     if view is View.HEAT and heat is not None:
-        hot = HEAT * heat_colours(heat.heat) + (1 - HEAT) * grey
+        hot = _mixed(grey, heat_colours(heat.heat), np.full_like(heat.heat, HEAT))
         colour = _mixed(colour, hot, heat.there)
         grey = np.repeat((colour @ LUMA)[..., None], 3, axis=2)
     if view is not View.PICTURE and kept is not None:
-        colour = _mixed((1 - DIM) * grey + DIM * inks.faded(view), colour, kept)
+        colour = _mixed(_mixed(grey, inks.faded(view), np.full_like(kept, DIM)), colour, kept)
         if outlined:
-            line = _beside(kept >= 0.5)
-            colour[line] += LINE * (np.array(inks.foreground, np.float32) - colour[line])
+            line: Float32 = LINE * _beside(kept >= 0.5).astype(np.float32)
+            colour = _mixed(colour, np.array(inks.foreground, np.float32), line)
     return np.asarray(np.rint(colour.clip(0, 255)), np.uint8)
 
 

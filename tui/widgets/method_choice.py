@@ -28,10 +28,10 @@ class MethodChoice(Select[str]):
     """
 
     def __init__(self, method: str, methods: Sequence[str] | None = None, *, id: str | None = None) -> None:  # noqa: A002
-        known = {**METHODS, **IN_LLM}
+        known = {name: m.summary for name, m in METHODS.items()} | {name: m.summary for name, m in IN_LLM.items()}
         names = list(known) if methods is None else list(methods)
         names += [method] * (method not in names)
-        options = [(_told(name, known[name].summary), name) for name in names]
+        options = [(_told(name, known[name]), name) for name in names]
         super().__init__(options, allow_blank=False, value=method, compact=True, id=id)
 
     def set_quietly(self, method: str) -> None:

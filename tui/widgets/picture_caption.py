@@ -74,7 +74,7 @@ class PictureCaption(Static):
 def _legend(room: int) -> Content:
     """Little to much, at the right."""
     shares = np.linspace(0, 1, RAMP_COLUMNS, dtype=np.float32)
-    colours = [Color(*map(int, rgb)) for rgb in heat_colours(shares).round()]
+    colours = [Color(int(r), int(g), int(b)) for r, g, b in heat_colours(shares).round()]
     ramp = [Content.styled("█", Style(foreground=colour)) for colour in colours]
     legend = Content("").join([Content.styled("little ", "$text-muted"), *ramp, Content.styled(" much", "$text-muted")])
     return Content(" " * max(1, room - legend.cell_length)) + legend

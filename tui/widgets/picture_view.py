@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.message import Message
 from textual.reactive import reactive
 from textual.strip import Strip
 from textual.widget import Widget
 
-from ..picture import Colours, Drawing, Inks, View
+from localvlm.errors import UsageError
+
+from ..picture import Colours, Drawing, Inks, Protocol, View, protocol_of
+from .graphics import Graphics
 
 __all__ = ["PictureView"]
 
@@ -45,10 +49,15 @@ class PictureView(Widget, can_focus=True):
     index: reactive[int] = reactive(0, layout=True)
     view: reactive[View] = reactive(View.HEAT)
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+    def __init__(self, protocol: Protocol | None = None, *, id: str | None = None) -> None:  # noqa: A002
+        """``protocol``: how pictures reach the terminal; None: as the environment tells."""
         super().__init__(id=id)
+        self._protocol = _protocol() if protocol is None else protocol
+        self._graphics = Graphics(self, self._protocol, self._encoded)
         self._drawings: list[Drawing] = []
         self._strips: list[Strip] | None = None
+        self._drawn = 0
+        """How often anything has changed."""
 
     @property
     def drawings(self) -> Sequence[Drawing]:
@@ -63,7 +72,7 @@ class PictureView(Widget, can_focus=True):
 
     def redraw(self, *, layout: bool = False) -> None:
         """After a drawing has changed."""
-        self._strips = None
+        self._strips, self._drawn = None, self._drawn + 1
         self.refresh(layout=layout)
 
     def action_view(self) -> None:
@@ -87,27 +96,33 @@ class PictureView(Widget, can_focus=True):
     def on_resize(self) -> None:
         self.redraw()
 
+    def on_unmount(self) -> None:
+        self._graphics.forget()
+
     def on_click(self, event: events.Click) -> None:
         event.stop()
         self.action_view()
 
     def notify_style_update(self) -> None:
         super().notify_style_update()
-        self._strips = None
+        self._strips, self._drawn = None, self._drawn + 1
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:  # noqa: ARG002
-        if not self._drawings:
-            return LEAST_ROWS
-        most = max(LEAST_ROWS, int(viewport.height * HIGHEST))
-        return max(self._drawings[self.index].size(max(1, width), most)[1], 1)
+        if not self._drawings or self._protocol is Protocol.NONE:
+            return 1
+        return self._drawings[self.index].size(max(1, width), max(LEAST_ROWS, int(viewport.height * HIGHEST)))[1]
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        lines = super().render_lines(crop)
+        if self._strips and self._protocol is Protocol.SIXEL:
+            self.call_after_refresh(self._painted)
+        return lines
 
     def render_line(self, y: int) -> Strip:
-        width, height = self.size
         if self._strips is None:
-            self._strips = self._drawn(width, height)
-        if not 0 <= y < len(self._strips):
-            return Strip.blank(width, self.rich_style)
-        strip = self._strips[y].apply_style(self.rich_style) if self._colours is Colours.NONE else self._strips[y]
+            self._strips = list(self._cells())
+        width = self.size.width
+        strip = self._strips[y] if 0 <= y < len(self._strips) else Strip([])
         left = (width - strip.cell_length) // 2
         return strip.crop_pad(strip.cell_length, left, width - strip.cell_length - left, self.rich_style)
 
@@ -117,9 +132,36 @@ class PictureView(Widget, can_focus=True):
             return Colours.NONE
         return {"256": Colours.PALETTE, "standard": Colours.NONE}.get(self.app.console.color_system or "", Colours.ALL)
 
-    def _drawn(self, width: int, height: int) -> list[Strip]:
-        if not self._drawings or not width or not height:
-            return []
-        background, foreground = self.colors[2:4]
+    def _cells(self) -> Iterable[Strip]:
+        width, height = self.size
+        if not self._drawings or not width or not height or self._protocol is Protocol.NONE:
+            return ()
+        drawing, colours = self._drawings[self.index], self._colours
+        background, foreground = self.colors[2:]
         inks = Inks(background.rgb, foreground.rgb)
-        return self._drawings[self.index].strips(width, height, self.view, inks, self._colours)
+        if colours is Colours.ALL:
+            cells = drawing.size(width, height)
+            self._graphics.want((self._drawn, cells), drawing, self.view, inks, cells)
+            if (placed := self._graphics.strips(cells)) is not None:
+                return placed
+        strips = drawing.strips(width, height, self.view, inks, colours)
+        return strips if colours is not Colours.NONE else [strip.apply_style(self.rich_style) for strip in strips]
+
+    def _encoded(self) -> None:
+        """The terminal can show the picture itself."""
+        self._strips = None
+        self.refresh()
+
+    def _painted(self) -> None:
+        if self._strips:
+            columns, rows = self._strips[0].cell_length, len(self._strips)
+            x, y, width, _ = self.content_region
+            self._graphics.painted(x + (width - columns) // 2, y, (columns, rows))
+
+
+def _protocol() -> Protocol:
+    """By the environment; a setting that says nothing known is refused where the chat begins, and is none here."""
+    try:
+        return protocol_of(os.environ)
+    except UsageError:
+        return Protocol.BLOCKS

@@ -16,9 +16,10 @@ from textual.widgets import Select, Static
 from localvlm.answers import Answer, AskOptions, Look
 from localvlm.engine.api import VlmInfo
 from localvlm.images import Image
+from localvlm.pruning import Keep
 
 from ..evidence import Evidence
-from ..picture import RGB, Drawing, View, bounded
+from ..picture import RGB, Drawing, Protocol, View, bounded
 from ..text import one_line, shown_name
 from ..verdict import looked_told, seen_told, told
 from .method_choice import MethodChoice
@@ -29,6 +30,8 @@ from .stage_bars import StageBars
 
 __all__ = ["SawPanel"]
 
+SHARE = 35
+"""Percent that the slider shows beside a budget of "auto" or of a number of tokens."""
 AT_ONCE = 1 << 20
 """Pixels of pictures that are scaled without leaving the thread of the app: a millisecond's work."""
 
@@ -67,17 +70,26 @@ class SawPanel(VerticalScroll, can_focus=False):
         options: AskOptions = AskOptions(),
         *,
         methods: Sequence[str] | None = None,
+        pictures: Protocol | None = None,
         id: str | None = None,  # noqa: A002
         classes: str | None = None,
     ) -> None:
-        """``options``: of the next question. ``methods``: that can be chosen; None: all."""
+        """A panel.
+
+        Args:
+            options: of the next question.
+            methods: that can be chosen; None: all.
+            pictures: how they reach the terminal; None: as the environment tells.
+            id: of the widget.
+            classes: of the widget.
+        """
         super().__init__(id=id, classes=classes)
-        self._options, self._methods = options, methods
+        self._options, self._methods, self._pictures = options, methods, pictures
         self._evidence = Evidence()
         self._images: tuple[Image, ...] = ()
 
     def compose(self) -> ComposeResult:
-        yield PictureView()
+        yield PictureView(self._pictures)
         yield PictureCaption()
         yield RetentionSlider(_percent(self._options.keep))
         yield Static("", id="saw-tokens", markup=False)
@@ -226,8 +238,8 @@ class SawPanel(VerticalScroll, can_focus=False):
         line.update(content)
 
 
-def _percent(keep: object) -> int:
-    """A share as a whole percent; budgets that are no share, "auto" and a number of tokens, as what they replace."""
+def _percent(keep: Keep) -> int:
+    """A share as a whole percent; of a budget that is no share, where the slider begins."""
     if keep is None:
         return 100
-    return round(100 * keep) if isinstance(keep, (int, float)) else round(100 * AskOptions().keep)  # type: ignore[operator]
+    return round(100 * keep) if isinstance(keep, (int, float)) else SHARE

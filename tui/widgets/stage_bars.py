@@ -44,7 +44,7 @@ class StageBars(Widget):
         super().__init__(id=id)
         self._clock = clock
         self._ms: dict[str, float] = {}
-        self._running, self._since = "", 0.0
+        self._stage, self._since = "", 0.0
         self._skipped = ""
         self._timer: Timer | None = None
 
@@ -55,29 +55,29 @@ class StageBars(Widget):
     def ms(self) -> dict[str, float]:
         """Milliseconds so far of each stage that has begun."""
         now = dict(self._ms)
-        if self._running:
-            now[self._running] = now.get(self._running, 0.0) + (self._clock() - self._since) * 1e3
+        if self._stage:
+            now[self._stage] = now.get(self._stage, 0.0) + (self._clock() - self._since) * 1e3
         return now
 
     def clear(self) -> None:
         """Nothing has run."""
-        self._ms, self._running, self._skipped = {}, "", ""
+        self._ms, self._stage, self._skipped = {}, "", ""
         self._changed()
 
     def stage(self, name: str) -> None:
         """A stage begins, and the one before it is over."""
-        self._ms, self._running, self._since = self.ms, name, self._clock()
+        self._ms, self._stage, self._since = self.ms, name, self._clock()
         self._ms.setdefault(name, 0.0)
         self._changed()
 
     def stop(self) -> None:
         """The stage that runs is over, and no other follows."""
-        self._ms, self._running = self.ms, ""
+        self._ms, self._stage = self.ms, ""
         self._changed()
 
     def finish(self, ms: Mapping[str, float], skipped: str = "") -> None:
         """What an answer took. ``skipped`` is said of stages that took no time."""
-        self._ms, self._running = {name: ms[name] for name in STAGE_BARS if ms.get(name, 0.0) > 0}, ""
+        self._ms, self._stage = {name: ms[name] for name in STAGE_BARS if ms.get(name, 0.0) > 0}, ""
         self._skipped = skipped
         self._changed()
 
@@ -93,7 +93,7 @@ class StageBars(Widget):
         if name not in ms:
             faint = self.get_component_rich_style("stage-bars--faint")
             return Strip([Segment(f"{words:<{LABEL}}{self._skipped}", faint)]).adjust_cell_length(width, base)
-        label = self.get_component_rich_style("stage-bars--running") if name == self._running else base
+        label = self.get_component_rich_style("stage-bars--running") if name == self._stage else base
         bar = _bar(ms[name] / max(1e-9, *ms.values()), max(1, width - LABEL - TIME))
         colour = base + Style(color=Color.from_rgb(red, green, blue))
         line = [Segment(f"{words:<{LABEL}}", label), Segment(bar, colour), Segment(f" {duration(ms[name])}", base)]
@@ -108,7 +108,7 @@ class StageBars(Widget):
 
     def _changed(self) -> None:
         if self._timer is not None:
-            (self._timer.resume if self._running else self._timer.pause)()
+            (self._timer.resume if self._stage else self._timer.pause)()
         self.refresh(layout=True)
 
 
