@@ -283,36 +283,36 @@ class Runner:
         self._picture = np.random.RandomState(5).randint(0, 256, (70, 100, 3)).astype(np.uint8)
         self._png = directory / "picture.png"
         PIL.Image.fromarray(self._picture).save(self._png)
-        self._engine = Engine()
+        self.engine = Engine()
         self._n = 0
-        self._message = ""
+        self.message = ""
 
     def run(self, seed: int, through_cli: bool) -> tuple[str, Outcome]:
         recipe, model, mmproj = damage(seed, self.sound, self._dir)
         started = time.monotonic()
-        what, miss = self._cli(model, mmproj) if through_cli else self._api(model, mmproj)
+        what, miss = self.cli(model, mmproj) if through_cli else self.api(model, mmproj)
         seconds = time.monotonic() - started
         if not miss and seconds > SLOWEST:
             miss = f"took {seconds:.0f} s"
         self._n += 1
         if self._n % 25 == 0:
             self.close()
-        return recipe, Outcome(what, seconds, miss, self._message)
+        return recipe, Outcome(what, seconds, miss, self.message)
 
-    def _api(self, model: Path, mmproj: Path) -> tuple[str, str]:
+    def api(self, model: Path, mmproj: Path) -> tuple[str, str]:
         hung = threading.Event()
 
         def stop() -> None:
             hung.set()
-            if self._engine.pid is not None:
-                os.kill(self._engine.pid, signal.SIGKILL)
+            if self.engine.pid is not None:
+                os.kill(self.engine.pid, signal.SIGKILL)
 
         watchdog = threading.Timer(SLOWEST + 5, stop)
         watchdog.start()
         try:
-            ask(self._engine, model, mmproj, self._picture)
+            ask(self.engine, model, mmproj, self._picture)
         except LocalvlmError as error:
-            what, self._message = type(error).__name__, str(error)
+            what, self.message = type(error).__name__, str(error)
             if hung.is_set():
                 return what, "hung"
             if what == "LocalvlmError" or len(str(error)) > 2000 or "Traceback" in str(error):
@@ -327,7 +327,7 @@ class Runner:
             watchdog.cancel()
         return "answer", ""
 
-    def _cli(self, model: Path, mmproj: Path) -> tuple[str, str]:
+    def cli(self, model: Path, mmproj: Path) -> tuple[str, str]:
         command = [sys.executable, "-m", "localvlm", "ask", str(self._png), "what is it?"]
         command += ["-m", str(model), "--mmproj", str(mmproj), "--method", "none", "--max-tokens", "4"]
         command += ["--ctx-size", "512", "--threads", "1"]
@@ -336,14 +336,14 @@ class Runner:
             done = subprocess.run(command, capture_output=True, timeout=SLOWEST + 5, env=env, check=False)
         except subprocess.TimeoutExpired:
             return "exit: none", "hung"
-        err = self._message = done.stderr.decode("utf-8", "replace")
+        err = self.message = done.stderr.decode("utf-8", "replace")
         miss = ""
         if done.returncode not in EXIT_CODES or "Traceback" in err:
             miss = f"exit {done.returncode}: {err[-300:]}"
         return f"exit {done.returncode}", miss
 
     def close(self) -> None:
-        self._engine.close()
+        self.engine.close()
 
     def orphans(self) -> list[str]:
         """Child processes that should not be there once the engine is closed."""

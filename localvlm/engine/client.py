@@ -241,8 +241,14 @@ class Engine:
         """Turns what happens when the worker dies, hangs or talks nonsense into EngineCrashed."""
         try:
             yield
-        except (EOFError, BrokenPipeError, ValueError) as error:
+        except (EOFError, BrokenPipeError) as error:
             raise self._crashed(f"during '{method}'") from (None if isinstance(error, EOFError) else error)
+        except ValueError as error:  # it lives, and is not waited for
+            self.kill()
+            raise EngineCrashed(
+                f"the engine gave no sound answer to '{method}' and was stopped",
+                "check the model files, or run with -vv to see its log",
+            ) from error
         except TimeoutError:
             self.kill()
             self.hung = True

@@ -19,12 +19,14 @@ from pathlib import Path
 
 from localvlm.errors import ModelNotFound, NotGguf, ProjectorMismatch, RoleMismatch
 
-__all__ = ["Header", "TensorInfo", "check_pair", "parts_of", "read_header", "read_model"]
+__all__ = ["Header", "TensorInfo", "check_pair", "parts_of", "read_header", "read_model", "strings_of"]
 
 MAX_KEYS = 4096
 MAX_TENSORS = 65_536
 MAX_KEY_BYTES = 1024
 MAX_STRING = 1 << 20
+MAX_ARCHITECTURE = 64
+"""Bytes of the architecture's name, which begins the names of its keys; the longest known one has 19."""
 MAX_ARRAY = 1 << 21
 MAX_ELEMENTS = 1 << 22
 """Of all string arrays together; the largest published header (a 262k-token vocabulary) has 0.8 million."""
@@ -51,13 +53,16 @@ class TensorInfo:
 
 @dataclass
 class Header:
-    """What a GGUF header says. Arrays of strings are kept as a hash alone (``array_hashes``)."""
+    """What a GGUF header says. Arrays of strings are kept as a hash (``array_hashes``) and where they lie in the file
+    (``string_places``: first byte and the one after the last) alone.
+    """
 
     path: Path
     values: dict[str, Value] = field(default_factory=dict)
     types: dict[str, int] = field(default_factory=dict)
     array_hashes: dict[str, str] = field(default_factory=dict)
     array_lengths: dict[str, int] = field(default_factory=dict)
+    string_places: dict[str, tuple[int, int]] = field(default_factory=dict)
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
 
     @property
@@ -148,7 +153,9 @@ def _read_array(c: _Cursor, header: Header, key: str) -> None:
     n = c.count(f"the length of '{key}'", MAX_ARRAY)
     header.array_lengths[key] = n
     if kind == _STRING:
+        start = c.at
         header.array_hashes[key] = c.skip_strings(n, key)
+        header.string_places[key] = start, c.at
         return
     fmt = _SCALARS.get(kind)
     if fmt is None:
@@ -274,7 +281,28 @@ def _parse(c: _Cursor) -> Header:
     _read_tensors(c, header, n_tensors, _block_sizes())
     if not header.architecture and not header.integer("split.no"):  # of a split model the first part alone names it
         raise NotGguf(f"'{c.path.name}' names no architecture; it is damaged or not a model")
+    if len(header.architecture) > MAX_ARCHITECTURE:
+        raise NotGguf(f"'{c.path.name}' is damaged: its architecture's name has {len(header.architecture)} characters")
     return header
+
+
+def strings_of(header: Header, key: str) -> list[bytes]:
+    """The elements of an array of strings, read from the file again.
+
+    Raises:
+        KeyError: there is no such array.
+        OSError: the file cannot be read any more.
+    """
+    start, end = header.string_places[key]
+    with header.path.open("rb") as file:
+        file.seek(start)
+        data = file.read(end - start)
+    found, at, length = [], 0, struct.Struct("<Q").unpack_from
+    while at < len(data):
+        first = at + 8
+        at = first + length(data, at)[0]
+        found.append(data[first:at])
+    return found
 
 
 def check_pair(model: Header, mmproj: Header) -> None:

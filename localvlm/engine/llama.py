@@ -78,7 +78,7 @@ def backend() -> Any:
         line = text.decode("utf-8", "replace").rstrip("\n")
         if level >= 3 and line:
             _log.append(line)
-        if found := _BUFFER.search(line):
+        if "model buffer size" in line and (found := _BUFFER.search(line)):  # a line may be a megabyte of a file's
             _buffers.append(f"{found[1]} {float(found[2]):.0f} MiB")
         if echo or level >= 3:
             os.write(2, text)

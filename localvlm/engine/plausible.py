@@ -7,9 +7,10 @@ read beyond the end of memory. Shapes are checked for known families alone, so t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import NoReturn
 
-from localvlm.engine.gguf_header import Header, TensorInfo
+from localvlm.engine.gguf_header import Header, TensorInfo, strings_of
 from localvlm.errors import NotGguf
 
 __all__ = ["check_model", "check_projector"]
@@ -52,6 +53,11 @@ _PLAIN = (0, 1, 30)
 """F32, F16, BF16."""
 _BLOCK = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out", "ln1", "ln2", "ffn_up", "ffn_gate", "ffn_down")
 """Tensors of a tower's block: every block has one, or none has."""
+
+
+_LLAVA = ("llava", "llava-next")
+_TURNED = ("qwen2vl", "qwen2.5vl", "qwen3vl")
+"""Families whose towers turn queries and keys by row and column, in quarters of a head."""
 
 
 class _Check:
@@ -127,6 +133,20 @@ def check_model(model: Header) -> None:
     tokens = "tokenizer.ggml"
     if model.text(f"{tokens}.model") == "llama" and f"{tokens}.scores" not in model.array_lengths:
         check.fail(f"'{tokens}.model' is 'llama' and '{tokens}.scores' is missing")
+    sections = model.integers(f"{prefix}.rope.dimension_sections")
+    if sections and not (min(sections) >= 0 < max(sections[:3])):
+        check.fail(f"'{prefix}.rope.dimension_sections' is {list(sections)[:4]}, which turns nothing")
+    _check_tokens(check, f"{tokens}.tokens")
+
+
+def _check_tokens(check: _Check, key: str) -> None:
+    """llama.cpp ends where two tokens are spelled alike; empty ones it tells apart by itself."""
+    if key not in check.header.string_places:
+        return
+    found = [token for token in strings_of(check.header, key) if token]
+    if len(set(found)) < len(found):
+        token = next(t for t, count in Counter(found).items() if count > 1)
+        check.fail(f"two tokens of '{key}' are {token[:40].decode('utf-8', 'replace')!r}")
 
 
 def check_projector(mmproj: Header) -> None:
@@ -149,7 +169,7 @@ def check_projector(mmproj: Header) -> None:
     check.between(f"{vision}.spatial_merge_size", 1, 16, required=False)
     check.between(f"{vision}.projector.scale_factor", 1, 64, required=False)
     check.epsilon(f"{vision}.attention.layer_norm_epsilon")
-    check.heads(vision)
+    head = check.heads(vision)
     family = describe(mmproj)
     tower = family.tower
     if family.name == "unknown":
@@ -158,13 +178,11 @@ def check_projector(mmproj: Header) -> None:
     embedder = mmproj.tensors.get("v.patch_embd.weight")
     if embedder is None or embedder.shape != (patch, patch, 3, width):
         check.fail(f"'v.patch_embd.weight' has shape {list(embedder.shape) if embedder else None}, not that of a patch")
-    if family.name in ("llava", "llava-next"):
-        check.shape("v.position_embd.weight", width, (size // patch) ** 2 + tower.cls)
-        if "v.position_embd.weight" not in mmproj.tensors:
-            check.fail("tensor 'v.position_embd.weight' is missing")
-        for name in ("v.class_embd", "v.pre_ln.weight", "v.pre_ln.bias"):
-            check.shape(name, width)
-    if family.name in ("llava", "llava-next", "qwen2vl", "qwen2.5vl", "qwen3vl"):
+    if family.name in _LLAVA:
+        _check_llava(check, width, (size // patch) ** 2 + tower.cls)
+    if family.name in _TURNED and head % 4:
+        check.fail(f"'{vision}.attention.head_count' leaves {head} numbers a head, which cannot be turned by y and x")
+    if family.name in (*_LLAVA, *_TURNED):
         layers = len(mmproj.integers(f"{vision}.feature_layer")) or 1  # side by side
         wide = check.matrix("mm.0", width * tower.merge**2 * layers)
         out = check.matrix("mm.2", wide, required="mm.3.weight" not in mmproj.tensors)  # Yi-VL has norms between
@@ -176,6 +194,17 @@ def check_projector(mmproj: Header) -> None:
         check.between(f"{vision}.projection_dim", out, out)
     elif family.name == "qwen3vl":
         _check_qwen3(check, blocks, width)
+
+
+def _check_llava(check: _Check, width: int, places: int) -> None:
+    """CLIP's table of ``places``, and biases that its graph adds without asking."""
+    tensors = check.header.tensors
+    check.shape("v.position_embd.weight", width, places)
+    for name in ("v.class_embd", "v.pre_ln.weight", "v.pre_ln.bias"):
+        check.shape(name, width)
+    needed = [f"{layer}.bias" for layer in ("mm.0", "mm.2") if f"{layer}.weight" in tensors]
+    if missing := [name for name in ("v.position_embd.weight", *needed) if name not in tensors]:
+        check.fail(f"tensor '{missing[0]}' is missing")
 
 
 def _check_qwen3(check: _Check, blocks: int, width: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from localvlm.engine import client, wire
 from localvlm.engine.client import Engine, RemoteVlm
 from localvlm.errors import EngineCrashed, Interrupted, LocalvlmError, UnsupportedModel
 from tests.asking import ONE, ask, in_fresh_process, load, picture, prompt
@@ -133,6 +134,17 @@ def test_a_worker_killed_in_a_call(files) -> None:
         assert pid is not None
         with pytest.raises(EngineCrashed, match="SIGKILL during 'generate'"):
             vlm.generate(900, on_text=lambda _: os.kill(pid, signal.SIGKILL))
+        assert ask(load(engine, files["llava15"]))
+
+
+def test_a_worker_that_talks_nonsense_is_ended_at_once(files, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Engine() as engine:
+        vlm, worker = load(engine, files["llava15"]), psutil.Process(engine.pid)
+        with monkeypatch.context() as patched:
+            patched.setattr(client, "unpack", lambda read: wire.unpack(lambda n: b"\xff" * n))
+            with pytest.raises(EngineCrashed, match="no sound answer to 'logits'"):
+                vlm.logits()
+        worker.wait(timeout=1)  # no grace: it is not waited for
         assert ask(load(engine, files["llava15"]))
 
 

@@ -307,8 +307,23 @@ def set_tensor(name: str, new_name: str | None = None, shape: list[int] | None =
     return change
 
 
+def same_tokens(file: Gguf) -> None:
+    """The last token is spelled as the one before it."""
+    at = next(i for i, (key, *_) in enumerate(file.values) if key == b"tokenizer.ggml.tokens")
+    key, kind, raw = file.values[at]
+    n, tokens, place = struct.unpack_from("<Q", raw, 4)[0], [], 12
+    for _ in range(n):
+        size = struct.unpack_from("<Q", raw, place)[0]
+        tokens.append(raw[place + 8 : place + 8 + size])
+        place += 8 + size
+    tokens[-1] = tokens[-2]
+    body = b"".join(struct.pack("<Q", len(token)) + token for token in tokens)
+    file.values[at] = key, kind, raw[:12] + body
+
+
 U32 = struct.Struct("<I").pack
 VISION = "clip.vision."
+FOUR_ZEROS, MEGABYTE = struct.pack("<IQ4i", 5, 4, 0, 0, 0, 0), struct.pack("<Q", 1 << 20) + b"x" * (1 << 20)
 ABORTS = [
     ("llava15", "model", set_key("llama.block_count", 4, U32(0)), "llama.block_count"),
     ("llava15", "model", set_key("llama.block_count", 4, U32(2**24)), "llama.block_count"),
@@ -340,6 +355,21 @@ ABORTS = [
     ("qwen3vl", "mmproj", set_tensor("v.patch_embd.bias", "v.patch_embd.bia"), "'v.patch_embd.bias' is missing"),
     ("qwen3vl", "mmproj", set_tensor("v.deepstack.1.fc2.weight", "v.deepstack.1.fc9.weight"), "deepstack.1.fc2"),
     ("qwen25vl", "model", set_key("qwen2vl.rope.dimension_count", 4, U32(16)), "dimension_count"),
+    (
+        "qwen25vl",
+        "model",
+        set_key("qwen2vl.rope.dimension_sections", 9, struct.pack("<IQ4i", 5, 4, 0, 0, 0, 0)),
+        "turns",
+    ),
+    ("qwen25vl", "mmproj", set_key(VISION + "attention.head_count", 4, U32(64)), "1 numbers a head"),
+    ("llava15", "mmproj", set_tensor("mm.2.bias", "mm.2.bia"), "'mm.2.bias' is missing"),
+    ("llava15", "model", same_tokens, "two tokens of 'tokenizer.ggml.tokens' are"),
+    (
+        "llava15",
+        "model",
+        set_key("general.architecture", 8, struct.pack("<Q", 1 << 20) + bytes(1 << 20)),
+        "1048576 char",
+    ),
 ]
 
 
