@@ -9,7 +9,7 @@ model's own answer; and of a tiled picture a given number of tiles is encoded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,10 +23,11 @@ from localvlm.bench.machine import Peak
 from localvlm.clock import Clock
 from localvlm.engine.api import Completion, Encoded, Engine, LoadOptions, Message, Prefilled, TextPart, Vlm
 from localvlm.engine.drafts import SIZES
-from localvlm.errors import UsageError
+from localvlm.errors import ModelError, UsageError
 from localvlm.evaluation.downscale import pooled_within, resized, shrunk
 from localvlm.images import Image
 from localvlm.pipeline import Pipeline
+from localvlm.planning.shapes import VlmShape
 from localvlm.pruning import METHODS, share_of
 from localvlm.selection import select, tiles_in_common
 from localvlm.speaker import altered, parts_of, release
@@ -180,6 +181,8 @@ class Bench:
         self.ours = FixedEngine(engine(), None if guide is None else guide.model)
         self._pipelines: dict[int, Pipeline] = {}
         self._prepared: dict[Case, Prepared] = {}
+        self.planned: Answer | None = None
+        """The latest answer of a case that is run as it was planned."""
 
     def __enter__(self) -> Bench:
         return self
@@ -261,8 +264,7 @@ class Bench:
     def _find_out(self, case: Case, images: Sequence[Image], question: str, *, draft: bool, price: bool) -> None:
         out = self._prepared[case]
         if case.tiles:
-            layout = self.pipeline().vlm("guide").layout(*images[0].size)
-            out.guide_tokens = -(-layout.n_tokens // layout.n_tiles)
+            out.guide_tokens = self._overview(images[0])
         if not (draft or price):
             return
         self.ours.fixed.repeats = len(SIZES) * draft  # each answer measures one size of batches along a draft
@@ -276,6 +278,16 @@ class Bench:
             assert self.ours.fixed.last is not None
             out.draft = self.ours.fixed.last.ids.tolist()
 
+    def _overview(self, image: Image) -> int:
+        """Tokens of one of the guide's tiles; by its headers where they tell, as a guide loaded twice takes twice."""
+        assert self.setting.pair.guide is not None
+        with suppress(ModelError):
+            view = VlmShape(self.setting.pair.guide).view(*image.size, self.setting.guide.image_tokens)
+            if view is not None:
+                return -(-view.tokens // len(view.tiles))
+        layout = self.pipeline().vlm("guide").layout(*image.size)
+        return -(-layout.n_tokens // layout.n_tiles)
+
     # runs
 
     def run(self, case: Case, images: Sequence[Image], question: str) -> Run:
@@ -288,7 +300,9 @@ class Bench:
         elif case.way == "downscale":
             done = self._downscaled(case.keep or 1.0, images, question)
         else:
-            done = _run_of(self._ask(case, images, question), self.ours.fixed.last)
+            answer = self._ask(case, images, question)
+            self.planned = answer if case.planned else self.planned
+            done = _run_of(answer, self.ours.fixed.last)
         return replace(done, peak=peak.read())
 
     def _plain(self, images: Sequence[Image], question: str) -> Run:

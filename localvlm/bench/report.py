@@ -13,6 +13,7 @@ from localvlm.bench.cases import PLAIN, STAGES, Case, Run
 from localvlm.bench.start import Process
 
 if TYPE_CHECKING:
+    from localvlm.answers import Answer
     from localvlm.planning.choice import Choice
 
 __all__ = ["Grown", "Report", "Row", "Started"]
@@ -108,7 +109,9 @@ class Grown:
 
 @dataclass
 class Report:
-    """``facts``: name -> what it ran on, and with; ``guide_bytes``: of the guide's files."""
+    """``facts``: name -> what it ran on, and with; ``choice``: the default plan; ``planned``: an answer by it;
+    ``guide_bytes``: of the guide's files.
+    """
 
     facts: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
@@ -116,6 +119,7 @@ class Report:
     grown: list[Grown] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     choice: Choice | None = None
+    planned: Answer | None = None
     guide_bytes: int = 0
 
     def notes(self) -> list[str]:
@@ -149,11 +153,14 @@ class Report:
         if self.choice.plan is None:
             return {"why": self.choice.why}
         measured = {**{s: row.median(lambda r, s=s: r.ms[s]) for s in STAGES}, "total": row.median(_total)}  # type: ignore[misc]
-        off = self.choice.plan.total / measured["total"]
+        knowing = None if self.planned is None else self.choice.knowing(self.planned)
+        known = {} if knowing is None else {**knowing.ms, "total": knowing.total}
         return {
             **self.choice.figures(),
             "measured_ms": measured,
-            "predicted_of_measured": off,
+            "predicted_of_measured": self.choice.plan.total / measured["total"],
+            "knowing_ms": known,
+            "knowing_of_measured": known["total"] / measured["total"] if known else None,
             "ratio": row.ratio(_total),
         }
 
@@ -252,12 +259,14 @@ def _plan_text(told: dict[str, Any]) -> str:
         return f"default plan: as asked; {told['why']}"
     rows = [
         [what, *(_seconds(told[key].get(stage, 0.0)) for stage in (*STAGES, "total"))]
-        for what, key in (("predicted", "predicted_ms"), ("measured", "measured_ms"))
+        for what, key in (("predicted", "predicted_ms"), ("knowing", "knowing_ms"), ("measured", "measured_ms"))
+        if told[key]
     ]
     others = ", ".join(f"{name} {_seconds(ms)}" for name, ms in told["others_ms"].items())
+    knowing = f", {told['knowing_of_measured']:.2f} knowing what the guide chose" if told["knowing_ms"] else ""
     return (
         f"default plan: {told['name']}; {told['ratio']:.2f} x plain, predicted {told['predicted_of_measured']:.2f} of "
-        f"measured; others predicted: {others}\n" + _aligned([["s", *_SHORT.values(), "last"], *rows])
+        f"measured{knowing}; others predicted: {others}\n" + _aligned([["s", *_SHORT.values(), "last"], *rows])
     )
 
 

@@ -50,6 +50,7 @@ def measure(
                     found[case.name].append(run)
                 else:
                     found[case.name].append(bench.run(case, images, question))
+        report.planned = bench.planned
         plain_runs = tuple(found[PLAIN.name])
         report.rows += [Row(case, tuple(found[case.name]), plain_runs) for case in order]
         if not from_start:

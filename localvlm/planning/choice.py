@@ -60,6 +60,12 @@ class Choice:
         others = {plan.name: round(plan.total) for plan in self.plans if plan is not self.plan}
         return {"name": self.plan.name, "predicted_ms": {**ms, "total": round(self.plan.total)}, "others_ms": others}
 
+    def knowing(self, answer: Answer) -> Plan | None:
+        """The prediction with what nobody can know before the guide has looked: tiles, rows, how the answer came."""
+        if self.plan is None or self._planner is None or self._asked is None:
+            return None
+        return self._planner.again(self._asked, self.plan, answer)
+
     def learn(self, answer: Answer) -> None:
         """Remembers how far the prediction was off, unless other work was in the way."""
         if self.plan is not None and self._planner is not None and self._asked is not None and not busy():

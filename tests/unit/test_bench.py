@@ -390,6 +390,8 @@ def test_the_default_plan_is_that_of_ask_and_told_ahead(cli, tmp_path, monkeypat
     assert plan["measured_ms"]["total"] == row["total_ms"]
     assert plan["ratio"] == row["ratio"]
     assert plan["predicted_of_measured"] == pytest.approx(plan["predicted_ms"]["total"] / row["total_ms"], rel=0.01)
+    assert plan["knowing_of_measured"] == pytest.approx(plan["knowing_ms"]["total"] / row["total_ms"])
+    assert plan["knowing_ms"]["guide_encode"] == pytest.approx(plan["predicted_ms"]["guide_encode"], abs=0.5)
     assert "default plan: guided; " in done.out
     assert any("told before the rounds" in note for note in told["notes"])
 
