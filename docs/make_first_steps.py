@@ -3,13 +3,14 @@
 python docs/make_first_steps.py [--out FILE]
 
 Everything runs for real, in a home of its own: the last commit is installed by pip into a new environment, and commands
-are those of that environment. The network is used once, by pip. The hub is a server on loopback that holds the demo pair's files, so
-that this runs anywhere; the real one speaks the same protocol.
+are those of that environment. The network is used once, by pip. The hub is a server on loopback that holds the demo
+pair's files; the real one speaks the same protocol.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import pty
 import re
@@ -17,10 +18,14 @@ import select
 import shlex
 import shutil
 import subprocess
+import tarfile
 import tempfile
 from pathlib import Path
 
+import click
+
 from localvlm.catalog import example_image
+from localvlm.cli.main import cli
 from tests.hub_server import HubServer
 
 COLUMNS = 96
@@ -75,24 +80,7 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "The help of each command",
-        tuple(
-            f"localvlm {name} --help"
-            for name in (
-                *(
-                    "ask",
-                    "attention",
-                    "bench",
-                    "calibrate",
-                    "completion",
-                    "config",
-                    "doctor",
-                    "eval",
-                    "forget",
-                    "history",
-                ),
-                *("list", "methods", "paths", "pull", "recommend", "rm", "show", "tokens"),
-            )
-        ),
+        tuple(f"localvlm {name} --help" for name in sorted(cli.list_commands(click.Context(cli)))),
     ),
 )
 INSTALL = ("python3 -m venv .venv", ".venv/bin/pip install .", ".venv/bin/localvlm --version")
@@ -141,8 +129,8 @@ than 0 are told below an output.
 """
 _INSTALL = """## From a checkout
 
-Of what pip says, most lines are left out. Its first run here compiles llama.cpp. What follows is typed with `.venv/bin` on
-the PATH.
+The first time, pip compiles llama.cpp, which takes minutes. Most of what it says is left out. What follows is typed
+with `.venv/bin` on the PATH.
 """
 
 
@@ -152,8 +140,9 @@ def _checkout(home: Path) -> Path:
     if not folder.exists():
         folder.mkdir()
         root = Path(__file__).parents[1]
-        files = subprocess.run(["git", "archive", "HEAD"], cwd=root, capture_output=True, check=True).stdout
-        subprocess.run(["tar", "-x"], cwd=folder, input=files, check=True)
+        files = subprocess.run(["git", "archive", "HEAD"], cwd=root, capture_output=True, check=True).stdout  # noqa: S607
+        with tarfile.open(fileobj=io.BytesIO(files)) as archive:
+            archive.extractall(folder, filter="data")
     return folder
 
 
