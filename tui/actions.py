@@ -4,102 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual import on
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.containers import Vertical
 from textual.screen import Screen
 
-from localvlm.errors import ImageError, LocalvlmError, StorageError, UsageError
+from localvlm.errors import LocalvlmError, UsageError
 
-from .attachments import Attached, from_clipboard, from_name, from_stored
 from .background import in_thread
 from .commands import COMMANDS, Command, begun, parsed
-from .conversation import Conversation, Exchange
-from .events import Opened
+from .conversation import Exchange
+from .history_actions import HistoryActions
 from .keymap import KEYS
-from .recorder import HistoryRecorder, exchange_of
-from .setup import ChatSetup
-from .text import one_line, shown_path
+from .picture_actions import PictureActions
+from .text import one_line
 from .told import seconds_told, tokens_told
-from .widgets.chat_log import ChatLog
 from .widgets.chips import Chips
 from .widgets.composer import Composer, Prompt
-from .widgets.message import AnswerMessage, ChatMessage
 from .widgets.status_line import StatusLine
 
 if TYPE_CHECKING:
-    from localvlm.answers import AskOptions
-    from localvlm.history import StoredTurn
-
-    from .screens.history import HistoryScreen
-    from .screens.images import Place
-    from .widgets.saw_panel import SawPanel
+    from .widgets.message import ChatMessage
 
 __all__ = ["ChatActions"]
 
 
-class ChatActions(App[int]):
+class ChatActions(PictureActions, HistoryActions):
     """The half of the app that answers to people; the other one answers to the conversation."""
-
-    setup: ChatSetup
-    conversation: Conversation
-    recorder: HistoryRecorder | None
-    options: AskOptions | None = None
-    """What questions are asked with, once a pair is open."""
-    calibrated: float | None = None
-    """Score from which the guide's answer is final, if nobody says otherwise here."""
-    _place: Place | None = None
-    _waits: str | None = None
-    """A question that waits for its pictures to be read."""
-
-    # what the other half has
-
-    def warn(self, error: LocalvlmError, severity: str = "warning") -> None:
-        """Tells an error in passing."""
-        raise NotImplementedError
-
-    def status(self, text: str) -> None:
-        """What the line at the bottom says."""
-        raise NotImplementedError
-
-    @property
-    def log_view(self) -> ChatLog:
-        return self.query_one(ChatLog)
-
-    @property
-    def composer(self) -> Composer:
-        return self.query_one(Composer)
-
-    def panel(self, tell: Callable[[SawPanel], None]) -> None:
-        """Tells the side panel something, if it is there yet."""
-        for panel in self.query("SawPanel"):
-            tell(panel)  # type: ignore[arg-type]
-
-    def opened(self, event: Opened) -> None:
-        """A pair can be asked."""
-        changes = self.conversation.changes
-        self.options = replace(event.options, **changes) if changes else event.options
-        self.calibrated = event.options.exit_at
-        self.query_one(StatusLine).tell("ready", pair=event.pair)
-        self.panel(lambda panel: panel.set_options(self.options or event.options))
-
-    def set_options(self, **changes: Any) -> None:
-        """Sets what the next question is asked with."""
-        self.conversation.set(**changes)
-        if self.options is not None:
-            options = self.options = replace(self.options, preset=None, **changes)
-            self.panel(lambda panel: panel.set_options(options))
-
-    def show_pictures(self) -> None:
-        """Tells the side panel which pictures there are: those said, and those that come with the next question."""
-        said = [e for e in self.conversation.exchanges if e.status in ("done", "waiting")]
-        images = [image for exchange in said for image in exchange.images]
-        images += [each.image for each in self.query_one(Chips).attached]
-        self.panel(lambda panel: panel.show_images(images))
 
     # asking
 
@@ -229,8 +162,8 @@ class ChatActions(App[int]):
         await self.action_new_chat()
         self.query_one(StatusLine).tell("nothing is written from now on", private=True)
 
-    @on(ChatMessage.Taken)
-    async def _taken(self, event: ChatMessage.Taken) -> None:
+    async def on_chat_message_taken(self, event: ChatMessage.Taken) -> None:
+        """A key was pressed on a message."""
         last = self.conversation.exchanges[-1] if self.conversation.exchanges else None
         is_last = last is not None and last.turn == event.widget.turn
         if event.do == "copy":
@@ -244,11 +177,10 @@ class ChatActions(App[int]):
 
     async def action_copy_answer(self) -> None:
         """Copies the last answer."""
-        answers = list(self.query(AnswerMessage))
-        if not answers or not answers[-1].raw:
+        if answer := self.log_view.last_answer:
+            await self.copy(answer)
+        else:
             self.warn(UsageError("there is no answer to copy"))
-            return
-        await self.copy(answers[-1].raw)
 
     async def copy(self, text: str) -> None:
         """Into the clipboard: by the desktop's programs, else by the terminal."""
@@ -261,138 +193,6 @@ class ChatActions(App[int]):
             self.copy_to_clipboard(safe)
             how = "handed to the terminal's clipboard"
         self.notify(how.capitalize() + ".", markup=False, timeout=3)
-
-    # pictures
-
-    async def attach_name(self, name: str) -> None:
-        """Adds the pictures that a name stands for; they are read beside what goes on."""
-        chip = await self.query_one(Chips).begin(name)
-        self._read(chip, partial(from_name, name))
-
-    def _read(self, chip: Any, read: Callable[[], list[Attached]]) -> None:
-        self.run_worker(self._reading(chip, read), group="pictures")
-
-    async def _reading(self, chip: Any, read: Callable[[], list[Attached]]) -> None:
-        chips = self.query_one(Chips)
-        try:
-            attached = await in_thread(read)
-        except LocalvlmError as error:
-            attached = []
-            self._waits = None
-            self.warn(error, "error")
-        await chips.replace(chip, attached)
-        for note in (f"{each.image.name}: {note}" for each in attached for note in each.image.notes):
-            self.notify(one_line(note), markup=False)
-        if self._waits is not None and not chips.reading:
-            question, self._waits = self._waits, None
-            await self.send(question)
-
-    @on(Chips.Changed)
-    def _pictures_changed(self) -> None:
-        self.show_pictures()
-
-    @on(Prompt.Dropped)
-    async def _dropped(self, event: Prompt.Dropped) -> None:
-        for name in event.names:
-            await self.attach_name(name)
-
-    async def action_attach(self, name: str = "") -> None:
-        """Adds the picture of that name."""
-        await self.attach_name(name)
-
-    async def action_paste_picture(self) -> None:
-        """Adds the picture in the clipboard."""
-        chip = await self.query_one(Chips).begin("(clipboard)")
-        self._read(chip, from_clipboard)
-
-    @on(Prompt.Pasting)
-    async def _pasting(self) -> None:
-        """A picture, if the desktop's clipboard holds one; else the text that was copied here."""
-        try:
-            attached = await in_thread(from_clipboard)
-        except ImageError as error:
-            if self.clipboard:
-                self.composer.prompt.paste_text()
-            else:
-                self.warn(error)
-            return
-        await self.query_one(Chips).add(attached)
-
-    @on(Prompt.TooLong)
-    def _too_long(self) -> None:
-        self.notify("The paste was cut: it is too long for a question.", severity="warning", markup=False)
-
-    def action_open_image(self) -> None:
-        """Picks pictures from folders."""
-        from .screens.images import ImageBrowser, Place
-
-        if self._place is None:
-            self._place = Place(Path.cwd())
-        self.push_screen(ImageBrowser(self._place), self._picked)
-
-    async def _picked(self, paths: list[Path] | None) -> None:
-        for path in paths or ():
-            await self.attach_name(str(path))
-
-    # history
-
-    def action_resume(self) -> None:
-        """Shows the history, to go on with a conversation of it."""
-        if self.recorder is None:
-            self.warn(UsageError("there is no history: this chat is private"))
-            return
-        self.run_worker(self._history(self.recorder), group="history", exclusive=True)
-
-    async def _history(self, recorder: HistoryRecorder) -> None:
-        from .screens.history import HistoryScreen
-
-        try:
-            history = await in_thread(recorder.history)
-        except LocalvlmError as error:
-            self.warn(error, "error")
-            return
-        screen: HistoryScreen = HistoryScreen(history, Path.cwd())
-        self.push_screen(screen, self._resume)
-
-    async def _resume(self, number: int | None) -> None:
-        if number is not None and self.recorder is not None:
-            self.run_worker(self._resuming(number, self.recorder), group="history", exclusive=True)
-
-    async def _resuming(self, number: int, recorder: HistoryRecorder) -> None:
-        self.status("reading the conversation\u2026")
-        try:
-            turns = await in_thread(lambda: recorder.history().turns(number))
-        except LocalvlmError as error:
-            self.warn(error, "error")
-            return
-        exchanges, lost = await in_thread(partial(_restored, turns))
-        self.conversation.restore(exchanges, number)
-        await self.query_one(Chips).clear()
-        self.composer.clear()
-        await self.log_view.clear()
-        for exchange in exchanges:
-            message = await self.log_view.add(exchange.turn, exchange.question, exchange.images)
-            await message.restored(exchange)
-        self.show_pictures()
-        for each in lost:
-            self.warn(each)
-        self.status("the conversation goes on")
-        self.composer.prompt.focus()
-
-    async def action_save(self, folder: str = "") -> None:
-        """Writes the conversation as Markdown, with its pictures."""
-        recorder = self.recorder
-        if recorder is None or recorder.conversation is None:
-            self.warn(UsageError("there is nothing to save: nothing was said, or this chat is private"))
-            return
-        number, target = recorder.conversation, Path(folder).expanduser() if folder else Path.cwd()
-        try:
-            written = await in_thread(lambda: recorder.history().export(number, target))
-        except (LocalvlmError, OSError) as error:
-            told = error if isinstance(error, LocalvlmError) else StorageError(f"'{target}' cannot be written: {error}")
-            self.warn(told, "error")
-            return
-        self.notify(f"Written as {shown_path(written)}", markup=False)
 
     # how it is asked
 
@@ -509,6 +309,7 @@ class ChatActions(App[int]):
         """Shows keys and commands."""
         from .screens.help import HelpEntry, HelpScreen, HelpSection, bound, keyed, typed
         from .widgets.chips import Chip
+        from .widgets.message import ChatMessage
 
         keymap = self.setup.keymap
         writing = [
@@ -549,19 +350,3 @@ class ChatActions(App[int]):
         """Leaves; what runs is stopped."""
         self.conversation.cancel()
         self.exit(0)
-
-
-def _restored(turns: list[StoredTurn]) -> tuple[list[Exchange], list[LocalvlmError]]:
-    """Turns as they are gone on with, and why some of their pictures could not be read."""
-    exchanges, lost = [], list[LocalvlmError]()
-    for turn in turns:
-        attached = []
-        for stored in turn.images:
-            try:
-                if stored.path is None:
-                    raise ImageError(f"image {stored.name!r} was of no file", "the answers about it are still there")
-                attached.append(from_stored(stored.path, stored.name, stored.page, stored.sha256))
-            except LocalvlmError as error:
-                lost.append(error)
-        exchanges.append(exchange_of(turn, tuple(attached)))
-    return exchanges, lost

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
 from textual.app import ComposeResult
@@ -27,8 +27,10 @@ from .told import STAGES, seconds_told, tokens_told
 from .widgets.chat_log import ChatLog
 from .widgets.chips import Chips
 from .widgets.composer import Composer
-from .widgets.message import AnswerMessage
 from .widgets.status_line import StatusLine
+
+if TYPE_CHECKING:
+    from .widgets.message import AnswerMessage
 
 __all__ = ["ChatApp"]
 

@@ -24,8 +24,8 @@ STAGES = {
 }
 """What stages are called while they run."""
 _FATES: dict[Fate, str] = {
-    "confirmed": "\u2713 confirms the guide's draft",
-    "extended": "\u2713 goes on from the guide's draft",
+    "confirmed": "\u2713 confirms the draft",
+    "extended": "\u2713 goes on from the draft",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from localvlm.tui import events
 from localvlm.tui.attachments import Attached
 from localvlm.tui.conversation import Conversation, Exchange, Recorder
 
-__all__ = ["DEADLINE", "Heard", "fake_opener", "open_conversation", "pair_of", "picture"]
+__all__ = ["DEADLINE", "HELD", "Heard", "HeldEngine", "fake_opener", "open_conversation", "pair_of", "picture"]
 
 DEADLINE = 20.0
 """Seconds after which what is waited for will not come."""
@@ -31,6 +31,30 @@ def picture(seed: int = 1, name: str | None = None) -> Attached:
 
 def pair_of(name: str | None) -> Pair:
     return Pair(name or "fake", *(VlmFiles(Path(f"{role}.gguf"), Path("m.gguf")) for role in ("guide", "model")))
+
+
+HELD = 1e6
+"""Seconds that a step of a HeldEngine takes until it is let go."""
+
+
+class HeldEngine(FakeEngine):
+    """Steps that take HELD seconds wait for :meth:`let_go`, or until they are cancelled."""
+
+    def __init__(self, scripts: Script | Mapping[str, Script] = Script()) -> None:
+        super().__init__(scripts)
+        self._gone_on = threading.Event()
+
+    def wait(self, seconds: float) -> bool:
+        if seconds < HELD:
+            return super().wait(seconds)
+        while not self._gone_on.wait(0.005):
+            if self.take_cancel():
+                return True
+        return self.take_cancel()
+
+    def let_go(self) -> None:
+        """From now on nothing is held."""
+        self._gone_on.set()
 
 
 def fake_opener(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
@@ -10,10 +10,10 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from .message import AnswerMessage, ChatMessage, Question
-
 if TYPE_CHECKING:
     from localvlm.images import Image
+
+    from .message import AnswerMessage, ChatMessage
 
 __all__ = ["ChatLog", "Welcome"]
 
@@ -55,8 +55,16 @@ class ChatLog(VerticalScroll, can_focus=False):
     def on_mount(self) -> None:
         self.anchor()
 
+    @property
+    def last_answer(self) -> str:
+        """The newest answer as the model wrote it, "" if there is none."""
+        answers: list[AnswerMessage] = list(self.query("AnswerMessage"))  # type: ignore[arg-type]
+        return answers[-1].raw if answers else ""
+
     async def add(self, turn: int, question: str, images: Sequence[Image]) -> AnswerMessage:
         """A question, and the message in which its answer will be."""
+        from .message import AnswerMessage, Question  # with Markdown, which the first frame does not wait for
+
         self.query(Welcome).set(display=False)
         answer = AnswerMessage(turn)
         await self.mount_all([Question(turn, question, images), answer])
@@ -65,18 +73,21 @@ class ChatLog(VerticalScroll, can_focus=False):
 
     def answer(self, turn: int) -> AnswerMessage | None:
         """The message of a turn, None where it was taken back."""
-        return next((m for m in self.query(AnswerMessage) if m.turn == turn), None)
+        answers: Iterable[AnswerMessage] = self.query("AnswerMessage")  # type: ignore[assignment]
+        return next((m for m in answers if m.turn == turn), None)
 
     async def remove_turn(self, turn: int) -> None:
         """Takes a turn's messages away."""
-        for message in [m for m in self.query(ChatMessage) if m.turn == turn]:
-            await message.remove()
+        messages: list[ChatMessage] = list(self.query("ChatMessage"))  # type: ignore[arg-type]
+        for message in messages:
+            if message.turn == turn:
+                await message.remove()
         self._greet()
 
     async def clear(self) -> None:
         """Takes all messages away."""
-        await self.query(ChatMessage).remove()
+        await self.query("ChatMessage").remove()
         self._greet()
 
     def _greet(self) -> None:
-        self.query(Welcome).set(display=not self.query(ChatMessage))
+        self.query(Welcome).set(display=not self.query("ChatMessage"))

@@ -1,0 +1,491 @@
+"""The chat, driven by keys on the fake engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import PIL.Image
+import pytest
+from textual.widgets import TextArea
+
+from localvlm.answers import AskOptions
+from localvlm.engine.fake import Script
+from localvlm.errors import ImageError, StorageError
+from localvlm.history import History
+from localvlm.tui.screens.help import HelpScreen
+from localvlm.tui.screens.history import HistoryScreen
+from localvlm.tui.screens.images import ImageBrowser
+from localvlm.tui.screens.settings import SettingsScreen
+from localvlm.tui.widgets.chips import Chip, Chips
+from localvlm.tui.widgets.composer import Composer
+from localvlm.tui.widgets.message import AnswerMessage, Question
+from localvlm.tui.widgets.retention_slider import RetentionSlider
+from localvlm.tui.widgets.status_line import StatusLine
+from tests.tui.chat_app import answered, ask, attach, chat_app, ended, played_chat, until
+from tests.tui.chatting import HELD, picture
+from tests.tui.stage import shown
+
+SLOW = Script("dark " * 200, token_s=0.01)
+
+
+def test_a_question_is_typed_and_answered():
+    async def act(pilot):
+        await attach(pilot, picture())
+        await pilot.press(*"what?", "enter")
+        await ended(pilot, await_exchange(pilot))
+        screen = shown(pilot.app)
+        for said in (
+            "what?",
+            "1.png 60\u00d740",
+            "dark red",
+            "model · 50 of 144 tokens (35%)",
+            "the model replaced it",
+        ):
+            assert said in screen
+        assert not pilot.app.query(Chip)
+        assert pilot.app.query_one(Composer).text == ""
+
+    played_chat(chat_app(), act)
+
+
+def await_exchange(pilot):
+    return pilot.app.conversation.exchanges[-1]
+
+
+def test_the_guides_draft_is_shown_at_once_and_its_fate_told():
+    async def act(pilot):
+        await attach(pilot, picture())
+        exchange = await ask(pilot, "what?")
+        await until(pilot, lambda: "draft: red" in shown(pilot.app))
+        pilot.app.engine.let_go()
+        await until(pilot, lambda: "the model replaced it" in shown(pilot.app))
+        await pilot.press("escape")
+        await ended(pilot, exchange)
+
+    played_chat(chat_app(model=replace(SLOW, encode_s=HELD)), act)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [("red", "✓ confirms the draft"), ("red, dark", "✓ goes on from the draft"), ("blue", "the model replaced it")],
+)
+def test_what_the_model_makes_of_the_draft_is_told(said, told):
+    async def act(pilot):
+        await attach(pilot, picture())
+        await answered(pilot, "what?")
+        assert told in shown(pilot.app)
+
+    played_chat(chat_app(model=Script(said)), act)
+
+
+def test_an_answer_of_the_guide_says_why_it_is_final():
+    async def act(pilot):
+        await attach(pilot, picture())
+        await answered(pilot, "what?")
+        assert "guide · sure enough: 0.90 ≥ 0.50" in shown(pilot.app)
+        assert "none to the model" in pilot.app.query_one(StatusLine).told
+
+    played_chat(chat_app(options=AskOptions(exit_at=0.5)), act)
+
+
+def test_escape_stops_an_answer_and_r_asks_again():
+    async def act(pilot):
+        app = pilot.app
+        await attach(pilot, picture())
+        exchange = await ask(pilot, "what?")
+        await until(pilot, lambda: exchange.text != "")
+        await pilot.press("escape")
+        await ended(pilot, exchange)
+        assert "stopped" in shown(app)
+        assert [chip.attached.image.name for chip in app.query(Chip)] == ["1.png"]
+        for vlm in app.engine.loaded:
+            vlm._script = replace(vlm._script, answer="dark red", token_s=0.0)
+        app.query(AnswerMessage).last().focus()
+        await pilot.press("r")
+        await until(
+            pilot, lambda: len(app.query(AnswerMessage)) == 1 and app.conversation.exchanges[-1].status == "done"
+        )
+        assert not app.query(Chip)
+        assert app.conversation.exchanges[-1].images[0].name == "1.png"
+
+    played_chat(chat_app(model=SLOW), act)
+
+
+def test_up_in_an_empty_text_edits_the_last_question():
+    async def act(pilot):
+        app = pilot.app
+        await attach(pilot, picture())
+        await answered(pilot, "what?")
+        await pilot.press("up")
+        await until(pilot, lambda: app.composer.editing)
+        assert (app.composer.text, len(app.query(Chip))) == ("what?", 1)
+        await pilot.press(*" now", "enter")
+        await until(pilot, lambda: [e.question for e in app.conversation.exchanges] == ["what? now"])
+        await ended(pilot, app.conversation.exchanges[-1])
+        await until(pilot, lambda: len(app.query(Question)) == 1)
+        assert [turn.question for turn in app.conversation._session.turns] == ["what? now"]
+        await pilot.press("up")
+        await until(pilot, lambda: app.composer.editing)
+        await pilot.press("escape")
+        assert (app.composer.editing, app.composer.text, len(app.query(Chip))) == (False, "", 0)
+
+    played_chat(chat_app(), act)
+
+
+def test_lines_are_broken_by_ctrl_j_and_shift_enter():
+    async def act(pilot):
+        await pilot.press("a", "ctrl+j", "b", "shift+enter", "c")
+        assert pilot.app.composer.text == "a\nb\nc"
+
+    played_chat(chat_app(), act)
+
+
+def test_chips_are_reached_and_removed_by_keys():
+    async def act(pilot):
+        app = pilot.app
+        await attach(pilot, picture(1), picture(2), picture(3))
+        await pilot.press("shift+tab")
+        assert app.focused is list(app.query(Chip))[2]
+        await pilot.press("left", "delete")
+        await until(pilot, lambda: len(app.query(Chip)) == 2)
+        assert [chip.attached.image.name for chip in app.query(Chip)] == ["1.png", "3.png"]
+        await pilot.press("delete", "delete")
+        await until(pilot, lambda: not app.query(Chip))
+        assert isinstance(app.focused, TextArea)
+
+    played_chat(chat_app(), act)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "my photo.png"
+    PIL.Image.new("RGB", (64, 48), (200, 10, 10)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["{}", "'{}'", "file://{}", "{} {}"])
+def test_dropped_files_become_chips(photo, form):
+    async def act(pilot):
+        app = pilot.app
+        escaped = str(photo).replace(" ", "%20" if "file" in form else " " if "'" in form else r"\ ")
+        text = form.format(*[escaped] * form.count("{}"))
+        app.composer.prompt.post_message(paste(text))
+        await until(pilot, lambda: len(app.query_one(Chips).attached) == form.count("{}"))
+        assert app.query_one(Chips).attached[0].path == photo
+        assert app.composer.text == ""
+
+    played_chat(chat_app(), act)
+
+
+def paste(text):
+    from textual.events import Paste
+
+    return Paste(text)
+
+
+def test_other_pastes_are_text():
+    async def act(pilot):
+        pilot.app.composer.prompt.post_message(paste("two\r\nlines /no/such.png"))
+        await pilot.pause()
+        assert pilot.app.composer.text == "two\nlines /no/such.png"
+
+    played_chat(chat_app(), act)
+
+
+def test_a_picture_that_cannot_be_read_is_told_and_no_chip_is_left(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG nothing")
+
+    async def act(pilot):
+        app = pilot.app
+        app.composer.write(f"/image {tmp_path / 'bad.png'}")
+        await pilot.press("enter")
+        await until(pilot, lambda: "bad.png" in notes(app) and not app.query(Chip))
+
+    played_chat(chat_app(), act)
+
+
+def notes(app):
+    return " ".join(note.message for note in app._notifications)
+
+
+def test_a_question_waits_for_its_pictures(photo):
+    async def act(pilot):
+        app = pilot.app
+        app.composer.write(f"/image {photo}")
+        await pilot.press("enter")
+        exchange = await ask(pilot, "what?")
+        await ended(pilot, exchange)
+        assert exchange.images[0].name == str(photo)
+
+    played_chat(chat_app(), act)
+
+
+def test_pictures_behind_an_at_come_with_the_question(photo):
+    async def act(pilot):
+        exchange = await ask(pilot, f"what is on @'{photo}' here?")
+        await ended(pilot, exchange)
+        assert (exchange.question, exchange.images[0].name) == ("what is on here?", str(photo))
+
+    played_chat(chat_app(), act)
+
+
+def test_ctrl_v_takes_a_picture_from_the_clipboard_else_text(photo, monkeypatch):
+    async def act(pilot):
+        app = pilot.app
+        await pilot.press("ctrl+v")
+        await until(pilot, lambda: len(app.query_one(Chips).attached) == 1)
+        monkeypatch.setattr("localvlm.clipboard.picture_of_clipboard", none)
+        app._clipboard = "copied here"
+        await pilot.press("ctrl+v")
+        await until(pilot, lambda: app.composer.text == "copied here")
+
+    def none():
+        raise ImageError("the clipboard holds no picture")
+
+    monkeypatch.setattr("localvlm.clipboard.picture_of_clipboard", photo.read_bytes)
+    played_chat(chat_app(), act)
+
+
+def test_commands_say_what_they_may_become_and_what_is_wrong():
+    async def act(pilot):
+        app = pilot.app
+        await pilot.press("slash", "r", "e")
+        assert "asks the last question again" in shown(app)
+        await pilot.press("tab")
+        assert app.composer.text == "/regen "
+        app.composer.write("/regan")
+        await pilot.press("enter")
+        await until(pilot, lambda: "did you mean /regen?" in notes(app))
+        assert app.composer.text == "/regan"
+        app.composer.write("/keep 0.1")
+        await pilot.press("enter")
+        await until(pilot, lambda: app.options.keep == 0.1)
+        app.composer.write("/keep eleven")
+        await pilot.press("enter")
+        await until(pilot, lambda: "eleven" in notes(app))
+        app.composer.write("/method grid")
+        await pilot.press("enter")
+        await until(pilot, lambda: app.options.method == "grid")
+        app.composer.write("/system Be brief.")
+        await pilot.press("enter")
+        await until(pilot, lambda: app.options.system == "Be brief.")
+        await attach(pilot, picture())
+        exchange = await answered(pilot, "what?")
+        assert (exchange.options.keep, exchange.options.method, exchange.options.system) == (0.1, "grid", "Be brief.")
+        app.composer.write("/stats")
+        await pilot.press("enter")
+        await until(pilot, lambda: "14 of 144 tokens" in notes(app))
+
+    played_chat(chat_app(), act)
+
+
+def test_the_slider_changes_the_next_question():
+    async def act(pilot):
+        app = pilot.app
+        await attach(pilot, picture())
+        app.query_one(RetentionSlider).focus()
+        await pilot.press("right")
+        await until(pilot, lambda: app.options.keep > 0.35)
+        exchange = await answered(pilot, "what?")
+        assert exchange.options.keep == app.options.keep
+
+    played_chat(chat_app(), act)
+
+
+def test_undo_gives_the_question_back():
+    async def act(pilot):
+        app = pilot.app
+        await attach(pilot, picture())
+        await answered(pilot, "what?")
+        app.composer.write("/undo")
+        await pilot.press("enter")
+        await until(pilot, lambda: not app.query(Question))
+        assert (app.composer.text, len(app.query(Chip))) == ("what?", 1)
+        assert app.conversation.exchanges == []
+
+    played_chat(chat_app(), act)
+
+
+def test_a_new_chat_begins_with_nothing():
+    async def act(pilot):
+        app = pilot.app
+        await attach(pilot, picture())
+        await answered(pilot, "what?")
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: not app.query(Question))
+        assert "Ask a picture." in shown(app)
+        exchange = await answered(pilot, "and now?")
+        assert exchange.answer.tokens.image == 0
+
+    played_chat(chat_app(), act)
+
+
+@pytest.mark.parametrize(
+    ("key", "screen"), [("f1", HelpScreen), ("ctrl+o", ImageBrowser), ("ctrl+r", HistoryScreen), ("f4", SettingsScreen)]
+)
+def test_keys_open_screens_and_escape_closes_them(tmp_path, key, screen):
+    async def act(pilot):
+        await pilot.press(key)
+        await until(pilot, lambda: isinstance(pilot.app.screen, screen))
+        await pilot.press("escape")
+        await until(pilot, lambda: not isinstance(pilot.app.screen, screen))
+        assert isinstance(pilot.app.focused, TextArea)
+
+    played_chat(chat_app(history=tmp_path / "history.db"), act)
+
+
+def test_keys_of_the_user_take_the_place_of_others():
+    async def act(pilot):
+        await pilot.press("f1")
+        assert not isinstance(pilot.app.screen, HelpScreen)
+        await pilot.press("f9")
+        await until(pilot, lambda: isinstance(pilot.app.screen, HelpScreen))
+        await until(pilot, lambda: "f9" in shown(pilot.app))
+        await pilot.press("escape")
+        await pilot.press("a", "ctrl+t")
+        await until(pilot, lambda: len(pilot.app.conversation.exchanges) == 1)
+
+    played_chat(chat_app(keymap={"help": "f9", "send": "ctrl+t"}), act)
+
+
+def test_ctrl_q_leaves_with_zero_while_an_answer_runs():
+    app = chat_app(model=SLOW)
+
+    async def act(pilot):
+        await attach(pilot, picture())
+        exchange = await ask(pilot, "what?")
+        await until(pilot, lambda: exchange.text != "")
+        await pilot.press("ctrl+q")
+
+    played_chat(app, act)
+    assert app.return_code == 0
+    assert not app.engine.alive
+
+
+# ---- history -----------------------------------------------------------------------------------------------------
+
+
+def test_turns_are_kept_and_a_conversation_is_resumed(tmp_path, photo):
+    path = tmp_path / "history.db"
+
+    async def first(pilot):
+        exchange = await ask(pilot, f"what? @'{photo}'")
+        await ended(pilot, exchange)
+        await answered(pilot, "and?")
+
+    async def second(pilot):
+        app = pilot.app
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: isinstance(app.screen, HistoryScreen) and "what?" in shown(app))
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: len(app.query(AnswerMessage)) == 2)
+        exchange = await answered(pilot, "and now?")
+        assert exchange.answer.tokens.image == 144
+        assert [t.question for t in app.conversation._session.turns] == ["what?", "and?", "and now?"]
+
+    played_chat(chat_app(history=path), first)
+    played_chat(chat_app(history=path), second)
+    with History.open(path) as history:
+        (conversation,) = history.conversations()
+        turns = history.turns(conversation.id)
+    assert [(t.question, t.answer, t.status) for t in turns] == [
+        ("what?", "dark red", "done"), ("and?", "dark red", "done"), ("and now?", "dark red", "done")
+    ]  # fmt: skip
+    assert turns[0].images[0].path == photo
+
+
+def test_a_resumed_conversation_whose_picture_is_gone_goes_on_without_it(tmp_path, photo):
+    path = tmp_path / "history.db"
+
+    async def first(pilot):
+        await ended(pilot, await ask(pilot, f"what? @'{photo}'"))
+
+    async def second(pilot):
+        app = pilot.app
+        await app._resume(1)
+        await until(pilot, lambda: len(app.query(AnswerMessage)) == 1)
+        assert "does not exist" in notes(app)
+        assert (await answered(pilot, "and?")).answer.tokens.image == 0
+
+    played_chat(chat_app(history=path), first)
+    photo.unlink()
+    played_chat(chat_app(history=path), second)
+
+
+def test_private_writes_nothing(tmp_path):
+    path = tmp_path / "history.db"
+
+    async def act(pilot):
+        app = pilot.app
+        await answered(pilot, "known?")
+        app.composer.write("/private")
+        await pilot.press("enter")
+        await until(pilot, lambda: "private" in app.query_one(StatusLine).told)
+        await answered(pilot, "secret?")
+
+    played_chat(chat_app(history=path), act)
+    with History.open(path) as history:
+        assert [c.title for c in history.conversations()] == ["known?"]
+
+
+def test_a_history_that_cannot_be_written_is_told_and_the_answer_stays():
+    app = chat_app(history=None)
+
+    def full():
+        raise StorageError("the disk is full", "free some")
+
+    from localvlm.tui.recorder import HistoryRecorder
+
+    app.recorder = app.conversation._recorder = HistoryRecorder(full)
+
+    async def act(pilot):
+        await answered(pilot, "what?")
+        await until(pilot, lambda: "the disk is full" in notes(app))
+        assert "red" in shown(app)
+
+    played_chat(app, act)
+
+
+# ---- the engine dies ---------------------------------------------------------------------------------------------
+
+
+def test_an_engine_that_dies_is_told_started_again_and_nothing_is_lost():
+    async def act(pilot):
+        app = pilot.app
+        await attach(pilot, picture())
+        await answered(pilot, "what?")
+        model = next(vlm for vlm in app.engine.loaded if vlm.info.name == "model")
+        model._script = replace(model._script, crash_at=model._steps + 3)
+        exchange = await ask(pilot, "and?")
+        await ended(pilot, exchange)
+        assert "was ended by SIGABRT" in shown(app)
+        await until(pilot, lambda: "runs again" in notes(app))
+        app.composer.write("/regen")
+        await pilot.press("enter")
+        await until(pilot, lambda: app.conversation.exchanges[-1].status == "done")
+        assert [t.question for t in app.conversation._session.turns] == ["what?", "and?"]
+
+    played_chat(chat_app(), act)
+
+
+# ---- room --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(40, 12), (60, 20), (100, 30), (300, 80)])
+def test_everything_has_room(size):
+    async def act(pilot):
+        app = pilot.app
+        await attach(pilot, picture())
+        await answered(pilot, "what?")
+        for widget in (app.composer, app.query_one(StatusLine), app.log_view):
+            assert widget.region.width > 0
+            assert widget.region.height > 0
+            assert app.screen.region.contains_region(widget.region)
+        side = app.query_one("#side")
+        assert side.display == (size[0] >= 100)
+        await pilot.press("f2")
+        assert side.display == (size[0] < 100)
+        await pilot.press("f2")
+        assert app.composer.display
+
+    played_chat(chat_app(), act, size)

@@ -1,0 +1,100 @@
+"""The history: resumed, and written as Markdown."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from localvlm.errors import ImageError, LocalvlmError, StorageError, UsageError
+
+from .attachments import from_stored
+from .background import in_thread
+from .conversation import Exchange
+from .parts import ChatParts
+from .recorder import HistoryRecorder, exchange_of
+from .text import shown_path
+from .widgets.chips import Chips
+
+if TYPE_CHECKING:
+    from localvlm.history import StoredTurn
+
+__all__ = ["HistoryActions"]
+
+
+class HistoryActions(ChatParts):
+    """All that touches the disk does so in a thread."""
+
+    def action_resume(self) -> None:
+        """Shows the history, to go on with a conversation of it."""
+        if self.recorder is None:
+            self.warn(UsageError("there is no history: this chat is private"))
+            return
+        self.run_worker(self._history(self.recorder), group="history", exclusive=True)
+
+    async def _history(self, recorder: HistoryRecorder) -> None:
+        from .screens.history import HistoryScreen
+
+        try:
+            history = await in_thread(recorder.history)
+        except LocalvlmError as error:
+            self.warn(error, "error")
+            return
+        screen: HistoryScreen = HistoryScreen(history, Path.cwd())
+        self.push_screen(screen, self._resume)
+
+    async def _resume(self, number: int | None) -> None:
+        if number is not None and self.recorder is not None:
+            self.run_worker(self._resuming(number, self.recorder), group="history", exclusive=True)
+
+    async def _resuming(self, number: int, recorder: HistoryRecorder) -> None:
+        self.status("reading the conversation\u2026")
+        try:
+            turns = await in_thread(lambda: recorder.history().turns(number))
+        except LocalvlmError as error:
+            self.warn(error, "error")
+            return
+        exchanges, lost = await in_thread(partial(_restored, turns))
+        self.conversation.restore(exchanges, number)
+        await self.query_one(Chips).clear()
+        self.composer.clear()
+        await self.log_view.clear()
+        for exchange in exchanges:
+            message = await self.log_view.add(exchange.turn, exchange.question, exchange.images)
+            await message.restored(exchange)
+        self.show_pictures()
+        for each in lost:
+            self.warn(each)
+        self.status("the conversation goes on")
+        self.composer.prompt.focus()
+
+    async def action_save(self, folder: str = "") -> None:
+        """Writes the conversation as Markdown, with its pictures."""
+        recorder = self.recorder
+        if recorder is None or recorder.conversation is None:
+            self.warn(UsageError("there is nothing to save: nothing was said, or this chat is private"))
+            return
+        number, target = recorder.conversation, Path(folder).expanduser() if folder else Path.cwd()
+        try:
+            written = await in_thread(lambda: recorder.history().export(number, target))
+        except (LocalvlmError, OSError) as error:
+            told = error if isinstance(error, LocalvlmError) else StorageError(f"'{target}' cannot be written: {error}")
+            self.warn(told, "error")
+            return
+        self.notify(f"Written as {shown_path(written)}", markup=False)
+
+
+def _restored(turns: list[StoredTurn]) -> tuple[list[Exchange], list[LocalvlmError]]:
+    """Turns as they are gone on with, and why some of their pictures could not be read."""
+    exchanges, lost = [], list[LocalvlmError]()
+    for turn in turns:
+        attached = []
+        for stored in turn.images:
+            try:
+                if stored.path is None:
+                    raise ImageError(f"image {stored.name!r} was of no file", "the answers about it are still there")
+                attached.append(from_stored(stored.path, stored.name, stored.page, stored.sha256))
+            except LocalvlmError as error:
+                lost.append(error)
+        exchanges.append(exchange_of(turn, tuple(attached)))
+    return exchanges, lost

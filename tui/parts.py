@@ -1,0 +1,84 @@
+"""What the parts of the chat's app share: the conversation, its options, and the widgets that tell of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from textual.app import App
+
+from localvlm.errors import LocalvlmError
+
+from .conversation import Conversation
+from .events import Opened
+from .recorder import HistoryRecorder
+from .setup import ChatSetup
+from .widgets.chat_log import ChatLog
+from .widgets.chips import Chips
+from .widgets.composer import Composer
+from .widgets.status_line import StatusLine
+
+if TYPE_CHECKING:
+    from localvlm.answers import AskOptions
+
+    from .widgets.saw_panel import SawPanel
+
+__all__ = ["ChatParts"]
+
+
+class ChatParts(App[int]):
+    """The app without anything that can be done in it."""
+
+    setup: ChatSetup
+    conversation: Conversation
+    recorder: HistoryRecorder | None
+    options: AskOptions | None = None
+    """What questions are asked with, once a pair is open."""
+    calibrated: float | None = None
+    """Score from which the guide's answer is final, if nobody says otherwise here."""
+
+    # what the other half has
+
+    def warn(self, error: LocalvlmError, severity: str = "warning") -> None:
+        """Tells an error in passing."""
+        raise NotImplementedError
+
+    def status(self, text: str) -> None:
+        """What the line at the bottom says."""
+        raise NotImplementedError
+
+    @property
+    def log_view(self) -> ChatLog:
+        return self.query_one(ChatLog)
+
+    @property
+    def composer(self) -> Composer:
+        return self.query_one(Composer)
+
+    def panel(self, tell: Callable[[SawPanel], None]) -> None:
+        """Tells the side panel something, if it is there yet."""
+        for panel in self.query("SawPanel"):
+            tell(panel)  # type: ignore[arg-type]
+
+    def opened(self, event: Opened) -> None:
+        """A pair can be asked."""
+        changes = self.conversation.changes
+        self.options = replace(event.options, **changes) if changes else event.options
+        self.calibrated = event.options.exit_at
+        self.query_one(StatusLine).tell("ready", pair=event.pair)
+        self.panel(lambda panel: panel.set_options(self.options or event.options))
+
+    def set_options(self, **changes: Any) -> None:
+        """Sets what the next question is asked with."""
+        self.conversation.set(**changes)
+        if self.options is not None:
+            options = self.options = replace(self.options, preset=None, **changes)
+            self.panel(lambda panel: panel.set_options(options))
+
+    def show_pictures(self) -> None:
+        """Tells the side panel which pictures there are: those said, and those that come with the next question."""
+        said = [e for e in self.conversation.exchanges if e.status in ("done", "waiting")]
+        images = [image for exchange in said for image in exchange.images]
+        images += [each.image for each in self.query_one(Chips).attached]
+        self.panel(lambda panel: panel.show_images(images))

@@ -1,0 +1,105 @@
+"""Pictures: from a path, a paste, a file that is dropped, the clipboard or the browser, to a chip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textual import on
+
+from localvlm.errors import ImageError, LocalvlmError
+
+from .attachments import Attached, from_clipboard, from_name
+from .background import in_thread
+from .parts import ChatParts
+from .text import one_line
+from .widgets.chips import Chips
+from .widgets.composer import Prompt
+
+if TYPE_CHECKING:
+    from .screens.images import Place
+
+__all__ = ["PictureActions"]
+
+
+class PictureActions(ChatParts):
+    """Pictures are read in threads, beside what goes on; a question that was sent meanwhile waits for them."""
+
+    _place: Place | None = None
+    _waits: str | None = None
+
+    async def send(self, question: str) -> None:
+        """Asks, or waits until all pictures were read."""
+        raise NotImplementedError
+
+    async def attach_name(self, name: str) -> None:
+        """Adds the pictures that a name stands for; they are read beside what goes on."""
+        chip = await self.query_one(Chips).begin(name)
+        self._read(chip, partial(from_name, name))
+
+    def _read(self, chip: Any, read: Callable[[], list[Attached]]) -> None:
+        self.run_worker(self._reading(chip, read), group="pictures")
+
+    async def _reading(self, chip: Any, read: Callable[[], list[Attached]]) -> None:
+        chips = self.query_one(Chips)
+        try:
+            attached = await in_thread(read)
+        except LocalvlmError as error:
+            attached = []
+            self._waits = None
+            self.warn(error, "error")
+        await chips.replace(chip, attached)
+        for note in (f"{each.image.name}: {note}" for each in attached for note in each.image.notes):
+            self.notify(one_line(note), markup=False)
+        if self._waits is not None and not chips.reading:
+            question, self._waits = self._waits, None
+            await self.send(question)
+
+    @on(Chips.Changed)
+    def _pictures_changed(self) -> None:
+        self.show_pictures()
+
+    @on(Prompt.Dropped)
+    async def _dropped(self, event: Prompt.Dropped) -> None:
+        for name in event.names:
+            await self.attach_name(name)
+
+    async def action_attach(self, name: str = "") -> None:
+        """Adds the picture of that name."""
+        await self.attach_name(name)
+
+    async def action_paste_picture(self) -> None:
+        """Adds the picture in the clipboard."""
+        chip = await self.query_one(Chips).begin("(clipboard)")
+        self._read(chip, from_clipboard)
+
+    @on(Prompt.Pasting)
+    async def _pasting(self) -> None:
+        """A picture, if the desktop's clipboard holds one; else the text that was copied here."""
+        try:
+            attached = await in_thread(from_clipboard)
+        except ImageError as error:
+            if self.clipboard:
+                self.composer.prompt.paste_text()
+            else:
+                self.warn(error)
+            return
+        await self.query_one(Chips).add(attached)
+
+    @on(Prompt.TooLong)
+    def _too_long(self) -> None:
+        self.notify("The paste was cut: it is too long for a question.", severity="warning", markup=False)
+
+    def action_open_image(self) -> None:
+        """Picks pictures from folders."""
+        from .screens.images import ImageBrowser, Place
+
+        if self._place is None:
+            self._place = Place(Path.cwd())
+        self.push_screen(ImageBrowser(self._place), self._picked)
+
+    async def _picked(self, paths: list[Path] | None) -> None:
+        for path in paths or ():
+            await self.attach_name(str(path))
