@@ -38,7 +38,7 @@ class Evidence:
     """A question's look and answer, as far as they have come.
 
     Attributes:
-        sizes: (width, height) in pixels of the pictures, in order.
+        sizes: (width, height) in pixels of the pictures, in order; later ones may not have been asked about.
         note: why there is nothing to show of the tokens kept; "": there is.
         exact: whether the tokens kept are those of the answer, and no preview.
     """
@@ -61,6 +61,12 @@ class Evidence:
             self._layouts = {}
         self._guide, self._model, self._preview = guide, model, None
 
+    @property
+    def n_asked(self) -> int:
+        """Pictures that something is known of: so many of the first."""
+        known = self._answer or self._look
+        return 0 if known is None else len(known.layouts)
+
     def begin(self, question: str) -> None:
         """Another question: what the last one left does not hold for it."""
         self._question, self._look, self._answer, self._preview = question, None, None, None
@@ -77,35 +83,36 @@ class Evidence:
 
     def marks(self, options: AskOptions) -> list[Marks]:
         """Of each picture, as a question with these options would have it; what the answer tells comes first."""
-        self.note, self.exact = "", False
+        self.note = ""
         preview = self._tried()
-        if preview is None or len(preview.layouts) != len(self.sizes):
+        if preview is None or len(preview.layouts) > len(self.sizes):
+            self.exact = False
             return [Marks() for _ in self.sizes]
-        saliency = kept = None
+        saliency, kept = None, self._seen(options, preview.layouts)
+        self.exact = kept is not None
         try:
             saliency = preview.saliency(options.method)
-            kept = self._seen(options, preview.layouts)
-            self.exact = kept is not None
             kept = preview.kept(options) if kept is None else kept
         except LocalvlmError as error:
             self.note = f"{error.message}; {error.hint}" if error.hint else error.message
         heat = None if saliency is None else heat_shares(saliency)
         borders = pairwise(np.cumsum([0, *(layout.n_tokens for layout in preview.layouts)]).tolist())
-        return [
+        known = [
             Marks(
                 None if layout.boxes is None else (layout.boxes / np.array([*size, *size])).astype(np.float32),
                 None if heat is None else heat[start:end],
                 None if kept is None else kept[i],
                 layout.n_tokens,
             )
-            for i, (layout, size, (start, end)) in enumerate(zip(preview.layouts, self.sizes, borders, strict=True))
+            for i, (layout, size, (start, end)) in enumerate(zip(preview.layouts, self.sizes, borders, strict=False))
         ]
+        return known + [Marks()] * (len(self.sizes) - len(known))
 
     def _tried(self) -> Preview | None:
         """On the model's grid if that is known, else on the guide's."""
         if self._preview is None and (layouts := self._known_layouts()):
-            known = [self._layouts.get(size) for size in self.sizes]
-            model = self._model if list(layouts) == known else None
+            of_model = all(size in self._layouts for size in self.sizes[: len(layouts)])
+            model = self._model if of_model else None
             self._preview = Preview(
                 layouts, self._look, self._answer, question=self._question, guide=self._guide, model=model
             )
@@ -114,12 +121,11 @@ class Evidence:
     def _known_layouts(self) -> Sequence[ImageLayout]:
         if self._answer is not None and self._answer.answered_by == "model":
             return self._answer.layouts
-        of_model = [self._layouts[size] for size in self.sizes if size in self._layouts]
-        if len(of_model) == len(self.sizes):
-            return of_model if self._look is not None or self._answer is not None else ()
-        if self._look is not None:
-            return self._look.layouts
-        return () if self._answer is None else self._answer.layouts
+        of_model = [self._layouts[size] for size in self.sizes[: self.n_asked] if size in self._layouts]
+        if len(of_model) == self.n_asked:
+            return of_model
+        known = self._look or self._answer
+        return () if known is None else known.layouts
 
     def _seen(self, options: AskOptions, layouts: Sequence[ImageLayout]) -> list[Int32] | None:
         """What the model was given, if these are the options that it was asked with."""

@@ -18,8 +18,8 @@ from localvlm.engine.api import VlmInfo
 from localvlm.images import Image
 from localvlm.pruning import Keep
 
-from ..evidence import Evidence
-from ..picture import RGB, Drawing, Protocol, View, bounded
+from ..evidence import Evidence, Marks
+from ..picture import Drawing, Protocol, View, bounded
 from ..text import one_line, shown_name
 from ..verdict import looked_told, seen_told, told
 from .method_choice import MethodChoice
@@ -87,6 +87,8 @@ class SawPanel(VerticalScroll, can_focus=False):
         self._options, self._methods, self._pictures = options, methods, pictures
         self._evidence = Evidence()
         self._images: tuple[Image, ...] = ()
+        self._drawn: list[tuple[Image, Drawing]] = []
+        """Those that have been scaled."""
 
     def compose(self) -> ComposeResult:
         yield PictureView(self._pictures)
@@ -101,13 +103,15 @@ class SawPanel(VerticalScroll, can_focus=False):
     # what the app tells
 
     def show_images(self, images: Sequence[Image]) -> None:
-        """The pictures of the conversation, in order; what was known of others is forgotten."""
-        if len(images) == len(self._images) and all(a is b for a, b in zip(images, self._images, strict=True)):
+        """The pictures of the conversation, in order. What is known of the first ones stays while they are the same."""
+        same = [a is b for a, b in zip(images, self._images, strict=False)]
+        if all(same) and len(images) == len(self._images):
             return
         self._images = tuple(images)
         self._evidence.sizes = [image.size for image in images]
-        self.clear()
-        self._scale(self._images)
+        if len(images) < self._evidence.n_asked or not all(same[: self._evidence.n_asked]):
+            self.clear()
+        self._scale()
 
     def loaded(self, guide: VlmInfo | None, model: VlmInfo | None) -> None:
         """The VLMs that answer, once they are known: the price of a tile is the model's."""
@@ -147,7 +151,7 @@ class SawPanel(VerticalScroll, can_focus=False):
     def failed(self, text: str) -> None:
         """There is no answer; ``text`` says why, for people."""
         self.query_one(StageBars).stop()
-        self._say([text])
+        self._say([one_line(text)])
 
     def clear(self) -> None:
         """Nothing was asked."""
@@ -185,34 +189,39 @@ class SawPanel(VerticalScroll, can_focus=False):
 
     # what is shown
 
-    def _scale(self, images: tuple[Image, ...]) -> None:
-        if sum(image.rgb.shape[0] * image.rgb.shape[1] for image in images) <= AT_ONCE:
-            self._scaled(images, [bounded(image.rgb) for image in images])
+    def _scale(self) -> None:
+        images, known = self._images, {id(image): drawing for image, drawing in self._drawn}
+        new = [image for image in images if id(image) not in known]
+        if sum(image.size[0] * image.size[1] for image in new) <= AT_ONCE:
+            self._scaled(images, known | {id(image): Drawing(bounded(image.rgb)) for image in new})
         else:
-            self._scale_apart(images)
+            self._scale_apart(images, known, new)
 
     @work(exclusive=True, group="saw-scale")
-    async def _scale_apart(self, images: tuple[Image, ...]) -> None:
-        self._scaled(images, [await asyncio.to_thread(bounded, image.rgb) for image in images])
+    async def _scale_apart(self, images: tuple[Image, ...], known: dict[int, Drawing], new: Sequence[Image]) -> None:
+        pixels = [await asyncio.to_thread(bounded, image.rgb) for image in new]
+        self._scaled(images, known | {id(image): Drawing(each) for image, each in zip(new, pixels, strict=True)})
 
-    def _scaled(self, images: tuple[Image, ...], pixels: Sequence[RGB]) -> None:
+    def _scaled(self, images: tuple[Image, ...], drawings: dict[int, Drawing]) -> None:
         if images is self._images:
-            self.query_one(PictureView).show([Drawing(each) for each in pixels])
+            self._drawn = [(image, drawings[id(image)]) for image in images]
+            self.query_one(PictureView).show([drawing for _, drawing in self._drawn])
             self._mark()
 
     def _mark(self) -> None:
         """Draws what is known, with the options as they are."""
         marks = self._evidence.marks(self._options)
         view = self.query_one(PictureView)
-        for drawing, mark in zip(view.drawings, marks, strict=False):
+        marked = {id(image): mark for image, mark in zip(self._images, marks, strict=True)}
+        for image, drawing in self._drawn:
+            mark = marked.get(id(image), Marks())
             drawing.know(mark.boxes, mark.heat, mark.kept)
         view.redraw()
         kept = [len(mark.kept) for mark in marks if mark.kept is not None]
         tokens = ""
-        if kept and len(kept) == len(marks):
-            tokens = (
-                f"{'' if self._evidence.exact else 'would keep '}{seen_told(sum(kept), sum(m.total for m in marks))}"
-            )
+        if kept:
+            seen = seen_told(sum(kept), sum(mark.total for mark in marks))
+            tokens = seen if self._evidence.exact else f"would keep {seen}"
         self._write("saw-tokens", Content.styled(tokens, "bold"))
         self._write("saw-note", Content(one_line(self._evidence.note)))
         self._caption()
@@ -222,13 +231,13 @@ class SawPanel(VerticalScroll, can_focus=False):
         if not view.drawings:
             caption.update(Content.styled("no picture yet", "$text-muted"))
             return
-        drawing, image = view.drawings[view.index], self._images[view.index]
+        image, drawing = self._drawn[view.index]
         views = [View.PICTURE] + [View.HEAT] * drawing.has_heat + [View.KEPT] * (drawing.kept is not None)
         place = f"{view.index + 1} of {len(view.drawings)}" if len(view.drawings) > 1 else ""
         caption.tell(one_line(shown_name(image.name)), place, views, view.view, coloured=not self.app.no_color)
 
     def _say(self, lines: Sequence[str]) -> None:
-        first, *rest = [one_line(line) for line in lines] or [""]
+        first, *rest = lines or [""]
         styled = [Content.styled(first, "bold"), *(Content.styled(line, "$text-muted") for line in rest)]
         self._write("saw-verdict", Content("\n").join(styled))
 
