@@ -251,11 +251,11 @@ def test_of_what_is_removed_no_byte_stays(history):
     conversation = history.begin("the last")
     history.delete(conversation)
     assert left(folder, gone) == []
-    assert history._connection.execute("PRAGMA freelist_count").fetchone()[0] == 0, "the file was not written anew"
     kept = [sign for signs in alive.values() for sign in signs]
     assert left(folder, kept) == kept
     history.clear()
     assert left(folder, kept) == []
+    assert history._connection.execute("PRAGMA freelist_count").fetchone()[0] == 0, "the file was not written anew"
 
 
 def test_each_way_to_remove_sweeps(history):
