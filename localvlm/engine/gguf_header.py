@@ -19,7 +19,7 @@ from pathlib import Path
 
 from localvlm.errors import ModelNotFound, NotGguf, ProjectorMismatch, RoleMismatch
 
-__all__ = ["Header", "TensorInfo", "check_pair", "parts_of", "read_header", "read_model", "strings_of"]
+__all__ = ["Header", "TensorInfo", "check_pair", "parts_of", "read_header", "read_model", "shown", "strings_of"]
 
 MAX_KEYS = 4096
 MAX_TENSORS = 65_536
@@ -89,6 +89,12 @@ class Header:
         return tuple(int(v) for v in value) if isinstance(value, tuple) else ()
 
 
+def shown(text: str, most: int = 80) -> str:
+    """A name out of a file as messages show it: on one line, and not all of a long one."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
+    return f"{line}..." if len(text) > most else line
+
+
 class _Cursor:
     """Reads a mapped file and never past its end or ``MAX_HEADER``."""
 
@@ -143,14 +149,15 @@ class _Cursor:
                 self.at = at
                 return hashlib.sha256(memoryview(data)[start:at]).hexdigest()
         raise NotGguf(
-            f"model file '{self.path.name}' is cut short or damaged: an element of '{key}' ends beyond its header",
+            f"model file '{self.path.name}' is cut short or damaged: an element of '{shown(key)}' ends beyond its "
+            "header",
             "download it again",
         )
 
 
 def _read_array(c: _Cursor, header: Header, key: str) -> None:
     kind = int(c.scalar("<I"))
-    n = c.count(f"the length of '{key}'", MAX_ARRAY)
+    n = c.count(f"the length of '{shown(key)}'", MAX_ARRAY)
     header.array_lengths[key] = n
     if kind == _STRING:
         start = c.at
@@ -159,7 +166,7 @@ def _read_array(c: _Cursor, header: Header, key: str) -> None:
         return
     fmt = _SCALARS.get(kind)
     if fmt is None:
-        raise NotGguf(f"model file '{c.path.name}' is damaged: '{key}' has elements of unknown type {kind}")
+        raise NotGguf(f"model file '{c.path.name}' is damaged: '{shown(key)}' has elements of unknown type {kind}")
     raw = c.take(n * struct.calcsize(fmt))
     header.array_hashes[key] = hashlib.sha256(raw).hexdigest()
     if n <= 4096:
@@ -171,13 +178,13 @@ def _read_values(c: _Cursor, header: Header, n: int) -> None:
         key = c.string("a key", MAX_KEY_BYTES).decode("utf-8", "replace")
         kind = header.types[key] = int(c.scalar("<I"))
         if kind == _STRING:
-            header.values[key] = c.string(f"'{key}'").decode("utf-8", "replace")
+            header.values[key] = c.string(f"'{shown(key)}'").decode("utf-8", "replace")
         elif kind == _ARRAY:
             _read_array(c, header, key)
         elif kind in _SCALARS:
             header.values[key] = c.scalar(_SCALARS[kind])
         else:
-            raise NotGguf(f"model file '{c.path.name}' is damaged: '{key}' has unknown type {kind}")
+            raise NotGguf(f"model file '{c.path.name}' is damaged: '{shown(key)}' has unknown type {kind}")
 
 
 def _read_tensors(c: _Cursor, header: Header, n: int, size_of: Callable[[int], tuple[int, int] | None]) -> None:
@@ -186,7 +193,7 @@ def _read_tensors(c: _Cursor, header: Header, n: int, size_of: Callable[[int], t
         name = c.string("a tensor name", MAX_KEY_BYTES).decode("utf-8", "replace")
         n_dims = int(c.scalar("<I"))
         if n_dims > 4:
-            raise NotGguf(f"model file '{c.path.name}' is damaged: tensor '{name}' has {n_dims} dimensions")
+            raise NotGguf(f"model file '{c.path.name}' is damaged: tensor '{shown(name)}' has {n_dims} dimensions")
         shape = tuple(int(c.scalar("<Q")) for _ in range(n_dims))
         pending.append((name, shape, int(c.scalar("<I")), int(c.scalar("<Q"))))
     alignment = header.integer("general.alignment", 32)
@@ -196,19 +203,19 @@ def _read_tensors(c: _Cursor, header: Header, n: int, size_of: Callable[[int], t
     for name, shape, kind, offset in pending:
         known = size_of(kind)
         if known is None:
-            raise NotGguf(f"model file '{c.path.name}' is damaged: tensor '{name}' has unknown type {kind}")
+            raise NotGguf(f"model file '{c.path.name}' is damaged: tensor '{shown(name)}' has unknown type {kind}")
         block, block_bytes = known
         elements = math.prod(shape)
         if elements == 0 or (shape and shape[0] % block):
             raise NotGguf(
-                f"model file '{c.path.name}' is damaged: tensor '{name}' of type {kind} has shape {list(shape)}",
+                f"model file '{c.path.name}' is damaged: tensor '{shown(name)}' of type {kind} has shape {list(shape)}",
                 "download it again",
             )
         n_bytes = elements // block * block_bytes
         if base + offset + n_bytes > c.size:
             raise NotGguf(
-                f"model file '{c.path.name}' is cut short: tensor '{name}' ends at byte {base + offset + n_bytes} "
-                f"of {c.size}",
+                f"model file '{c.path.name}' is cut short: tensor '{shown(name)}' ends at byte "
+                f"{base + offset + n_bytes} of {c.size}",
                 "download it again",
             )
         header.tensors[name] = TensorInfo(name, shape, kind, base + offset, n_bytes)
@@ -326,7 +333,7 @@ def check_pair(model: Header, mmproj: Header) -> None:
         raise RoleMismatch(f"'{model.path.name}' is a projector, not a language model", "pass it as --mmproj")
     if not mmproj.is_projector:
         raise RoleMismatch(
-            f"'{mmproj.path.name}' is a language model ('{mmproj.architecture[:40]}'), not a projector",
+            f"'{mmproj.path.name}' is a language model ('{shown(mmproj.architecture, 40)}'), not a projector",
             "pass the file whose name holds 'mmproj'",
         )
     if not mmproj.values.get("clip.has_vision_encoder", False):

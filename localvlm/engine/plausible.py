@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from typing import NoReturn
 
-from localvlm.engine.gguf_header import Header, TensorInfo, strings_of
+from localvlm.engine.gguf_header import Header, TensorInfo, shown, strings_of
 from localvlm.errors import NotGguf
 
 __all__ = ["check_model", "check_projector"]
@@ -67,7 +67,7 @@ class _Check:
         self.header = header
 
     def fail(self, what: str) -> NoReturn:
-        raise NotGguf(f"'{self.header.path.name}' is damaged: {what}", "download it again")
+        raise NotGguf(f"'{self.header.path.name}' is damaged: {shown(what, 400)}", "download it again")
 
     def between(self, key: str, low: int, high: int, *, required: bool = True) -> int:
         """The integer under ``key``, or 0 where it is absent and not required."""

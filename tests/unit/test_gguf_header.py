@@ -203,6 +203,19 @@ def test_impossible_tensors_are_refused_by_name(
         read_header(bytes_file(tmp_path, file.bytes()))
 
 
+@pytest.mark.parametrize("name", [b"a\n\x1b]0;x\x07b", b"x" * 1000, "a\u202eb\u2028".encode()])
+def test_names_out_of_a_file_are_one_line_of_a_message(tmp_path: Path, sound: Path, name: bytes) -> None:
+    """Found by `python -m tests.fuzz --target header --seed 1 --input 249`, of tensors and keys."""
+    tensor, key = Gguf.parse(sound.read_bytes()), Gguf.parse(sound.read_bytes())
+    tensor.tensors[0] = (name, [8, 5], 999, 0)
+    key.values[-1] = (name, 13, b"")
+    for file in (tensor, key):
+        with pytest.raises(NotGguf, match="unknown type") as caught:
+            read_header(bytes_file(tmp_path, file.bytes()))
+        assert caught.value.message.isprintable()
+        assert len(caught.value.message) < 300
+
+
 @pytest.mark.parametrize("alignment", [0, 3, 2**31])
 def test_impossible_alignments(tmp_path: Path, alignment: int) -> None:
     with pytest.raises(NotGguf, match="alignment"):
