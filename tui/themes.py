@@ -1,6 +1,6 @@
 """Two themes of our own, and the colours of the guide and of the model in any theme.
 
-Orange is the guide and blue the model, as in the pictures of :mod:`localvlm.explain` (Okabe and Ito's palette, told
+Orange is the guide and blue the model, as in the drawings of :mod:`localvlm.heatmap` (Okabe and Ito's palette, told
 apart by all common kinds of colour blindness): as text they are made lighter or darker, until they can be read.
 """
 
@@ -14,7 +14,7 @@ from textual.theme import Theme
 __all__ = ["DARK", "LIGHT", "THEMES", "contrast", "role_colours", "theme_names"]
 
 GUIDE, MODEL = "#E69F00", "#0072B2"
-"""GUIDE_BAR and MODEL_BAR of localvlm.explain."""
+"""GUIDE_BAR and MODEL_BAR of localvlm.heatmap."""
 TEXT_CONTRAST = 4.5
 """Of text, by WCAG 2; of what is no text, such as the frame of what has the focus, 3."""
 
@@ -37,10 +37,11 @@ DARK = Theme(
         "text-muted": "#A3ACB9",
         "border": "#56B4E9",
         "border-blurred": "#3A414D",
-        "block-cursor-background": "#2B5F82",
-        "block-cursor-foreground": "#FFFFFF",
+        "block-cursor-background": "#56B4E9",
+        "block-cursor-foreground": "#0B0E12",
         "block-cursor-blurred-background": "#2A3340",
         "block-cursor-blurred-foreground": "#E4E6EB",
+        "input-selection-background": "#2B4E6B",
         "footer-key-foreground": "#F2B33D",
         "button-color-foreground": "#101318",
         "button-focus-text-style": "bold reverse",
@@ -70,6 +71,7 @@ LIGHT = Theme(
         "block-cursor-foreground": "#FFFFFF",
         "block-cursor-blurred-background": "#D3DEE8",
         "block-cursor-blurred-foreground": "#1B1F26",
+        "input-selection-background": "#BBD9EE",
         "footer-key-foreground": "#8A5300",
         "button-color-foreground": "#FFFFFF",
         "button-focus-text-style": "bold reverse",

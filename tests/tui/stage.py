@@ -19,6 +19,9 @@ SIZES = ((40, 12), (80, 24), (300, 80))
 """Columns and rows of terminals that every screen can be used on."""
 
 
+NAMED = {" ": "space", "/": "slash", ".": "full_stop", "~": "tilde"}
+
+
 class Stage(App[None]):
     """Shows ``screen``; ``results`` holds what it was dismissed with."""
 
@@ -66,11 +69,11 @@ async def settled(pilot: Pilot[Any]) -> None:
 
 
 async def press(pilot: Pilot[Any], *keys: str) -> None:
-    """Presses keys, each once the one before has done all it does; "+abc" are the keys of a text."""
+    """Presses keys, each once the one before has done all it does; "+abc" are the keys of a text, without pauses."""
     for key in keys:
-        for one in key[1:] if key.startswith("+") and len(key) > 1 else [key]:
-            await pilot.press({" ": "space", "/": "slash", ".": "full_stop", "~": "tilde"}.get(one, one))
-            await settled(pilot)
+        text = key[1:] if key.startswith("+") and len(key) > 1 else ""
+        await pilot.press(*([NAMED.get(c, c) for c in text] or [key]))
+        await settled(pilot)
 
 
 def shown(app: App[Any]) -> str:

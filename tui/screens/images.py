@@ -126,12 +126,17 @@ class ImageBrowser(Dialog[list[Path]]):
             self.tell(f"nothing here is called {self._typed!r}" if self._typed else "no picture and no folder is here")
 
     def _head(self) -> None:
-        parts: list[str | tuple[str, str]] = [shown_path(self.place.folder)]
-        if self._typed:
-            parts += ["  ", (f"/{self._typed}", "bold $text-accent")]
-        if self._marked:
-            parts += [f"  {len(self._marked)} marked"]
-        self.query_one("#folder", Static).update(Content.assemble(*parts))
+        """Where this is, cut at its beginning where there is no room, and what was typed and marked."""
+        head = self.query_one("#folder", Static)
+        about = [(f"/{self._typed}", "bold $text-accent")] if self._typed else []
+        about += [(f"{len(self._marked)} marked", "bold")] if self._marked else []
+        room = max(head.content_size.width - sum(len(text) + 2 for text, _ in about), 8)
+        path = shown_path(self.place.folder)
+        path = path if len(path) <= room else f"\u2026{path[1 - room :]}"
+        head.update(Content("  ").join([Content(path), *(Content.styled(*part) for part in about)]))
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._head)
 
     def _row(self, one: Found) -> Content:
         if one.folder:

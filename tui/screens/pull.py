@@ -118,7 +118,8 @@ class PullScreen(Dialog[PullResult]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "use", "use it now"),
         Binding("r", "again", "go on"),
-        Binding("escape", "stop", "stop", show=True),
+        Binding("escape", "stop", "stop"),
+        Binding("escape", "close", "close"),
     ]
     DEFAULT_CSS = """
     PullScreen #files { height: auto; padding: 0 1; }
