@@ -228,7 +228,7 @@ def with_ends(token: Int32, stays: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return np.ones(len(token), bool)
     shows = token >= 0
     rows = shows & stays[token]
-    line = np.cumsum(~shows) - ~shows  # an end is of the line before it
+    line: NDArray[np.intp] = np.cumsum(~shows) - ~shows  # an end is of the line before it
     return np.asarray(rows | (~shows & np.isin(line, line[rows])))
 
 
