@@ -1,8 +1,8 @@
 """Damaged model files against the whole engine: ``python -m tests.damage [--count 500] [--seed N]``.
 
 Each case takes a pair of files of the zoo, damages one or both by a recipe that its seed picks, and asks a question
-through the real worker, every tenth case through the command line. Nothing but an answer or an error of
-``localvlm.errors`` may come out, within 30 s, and no process may stay behind.
+through the real worker, every tenth case (``--cli-every``) through the command line. Nothing but an answer or an error
+of ``localvlm.errors`` may come out, within 30 s, and no process may stay behind.
 """
 
 from __future__ import annotations
@@ -380,13 +380,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=500, help="cases")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first case; each next one takes the next")
+    parser.add_argument("--cli-every", type=int, default=10, help="every so many cases go through the command line")
     parser.add_argument("--crashes", action="store_true", help="list the seeds of cases that ended the worker")
     options = parser.parse_args()
     table: dict[str, Counter[str]] = defaultdict(Counter)
     misses, crashes, slowest, n = [], [], (0.0, -1), 0
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
-        for case, recipe, outcome in campaign(options.count, options.seed, Path(directory)):
+        for case, recipe, outcome in campaign(options.count, options.seed, Path(directory), options.cli_every):
             table[recipe.split(",")[0]][outcome.what] += 1
             n += case >= 0
             slowest = max(slowest, (outcome.seconds, case))

@@ -17,8 +17,10 @@ _GPU_TYPES = (1, _INTEGRATED)
 
 
 def _registry() -> Any:
-    """libggml, which llama-cpp-python has mapped but hardly bound."""
-    from llama_cpp._ggml import libggml
+    """The registry, by the handle of libllama, which is linked to libggml: llama-cpp-python's own handle of that maps
+    another copy of the file, with another registry.
+    """
+    from llama_cpp.llama_cpp import _lib as libggml
 
     for name in ("ggml_backend_dev_count", "ggml_backend_reg_count"):
         getattr(libggml, name).restype = ctypes.c_size_t

@@ -21,7 +21,7 @@ def unsound_tensors(path: Path) -> list[str]:
     Raises:
         ModelError: it is no sound GGUF file.
     """
-    from llama_cpp._ggml import libggml
+    from llama_cpp.llama_cpp import _lib as libggml  # as in devices.py
 
     # bool ggml_validate_row_data(enum ggml_type type, const void * data, size_t nbytes);
     valid = libggml.ggml_validate_row_data
