@@ -89,7 +89,7 @@ def close_to_system() -> bool:
     """From now on no thread of this process opens a socket, starts a program or a process, or reaches into another.
 
     Returns:
-        False where the system has no way to keep that; nothing has changed then.
+        False where the system has no way to keep that; all that was allowed is allowed then.
     """
     calls = _MACHINES.get(platform.machine())
     if sys.platform != "linux" or sys.byteorder != "little" or sys.maxsize < 2**32 or calls is None:

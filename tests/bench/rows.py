@@ -93,7 +93,9 @@ ROWS = (
         "the worker killed at 20 points, by three signals, below the chat too",
         "told within a second; the retry answers the same; history intact",
         "engine_kills::a_killed_worker_is_told_and_replaced engine_worker::a_worker_killed_between_calls "
-        "engine_worker::a_worker_killed_in_a_call session_engine::a_worker_that_died_is_replaced",
+        "engine_worker::a_worker_killed_in_a_call session_engine::a_worker_that_died_is_replaced "
+        "tui/conversation::an_engine_that_dies_at_any_step_loses_nothing "
+        "tui/chat::an_engine_that_dies_is_told_started_again_and_nothing_is_lost",
         sweeps=("kills",),
     ),
     # pictures
@@ -180,19 +182,23 @@ ROWS = (
         "none reaches the terminal",
         "sanitize::attacks_leave_nothing sanitize::no_control_character_gets_through "
         "cli_ask::an_answer_cannot_drive_the_terminal cli_ask::errors_with_hostile_text_are_one_safe_line "
-        "cli_models::a_name_that_drives_terminals_is_shown_safely",
+        "cli_models::a_name_that_drives_terminals_is_shown_safely "
+        "tui/hostile::no_attack_reaches_the_terminal tui/hostile::no_part_of_an_attack_is_a_sequence",
     ),
     Row(
         "T2",
         "the same, cut at every place between two chunks",
         "none reaches the terminal",
-        "sanitize::attacks_split_at_every_place_leave_nothing sanitize::chunks_do_not_matter",
+        "sanitize::attacks_split_at_every_place_leave_nothing sanitize::chunks_do_not_matter "
+        "tui/hostile::what_is_shown_does_not_depend_on_the_pieces",
     ),
     Row(
         "T3",
         "markup, lines of 1 MB, lone surrogates, 10,000 joiners",
         "shown as they are",
-        "sanitize::scripts_and_emoji_are_left_alone sanitize::an_open_sequence_cannot_swallow_the_answer",
+        "sanitize::scripts_and_emoji_are_left_alone sanitize::an_open_sequence_cannot_swallow_the_answer "
+        "tui/hostile::markup_is_text tui/hostile::odd_answers_are_shown_and_kept_whole "
+        "tui/hostile::runs_without_a_width_are_bounded",
     ),
     # cancelling
     Row(
@@ -202,7 +208,8 @@ ROWS = (
         "cli_process::ctrl_c_keeps_what_was_printed_and_exits_130 "
         "cli_process::ctrl_c_where_the_engine_does_not_listen_still_exits_within_a_second "
         "cli_process::a_second_ctrl_c_leaves_at_once engine_worker::cancel_in_the_tower_and_in_a_prefill "
-        "session::a_cancelled_question_leaves_no_turn",
+        "session::a_cancelled_question_leaves_no_turn "
+        "tui/conversation::a_question_can_be_stopped_and_the_next_one_asked",
         sweeps=("ctrl_c",),
     ),
     Row(
@@ -265,7 +272,8 @@ ROWS = (
         "history_reliability::a_killed_writer_leaves_whole_turns "
         "history_reliability::a_full_disk_is_told_and_what_was_there_stays "
         "history_reliability::a_quota_is_told_and_what_was_there_stays "
-        "history_reliability::a_home_that_cannot_be_written_is_told",
+        "history_reliability::a_home_that_cannot_be_written_is_told "
+        "tui/chat::a_history_that_cannot_be_written_is_told_and_the_answer_stays",
     ),
     # offline
     Row(
@@ -279,7 +287,8 @@ ROWS = (
         "system calls of every command",
         "no internet socket, no program but Python's own worker",
         "private::no_system_call_reaches_the_network isolation::from_inside_nothing_leads_out "
-        "isolation::the_worker_is_closed_before_it_opens_a_file isolation::the_decoder_apart_is_closed",
+        "isolation::the_worker_is_closed_before_it_opens_a_file isolation::the_decoder_apart_is_closed "
+        "private::no_system_call_of_the_chat_reaches_the_network",
     ),
     Row(
         "O3",
@@ -361,6 +370,8 @@ ROWS = (
         "A3",
         "the 1st, 2nd, 3rd ... write, allocation and message fails, until none does",
         "no traceback, the right exit code, no half file under its name, the next run works",
+        "history_reliability::whichever_write_fails_turns_are_whole "
+        "history_reliability::a_write_that_fails_leaves_whole_turns",
         sweeps=("faults",),
     ),
     Row(
@@ -373,7 +384,7 @@ ROWS = (
         "A5",
         "what is left on disk of a question, and of --private",
         "nothing but what is said; nothing",
-        "private::nothing_tells_of_a_question private::private_leaves_nothing_at_all",
+        "private::nothing_tells_of_a_question private::private_leaves_nothing_at_all tui/chat::private_writes_nothing",
     ),
 )
 

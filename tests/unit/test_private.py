@@ -19,6 +19,7 @@ import pytest
 from localvlm.history import History, StoredImage, StoredTurn, history_file
 from localvlm.images import load
 from localvlm.traces import traces
+from tests.tui.terminal import Terminal
 
 ASK = "ask", "--pair", "demo", "--threads", 1, "--max-tokens", 4
 WORD = "xylographic-quokka"
@@ -130,6 +131,28 @@ def test_no_system_call_reaches_the_network(home, canary, native, tmp_path):
         assert "AF_INET" not in calls
         ran = [line for line in calls.splitlines() if "execve(" in line and "= 0" in line]
         assert all("python" in line for line in ran)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="no strace")
+def test_no_system_call_of_the_chat_reaches_the_network(home, native, tmp_path):
+    """A question about a picture, its answer, and out."""
+    log = tmp_path / "calls"
+    watched = ["strace", "-f", "-qq", "-o", str(log), "-e", "trace=network,execve"]
+    if subprocess.run([*watched, "true"], capture_output=True).returncode:
+        pytest.skip("processes may not be traced here")
+    chat = [*watched, sys.executable, "-m", "localvlm", "chat", "--pair", "demo", "--threads", "1", "example"]
+    with Terminal(["-c", f"import os; os.execvp('strace', {chat!r})"]) as terminal:
+        terminal.until(b"demo")
+        terminal.type(b"What colour is the star?\r")
+        terminal.until(b"yellow")
+        terminal.type(b"\x11")
+        assert terminal.ended() == 0
+    calls = log.read_text()
+    assert "AF_INET" not in calls
+    ran = [line for line in calls.splitlines() if "execve(" in line and "= 0" in line]
+    assert len(ran) >= 2, "the chat, and its worker"
+    assert all("python" in line for line in ran)
 
 
 def test_forget_asks_and_tells(cli, home):
