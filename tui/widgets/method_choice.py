@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from textual.content import Content
+from rich.text import Text
 from textual.widgets import Select
 
 from localvlm.pruning import IN_LLM, METHODS
@@ -40,5 +40,6 @@ class MethodChoice(Select[str]):
             self.value = method
 
 
-def _told(name: str, summary: str) -> Content:
-    return Content.assemble((name, "bold"), f"  {summary}")
+def _told(name: str, summary: str) -> Text:
+    """A line of the list; of the kinds of text that can be searched by typing."""
+    return Text.assemble((name, "bold"), f"  {summary}")

@@ -145,7 +145,9 @@ class PictureView(Widget, can_focus=True):
             if (placed := self._graphics.strips(cells)) is not None:
                 return placed
         strips = drawing.strips(width, height, self.view, inks, colours)
-        return strips if colours is not Colours.NONE else [strip.apply_style(self.rich_style) for strip in strips]
+        if colours is Colours.NONE:
+            return [strip.apply_style(self.rich_style) for strip in strips]
+        return [*strips[:-1], strips[-1].apply_style(self.rich_style)]  # its lower halves may be the background
 
     def _encoded(self) -> None:
         """The terminal can show the picture itself."""

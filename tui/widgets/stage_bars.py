@@ -100,8 +100,9 @@ class StageBars(Widget):
         return Strip(line).adjust_cell_length(width, base)
 
     def _rows(self) -> list[str]:
+        """Stages that have a line: all, once one has begun."""
         ms = self.ms
-        return [name for name in STAGE_BARS if name != "load" or ms.get(name, 0.0) >= NOTED_MS]
+        return [name for name in STAGE_BARS if ms and (name != "load" or ms.get(name, 0.0) >= NOTED_MS)]
 
     def _grow(self) -> None:
         self.refresh(layout=len(self._rows()) != self.size.height)
