@@ -10,7 +10,7 @@ from typing import Any
 
 from localvlm.errors import UsageError
 
-__all__ = ["schema_of"]
+__all__ = ["schema_of", "told"]
 
 TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
 MAX_BYTES = 1 << 20
@@ -31,6 +31,16 @@ def schema_of(text: str) -> str:
     if text.endswith(".json"):
         raise UsageError(f"schema {text!r} does not exist", "check the path")
     return json.dumps(_object(text))
+
+
+def told(question: str, schema: str) -> str:
+    """A question, and below it the schema that the answer follows, so that the model knows what is asked of it."""
+    if not schema:
+        return question
+    content = json.loads(schema)
+    fields = {key: value for key, value in content.items() if key != "additionalProperties"}
+    asked = f"Answer in JSON by this schema: {json.dumps(fields, ensure_ascii=False)}"
+    return f"{question}\n{asked}" if question else asked
 
 
 def _read(path: Path) -> str:

@@ -41,6 +41,7 @@ from localvlm.guidance import AGGREGATIONS
 from localvlm.images import Image
 from localvlm.looking import look_at
 from localvlm.pruning import InLlm, Kept, Method, Tokens, method_named, share_of
+from localvlm.schema import told
 from localvlm.selection import Sight, choose, guiding, joint, method_of, resampled, tiles_in_common
 from localvlm.speaker import Speaker, altered, parts_given, sight_of
 from localvlm.stepwise import Stepped, prefill_in_steps
@@ -161,7 +162,7 @@ class Session:
                 f"{what} needs a guide and none was given",
                 "pass --guide and --guide-mmproj, or a method without one such as --method grid",
             )
-        messages = self._messages(question, options.system)
+        messages = self._messages(told(question, options.schema), options.system)
         look = layouts = None
         later = may_exit or (guided and self._pipeline.low_memory)
         self._load(["guide"] * guided + ["model"] * (not later), clock)
@@ -181,12 +182,12 @@ class Session:
                 final = answer_of_guide(look, options, clock, self._pipeline.pair.name)
                 if on_text is not None:
                     on_text(final.text)
-                return self._remember(question, replace(final, saliency=seen), self._given)
+                return self._remember(told(question, options.schema), replace(final, saliency=seen), self._given)
         if layouts is None:
             self._load(["model"], clock)
             layouts = self._check_fit("model", messages, method, options)
         answer, given = self._by_model(question, messages, method, options, layouts, look, clock, on_text)
-        return self._remember(question, answer, given)
+        return self._remember(told(question, options.schema), answer, given)
 
     def look(
         self,

@@ -177,15 +177,18 @@ class AnswerPrinter:
 
 
 def data_of(answer: Answer, options: AskOptions) -> dict[str, object]:
-    """What a schema made of the answer, for --json; null where it was cut."""
+    """What a schema made of the answer, for --json, null where it was cut; and the line by which the models know it."""
     import json
+
+    from localvlm.schema import told
 
     if not options.schema:
         return {}
+    line = {"schema_line": told("", options.schema)}
     try:
-        return {"data": json.loads(answer.text)}
+        return {"data": json.loads(answer.text), **line}
     except ValueError:
-        return {"data": None}
+        return {"data": None, **line}
 
 
 def answer_json(answer: Answer, more: Mapping[str, object] | None = None) -> str:

@@ -15,6 +15,8 @@ __all__ = ["Grammar"]
 
 Float32 = NDArray[np.float32]
 
+FIRST = 64, 2048
+"""Tokens, by likelihood, that are looked at before all are."""
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """llama_token_data."""
 
@@ -42,12 +44,21 @@ class Grammar:
         """Whether ``token`` may come next; an end may where the answer is whole."""
         return bool(np.isfinite(self._applied(np.array([token], np.int32), np.zeros(1, np.float32))[0]))
 
-    def masked(self, logits: Float32) -> Float32:
-        """(n_vocab,) logits, -inf at what may not come next.
+    def masked(self, logits: Float32, least: int) -> Float32:
+        """(n_vocab,) logits, -inf at what may not come next. Of what may, the ``least`` likeliest are there at least:
+        llama.cpp looks at each token apart, 10 to 70 ms for 150,000, so the likely ones are looked at first.
 
         Raises:
             ModelError: this model's tokens cannot spell what must come.
         """
+        for n in FIRST if least < FIRST[-1] else ():
+            if n < len(logits):
+                likely = np.flatnonzero(logits >= np.partition(logits, -n)[-n]).astype(np.int32)
+                found = self._applied(likely, logits[likely])
+                if np.isfinite(found).sum() >= least:
+                    out = np.full_like(logits, -np.inf)
+                    out[likely] = found
+                    return out
         out = self._applied(self._all, logits)
         if not np.isfinite(out.max()):
             raise ModelError("the model's tokens cannot spell what the schema asks for", "use another schema or model")

@@ -22,7 +22,7 @@ class Rules(Protocol):
 
     def allows(self, token: int) -> bool: ...
 
-    def masked(self, logits: Float32) -> Float32: ...
+    def masked(self, logits: Float32, least: int) -> Float32: ...
 
     def accept(self, token: int) -> None: ...
 
@@ -50,15 +50,20 @@ class Sampler:
         token = self._choose(logits)
         if self._rules is not None:
             if not self._rules.allows(token):
-                token = self._choose(self._rules.masked(logits))
+                token = self._choose(self._rules.masked(logits, self._enough(len(logits))))
             self._rules.accept(token)
         return token, float(logits[token]) - log_total
 
     def lead(self, logits: Float32) -> float:
         """By how much the likeliest allowed token leads the next, in logits: how sure a greedy pick is."""
         if self._rules is not None and not self._rules.allows(int(logits.argmax())):
-            logits = self._rules.masked(logits)
+            logits = self._rules.masked(logits, 2)
         return lead_of(logits)
+
+    def _enough(self, n: int) -> int:
+        """How many allowed tokens a choice among n looks at."""
+        options = self._options
+        return 1 if options.temp <= 0 else min(options.top_k, n) if options.top_k > 0 else n
 
     def _choose(self, logits: Float32) -> int:
         return int(logits.argmax()) if self._options.temp <= 0 else self._draw(logits)

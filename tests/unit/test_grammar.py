@@ -11,11 +11,12 @@ from localvlm.answers import AskOptions
 from localvlm.catalog import example_image, pair_named
 from localvlm.engine.api import LoadOptions, SamplingOptions
 from localvlm.engine.client import Engine
+from localvlm.engine.grammar import Grammar
 from localvlm.engine.sampling import Sampler
-from localvlm.errors import UsageError
+from localvlm.errors import ModelError, UsageError
 from localvlm.images import load
 from localvlm.pipeline import Pipeline
-from localvlm.schema import schema_of
+from localvlm.schema import schema_of, told
 from tests import asking
 
 SCENE = """{"type": "object", "properties": {
@@ -66,7 +67,7 @@ class Only:
     def allows(self, token: int) -> bool:
         return token in self.tokens
 
-    def masked(self, logits):
+    def masked(self, logits, least):
         return np.where(np.isin(np.arange(len(logits)), self.tokens), logits, -np.inf).astype(np.float32)
 
     def accept(self, token: int) -> None:
@@ -126,6 +127,47 @@ def test_answers_of_random_models_follow_the_schema_along_any_draft(vlm):
     for seed in range(3):
         follows(asked(vlm, SCENE, temp=1.5, seed=seed)[0])
     assert asked(vlm, "", 12) == free
+
+
+class Some(Grammar):
+    """A grammar that allows some tokens, and counts those that it is asked about."""
+
+    def __init__(self, allowed: np.ndarray) -> None:
+        self._all, self._allowed, self.looked = np.arange(len(allowed), dtype=np.int32), allowed, 0
+
+    def _applied(self, tokens, logits):
+        self.looked += len(tokens)
+        return np.where(self._allowed[tokens], logits, -np.inf).astype(np.float32)
+
+
+@pytest.mark.parametrize(("share", "quick"), [(0.9, 3), (0.01, 2), (0.0, 0)])
+def test_a_mask_over_likely_tokens_says_what_one_over_all_does(share, quick):
+    rng = np.random.default_rng(0)
+    logits = rng.integers(0, 3000, 50_000).astype(np.float32)  # many are alike
+    rules = Some(rng.random(len(logits)) < share if share else logits < 5)  # at 0, the least likely alone
+    whole = np.where(rules._allowed, logits, -np.inf)
+    seen = 0
+    for least in (1, 2, 40):
+        rules.looked = 0
+        masked = rules.masked(logits, least)
+        assert masked.argmax() == whole.argmax()
+        worst = np.partition(masked, -least)[-least]
+        assert np.array_equal(np.flatnonzero(masked >= worst), np.flatnonzero(whole >= worst))
+        seen += rules.looked < len(logits)
+    assert seen == quick
+    assert np.array_equal(rules.masked(logits, len(logits)), whole)
+    with pytest.raises(ModelError, match="cannot spell"):
+        Some(np.zeros(len(logits), bool)).masked(logits, 1)
+
+
+def test_a_question_tells_the_schema():
+    asked = told("What is there?", schema_of("name, age int"))
+    assert asked.splitlines()[0] == "What is there?"
+    line = asked.splitlines()[1]
+    assert json.loads(line.partition(": ")[2])["properties"] == {"name": {"type": "string"}, "age": {"type": "integer"}}
+    assert "additionalProperties" not in line
+    assert told("What is there?", "") == "What is there?"
+    assert len(told("", SCENE).splitlines()) == 1
 
 
 def test_schemas_that_cannot_be_followed(llava):
