@@ -9,10 +9,12 @@ pages of the file stay mapped beside that copy until the system wants them back:
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
-from localvlm.answers import Pair, VlmFiles
+from localvlm.answers import AskOptions, Pair, VlmFiles
 from localvlm.engine.api import LoadOptions
 from localvlm.engine.gguf_header import Header, TensorInfo
 from localvlm.engine.llama import DEFAULT_CTX, MAX_OUTPUTS, MICRO_BATCH, PADDING, ROOM
@@ -20,20 +22,22 @@ from localvlm.engine.shared_tower import LIMIT
 from localvlm.planning.shapes import VlmShape
 from localvlm.room import told
 
-__all__ = ["TEXT", "Asked", "Need", "VlmNeed", "pair_need", "table", "vlm_need"]
+__all__ = ["TEXT", "Asked", "Cuts", "Need", "VlmNeed", "asked_of", "pair_need", "table", "vlm_need"]
 
-PROCESS = 71 << 20
+PROCESS = 69 << 20
 """Bytes of a worker that has loaded its libraries, cut a picture and rendered a prompt: 46 MiB before."""
 TOKEN = 250
 """Bytes of each token of a tokenizer."""
 HOST = 6
 """Copies of a tile's pixels, in single precision, on their way to the tower."""
-CANVAS, PICTURE = 4, 12
+CANVAS, PICTURE = 4, 8
 """Bytes of a pixel of all tiles, and of the picture as it was given, while it is cut."""
 WINDOWED = 2
 """Masks of patches over patches, in single precision, of a tower that attends within windows."""
 REDUCTIONS = 9 * 2
 """Numbers kept for each layer, head and image token while a guide's attention is recorded, and as they are sent."""
+BETWEEN = 3
+"""Copies of hidden rows on their way from one context to the next."""
 LAID_OUT = 13 * 1288**2
 """Bytes that a tower for pictures of any size takes while it is loaded, when a worker holds less of what it will hold:
 llama.cpp lays out one of 1288 x 1288."""
@@ -48,16 +52,47 @@ _REPACKED = {
 rows must be a multiple of: Q4_0, Q4_K, IQ4_NL and MXFP4; on ARM, Q8_0, Q5_K and Q6_K too."""
 
 
+Cuts = Callable[[int, int], Sequence[tuple[int, int]]]
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a pair is asked: ``sizes`` of pictures (width, height), rows of ``text``, the longest answer, and the share
-    of its image tokens that the model is given.
+    of its image tokens that the model is given. ``cuts``: (image tokens that enter layer 0, layers of the model) ->
+    layers before which some leave, and how many stay; each such layer begins another context.
     """
 
     sizes: tuple[tuple[int, int], ...] = ((1024, 768),)
     text: int = TEXT
     max_tokens: int = 256
     kept: float = 1.0
+    cuts: Cuts | None = None
+
+
+def asked_of(options: AskOptions) -> Asked:
+    """What a question takes that is asked with ``options``."""
+    from localvlm.pruning import IN_LLM
+
+    share = options.keep if isinstance(options.keep, float) else 1.0
+    inside = options.layer or options.preset or options.method in (*IN_LLM, "none")
+    return Asked(max_tokens=options.max_tokens, kept=1.0 if inside else share, cuts=_cuts(options, share))
+
+
+def _cuts(options: AskOptions, share: float) -> Cuts | None:
+    """Where image tokens leave between the model's layers, as :class:`Asked` has it."""
+    from localvlm.pruning import IN_LLM, METHODS, preset_named
+
+    if options.preset:
+        preset = preset_named(options.preset)
+        return lambda n, n_layer: [(preset.layer_in(n_layer), round(preset.keep * n))]
+    if options.layer:
+        return lambda n, _: [(options.layer, round(share * n))]
+    method = IN_LLM.get(options.method)
+    if method is not None and method.trained is None:
+        return partial(method.cuts, share)
+    if method is not None or (options.method in METHODS and METHODS[options.method].within is not None):
+        return lambda n, n_layer: [(n_layer - 1, n)]  # what was trained says where, and whether they leave
+    return None
 
 
 @dataclass(frozen=True)
@@ -158,8 +193,9 @@ def vlm_need(files: VlmFiles, options: LoadOptions, asked: Asked = Asked(), *, g
     tokens, image = _pictures(shape, options, asked)
     image += tokens * _width(model) * 4
     seen = tokens if guides else round(tokens * asked.kept)
-    rows = seen + asked.text
-    cells = _cells(model, options, rows, asked.max_tokens)
+    stages = _stages(seen, _layers(model), None if guides else asked)
+    rows = [n + asked.text for _, n in stages]
+    cells = [_cells(model, options, n, asked.max_tokens) for n in rows]
     if guides:
         heads = max(model.integer(f"{model.architecture}.attention.head_count"), 1)
         image += REDUCTIONS * _layers(model) * heads * tokens * 4
@@ -167,8 +203,8 @@ def vlm_need(files: VlmFiles, options: LoadOptions, asked: Asked = Asked(), *, g
     weights = sum(t.n_bytes for t, _ in placed)
     on_gpu = sum(t.n_bytes for t, there in placed if there)
     copies = on_gpu + sum(t.n_bytes for t, there in placed if not there and _repacked(t))
-    cache, there = _cache(model, cells, options)
-    buffers, projector = _buffers(model, cells, rows), sum(t.n_bytes for t in mmproj.tensors.values())
+    cache, there = _caches(model, [layers for layers, _ in stages], cells, options)
+    buffers, projector = _all_buffers(model, cells, rows), sum(t.n_bytes for t in mmproj.tensors.values())
     gpu = 0 if not options.gpu_layers else on_gpu + there + buffers + projector + image
     n_tokens = model.array_lengths.get("tokenizer.ggml.tokens", 0)
     return VlmNeed(weights, cache, buffers, projector, image, TOKEN * n_tokens, copies, gpu)
@@ -193,6 +229,41 @@ def _cells(model: Header, options: LoadOptions, rows: int, answer: int) -> int:
     if window or "rope_factors_long.weight" in model.tensors:
         return most
     return min(_padded(rows + max(answer, ROOM)), most)
+
+
+def _stages(seen: int, n_layer: int, asked: Asked | None) -> list[tuple[int, int]]:
+    """(layers, image tokens) of each context that a prompt goes through, in this order."""
+    cuts = list(asked.cuts(seen, n_layer)) if asked is not None and asked.cuts is not None else []
+    starts = [(0, seen)]
+    for i, (layer, n) in enumerate(cuts):
+        if n < starts[-1][1] or i == len(cuts) - 1:  # where none leave, the context before goes on
+            starts.append((layer, n))
+    ends = [*(layer for layer, _ in starts[1:]), n_layer]
+    return [(end - first, n) for (first, n), end in zip(starts, ends, strict=True)]
+
+
+def _caches(model: Header, layers: Sequence[int], cells: Sequence[int], options: LoadOptions) -> tuple[int, int]:
+    """The most that the KV cells of contexts take, which are opened one after another, and how much of it on a GPU.
+
+    Each is made with all layers, and gives those that it does not run back to the system, where that takes them
+    (``native/stage.c``). The last one is opened with the model, with the fewest cells there are.
+    """
+    each = [_cache(model, n, options) for n in cells]
+    gpu = sum(there for _, there in each)
+    if len(each) == 1 or options.gpu_layers or sys.platform != "linux":
+        return sum(n for n, _ in each), gpu
+    opened, held, most = _cache(model, min(PADDING, cells[-1]), options)[0], 0, 0
+    for i, ((n, _), run) in enumerate(zip(each, layers, strict=True)):
+        most = max(most, held + n + (opened if i < len(each) - 1 else 0))
+        held += n * run // _layers(model)
+    return most, gpu
+
+
+def _all_buffers(model: Header, cells: Sequence[int], rows: Sequence[int]) -> int:
+    """Of the graphs of all contexts, of which the last alone gives logits, and the rows between two of them."""
+    outputs = [1] * (len(rows) - 1) + [MAX_OUTPUTS]
+    graphs = sum(_buffers(model, *each) for each in zip(cells, rows, outputs, strict=True))
+    return graphs + BETWEEN * max(rows[:-1], default=0) * _width(model) * 4
 
 
 def _padded(cells: int) -> int:
@@ -234,7 +305,7 @@ def _cache(model: Header, cells: int, options: LoadOptions) -> tuple[int, int]:
     return round(cells * cell * sum(each)), round(cells * cell * sum(each[first:]))
 
 
-def _buffers(model: Header, cells: int, rows: int) -> int:
+def _buffers(model: Header, cells: int, rows: int, outputs: int) -> int:
     """What the ``rows`` of a prompt touch in the widest step of a batch: the gated feed-forward part, three of its
     width beside four rows, and the mask; or the logits. And what rows are converted to before they meet weights.
     """
@@ -245,7 +316,7 @@ def _buffers(model: Header, cells: int, rows: int) -> int:
     rows, n_tokens = min(MICRO_BATCH, cells, rows), model.array_lengths.get("tokenizer.ggml.tokens", 0)
     mask = rows * cells * 2
     feed_forward = rows * (3 * inner + 4 * width) * 4 + mask
-    logits = min(MAX_OUTPUTS, rows) * (n_tokens + width) * 4 + rows * width * 4 + mask
+    logits = min(outputs, rows) * (n_tokens + width) * 4 + rows * width * 4 + mask
     return max(feed_forward, logits) + rows * inner * 2
 
 

@@ -73,17 +73,12 @@ def check_fit(
 
 
 def _asked(pictures: Sequence[Image] | None, question: str, options: AskOptions | None) -> Asked:
-    from localvlm.memory import TEXT, Asked
-    from localvlm.pruning import IN_LLM
+    from localvlm.memory import TEXT, Asked, asked_of
 
-    asked = Asked(text=TEXT + len(question) // 3)
-    if pictures is not None:
-        asked = replace(asked, sizes=tuple(picture.size for picture in pictures))
-    if options is None:
-        return asked
-    whole = options.layer or options.preset or options.method in (*IN_LLM, "none")
-    kept = options.keep if isinstance(options.keep, float) and not whole else 1.0
-    return replace(asked, max_tokens=options.max_tokens, kept=kept)
+    asked = Asked() if options is None else asked_of(options)
+    schema = "" if options is None else options.schema
+    asked = replace(asked, text=TEXT + (len(question) + len(schema)) // 3)
+    return asked if pictures is None else replace(asked, sizes=tuple(picture.size for picture in pictures))
 
 
 def _size(pair: Pair) -> int:

@@ -11,7 +11,7 @@ from localvlm.catalog import entries, example_image, pair_named
 from localvlm.engine.api import LoadOptions
 from localvlm.engine.fake import FakeEngine, Script
 from localvlm.images import load
-from localvlm.memory import TEXT, Asked, Need, pair_need, vlm_need
+from localvlm.memory import TEXT, Asked, Need, asked_of, pair_need, vlm_need
 from localvlm.pipeline import Pipeline
 from localvlm.room import room
 from tests import memory, zoo
@@ -62,6 +62,33 @@ def test_of_a_pair_that_takes_turns_the_larger_counts():
     both, turns = (pair_need(pair_named("demo"), PLAIN, PLAIN, low_memory=low) for low in (False, True))
     assert both.total - turns.total == min(both.guide.total, both.model.total)
     assert Need(None, both.model).total == turns.total
+
+
+def test_contexts_of_layers_are_counted(llava):
+    """One more for each layer before which tokens leave; what it does not run it gives back."""
+    row = (84, 84)
+    n = vlm_need(llava, PLAIN, Asked((row,)))
+    layers = llava.row.text.layers
+    two = vlm_need(llava, PLAIN, Asked((row,), cuts=lambda n, n_layer: [(n_layer // 2, n // 2)]))
+    assert n.buffers < two.buffers < 2.5 * n.buffers
+    assert n.cache < two.cache <= 2 * n.cache
+    late = vlm_need(llava, PLAIN, Asked((row,), cuts=lambda n, n_layer: [(n_layer - 1, n)]))
+    assert late.cache == n.cache + n.cache * (layers - 1) // layers
+    idle = vlm_need(llava, PLAIN, Asked((row,), cuts=lambda n, n_layer: [(1, n), (n_layer - 1, n)]))
+    assert idle == late  # where none leave, the context before goes on
+    assert vlm_need(llava, PLAIN, Asked((row,), cuts=lambda n, n_layer: [])) == n
+    on_gpu = vlm_need(llava, LoadOptions(gpu_layers=-1), Asked((row,), cuts=lambda n, n_layer: [(n_layer - 1, n)]))
+    assert on_gpu.cache == 2 * n.cache  # nothing is given back there
+
+
+@pytest.mark.parametrize("name", ["fastv", "sparsevlm", "pyramiddrop", "dyvte", "flashsloth", "sgl+"])
+def test_what_a_method_takes_is_asked_of_it(llava, name):
+    plain = vlm_need(llava, PLAIN, asked_of(AskOptions(method="none", keep=None)))
+    there = vlm_need(llava, PLAIN, asked_of(AskOptions(method=name, keep=0.35)))
+    at_layer = vlm_need(llava, PLAIN, asked_of(AskOptions(method="sgl+", keep=0.35, layer=1)))
+    preset = vlm_need(llava, PLAIN, asked_of(AskOptions(method="sgl+", preset="paper-9")))
+    assert (there.buffers > plain.buffers) == (name != "sgl+")
+    assert min(at_layer.buffers, preset.buffers) > plain.buffers
 
 
 def test_room_is_that_of_the_machine():
