@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["Sanitizer", "sanitize"]
+__all__ = ["Sanitizer", "sanitize", "without_controls"]
 
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and newline, DEL, C1
@@ -87,3 +87,8 @@ class Sanitizer:
 def sanitize(text: str) -> str:
     """A whole text made safe for a terminal."""
     return Sanitizer().feed(text)
+
+
+def without_controls(text: str) -> str:
+    """Text without the characters that are never let through; of a sequence, the rest is left and does nothing."""
+    return _UNSAFE.sub("", text) if _UNSAFE.search(text) else text

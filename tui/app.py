@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
+from textual.filter import LineFilter
 from textual.message import Message
 from textual.widgets import Static
 
@@ -20,6 +22,7 @@ from .conversation import Conversation
 from .keymap import KEYS
 from .palette import CommandProvider
 from .recorder import HistoryRecorder
+from .safe_lines import SafeLines
 from .setup import ChatSetup
 from .text import one_line
 from .themes import THEMES, role_colours
@@ -67,6 +70,7 @@ class ChatApp(ChatActions):
 
     def __init__(self, setup: ChatSetup) -> None:
         self.setup = setup
+        self._safe_lines = SafeLines()
         super().__init__()
         for theme in THEMES:
             self.register_theme(theme)
@@ -76,6 +80,9 @@ class ChatApp(ChatActions):
         if setup.system:
             self.conversation.set(system=setup.system)
         self._asked_at: dict[int, float] = {}
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        return [*super().get_line_filters(), self._safe_lines]
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return role_colours(self.current_theme)

@@ -17,7 +17,7 @@ from localvlm.tui import events
 from localvlm.tui.attachments import Attached
 from localvlm.tui.conversation import Conversation, Exchange, Recorder
 
-__all__ = ["DEADLINE", "HELD", "Heard", "HeldEngine", "fake_opener", "open_conversation", "pair_of", "picture"]
+__all__ = ["DEADLINE", "HELD", "Heard", "HeldEngine", "fake_opener", "open_conversation", "pair_of", "picture", "scene"]
 
 DEADLINE = 20.0
 """Seconds after which what is waited for will not come."""
@@ -27,6 +27,15 @@ _E = TypeVar("_E")
 def picture(seed: int = 1, name: str | None = None) -> Attached:
     pixels = np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     return Attached(Image(pixels, name or f"{seed}.png"))
+
+
+def scene(name: str = "scene.png", seed: int = 1) -> Attached:
+    """A red star-like blot on a pale ground, and a blue square."""
+    pixels = np.full((96, 128, 3), (232, 228, 216), np.uint8)
+    y, x = np.mgrid[:96, :128]
+    pixels[np.abs(x - 96) + np.abs(y - 26 - seed) < 22] = (170, 30, 40)
+    pixels[56:84, 20:48] = (40, 80, 170)
+    return Attached(Image(pixels, name))
 
 
 def pair_of(name: str | None) -> Pair:

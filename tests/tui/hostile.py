@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from localvlm.answers import AskOptions
 from localvlm.engine.fake import FakeEngine, Script
 from localvlm.errors import ModelError
 from localvlm.history import History
@@ -43,11 +44,10 @@ ATTACKS = {
     "override": "\u202e",
     "isolate": "\u2066\u2069",
     "tag": "\U000e0041\U000e007f",
-    "numbered": "&#27;]0;owned&#7; &#x202e; &#155;31m",
     "split": f"\x1b]0;a\x1b]52;c;{MARK}x\x07",
 }
 ALL = (
-    "ok ".join(ATTACKS.values())
+    "&#27;]0;owned&#7; &#x202e; ok ".join(ATTACKS.values())
     + "[red]red[/] [@click=app.quit]quit[/] [link](https://example.org) <https://example.org> end"
 )
 
@@ -103,9 +103,16 @@ class Hostile(ChatApp):
 
 def main() -> int:
     folder = Path(sys.argv[1])
-    script = Script(ALL)
+    script = Script(ALL, n_ctx=100_000)
     engine = FakeEngine({"guide": script, "model": replace(script)})
-    app = Hostile(ChatSetup(fake_opener(engine), ALL, history=lambda: History.open(folder / "history.db"), note=ALL))
+    app = Hostile(
+        ChatSetup(
+            fake_opener(engine, AskOptions(max_tokens=4000, guide_max_tokens=4000)),
+            ALL,
+            history=lambda: History.open(folder / "history.db"),
+            note=ALL,
+        )
+    )
     app.run()
     app.close()
     return app.return_code or 0

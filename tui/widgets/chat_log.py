@@ -10,6 +10,8 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
+from localvlm.sanitize import sanitize
+
 if TYPE_CHECKING:
     from localvlm.images import Image
 
@@ -34,7 +36,7 @@ class Welcome(Static):
     def __init__(self, note: str = "") -> None:
         lines = [Content.styled("Ask a picture.", "bold $foreground"), Content("")]
         lines += [Content.assemble((f"{key:>7}", "bold $text-accent"), f"  {what}") for key, what in TIPS]
-        lines += [Content(""), Content(note)] if note else []
+        lines += [Content(""), Content(sanitize(note))] if note else []
         super().__init__(Content("\n").join(lines), markup=False)
 
 
