@@ -45,7 +45,7 @@ class Peer:
         self._command = [
             str(program), "-m", str(files.model), "--mmproj", str(files.mmproj), "--image", str(picture),
             "-p", question, "-n", str(answer), "--temp", "0", "--ignore-eos", "-c", str(model.n_ctx),
-            "-ngl", str(options.gpu_layers if options.gpu_layers >= 0 else 999),
+            "-ngl", str(options.gpu_layers if options.gpu_layers >= 0 else 999), "--perf", "-lv", "4",
         ]  # fmt: skip
         if options.threads:
             self._command += ["-t", str(options.threads)]
