@@ -199,7 +199,11 @@ SHOTS = {
 """Sizes, and the keys that are pressed before the picture is taken."""
 
 
-@pytest.mark.parametrize(("name", "shot"), [(name, shot) for name, shots in SHOTS.items() for shot in shots])
+@pytest.mark.parametrize(
+    ("name", "shot"),
+    [(name, shot) for name, shots in SHOTS.items() for shot in shots],
+    ids=lambda part: re.sub("[: ]", "-", part),
+)
 def test_it_looks_as_it_did(name, shot, snap_compare):
     size, _, keys = shot.partition(":")
 

@@ -31,7 +31,21 @@ class _Asking(Dialog[bool]):
         &.-short #question { padding: 0 1; }
         Horizontal { height: 1; padding: 0 1; margin-bottom: 1; }
         &.-short Horizontal { margin-bottom: 0; }
-        Button { margin-right: 2; min-width: 10; }
+        Button.-style-default.-textual-compact {
+            margin-right: 2;
+            min-width: 10;
+            background: $panel;
+            color: $foreground;
+            text-style: none;
+            &.-error { background: $panel; color: $text-error; }
+            &:focus {
+                background: $block-cursor-background;
+                color: $block-cursor-foreground;
+                background-tint: $foreground 0%;
+                text-style: bold;
+            }
+            &.-error:focus { background: $error; color: $button-color-foreground; }
+        }
     }
     """
 
@@ -42,7 +56,7 @@ class _Asking(Dialog[bool]):
     def body(self) -> ComposeResult:
         yield Static(self._text, id="question", markup=False)
         with Horizontal():
-            yield Button(self._yes, id="yes", variant="error" if self._danger else "primary", compact=True)
+            yield Button(self._yes, id="yes", variant="error" if self._danger else "default", compact=True)
             yield Button(self._no, id="no", compact=True)
 
     def on_mount(self) -> None:

@@ -117,7 +117,8 @@ class Dialog(ModalScreen[Result]):
             background: $panel;
         }
         Input:focus { border-left: outer $border; }
-        Input.-invalid { border-left: outer $error; }
+        Input.-wrong, Input.-wrong:focus { border-left: outer $error; }
+        VerticalScroll { scrollbar-size-vertical: 1; }
         Input > .input--placeholder { color: $text-muted; }
     }
     """

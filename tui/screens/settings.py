@@ -232,9 +232,9 @@ def _converted(name: str, field: Input) -> Any:
     try:
         found = types[name].convert(field.value.strip(), None, None)
     except click.BadParameter as error:
-        field.add_class("-invalid")
+        field.add_class("-wrong")
         raise _Wrong(one_line(f"{name.replace('_', '-')}: {error.message}")) from None
-    field.remove_class("-invalid")
+    field.remove_class("-wrong")
     return found
 
 
