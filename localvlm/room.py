@@ -40,4 +40,6 @@ def _limits() -> Iterator[int]:
 
 def told(n_bytes: int) -> str:
     """Bytes as people read them."""
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+    if n_bytes >= 1e9:
+        return f"{n_bytes / 1e9:.1f} GB"
+    return f"{n_bytes / 1e6:.0f} MB" if n_bytes >= 1e6 or not n_bytes else f"{n_bytes / 1e3:.0f} kB"

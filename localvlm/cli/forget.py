@@ -62,6 +62,8 @@ def forget(image: str | None, all: bool, yes: bool, quiet: bool, verbose: int) -
     for trace in found:
         if not remove(trace):
             reporter.note(f"{trace.name}: emptied; the file stays while another localvlm has it open")
+    if found or shown:
+        reporter.note("removed")
 
 
 def _shown(image: str) -> list[ConversationSummary]:

@@ -40,12 +40,25 @@ def _one_line(text: str) -> str:
     return " ".join(sanitize(text).split("\n"))
 
 
+NARROW = 18
+"""Characters of a column below which wrapping it reads no better."""
+
+
 def print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    """Columns on stdout."""
+    """Columns on stdout. On a terminal the last one is wrapped within itself, where there is room for it."""
+    import shutil
+    import textwrap
+
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        sys.stdout.write(line.rstrip() + "\n")
+    before = sum(widths[:-1]) + 2 * (len(widths) - 1)
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    room = columns - before if columns - before >= NARROW else 0
+    for *row, last in rows:
+        parts = textwrap.wrap(last, room, break_on_hyphens=False) if 0 < room < len(last) else [last]
+        line = "".join(f"{cell.ljust(width)}  " for cell, width in zip(row, widths, strict=False))
+        for part in parts:
+            sys.stdout.write((line + part).rstrip() + "\n")
+            line = " " * before
 
 
 class Reporter:

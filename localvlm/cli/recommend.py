@@ -44,8 +44,8 @@ def recommend(ctx: click.Context, json: bool) -> None:
     rows = [("NAME", "NEEDS", "FITS", "STATE", "GOOD AT")]
     for one in found:
         need = "unknown" if one.need is None else f"{'' if one.exact else 'about '}{told(one.need)}"
-        state = ("not pulled" if one.entry.lacking else "installed") + ("" if one.entry.run else ", not run by us")
-        good = str(one.entry.about.get("good-at", one.entry.summary))
+        state = "not pulled" if one.entry.lacking else "installed"
+        good = str(one.entry.about.get("good-at", one.entry.summary)) + ("" if one.entry.run else "; not run by us")
         rows.append((sanitize(one.entry.name), need, one.fits(free), state, sanitize(good)))
     print_table(rows)
     best = found[0].entry

@@ -14,6 +14,7 @@ import pytest
 
 from localvlm import catalog
 from localvlm.answers import VlmFiles
+from localvlm.cli.output import print_table
 from localvlm.cost import LlmShape
 from localvlm.planning.shapes import VlmShape
 from tests import zoo
@@ -89,6 +90,19 @@ def test_a_model_without_its_projector_is_told(cli, hub):
     wanted = catalog.reference(MODEL)
     found = catalog.located({"model": wanted, "mmproj": kept})
     assert (found["model"].name, found["mmproj"]) == ("model-Q8_0.gguf", kept)
+
+
+def test_tables_fit_a_terminal_of_80_columns(cli, capsys, monkeypatch):
+    """The last column is wrapped below itself; what is no terminal has a row a line."""
+    lines = cli("list").out.splitlines()
+    assert max(map(len, lines)) > 80
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    print_table([tuple(line.split("  ", 1)) for line in ("a  " + "word " * 40, "b  short")])
+    shown = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in shown)
+    assert [line[0] for line in shown] == ["a", " ", " ", "b"]
+    assert " ".join(shown[:-1]).split() == ["a", *["word"] * 40]
 
 
 def test_a_file_without_a_projector_is_shown(cli, contents):
