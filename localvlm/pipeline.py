@@ -25,6 +25,7 @@ from localvlm.engine.api import (
     ImageLayout,
     LoadOptions,
     Vlm,
+    VlmInfo,
 )
 from localvlm.engine.gguf_header import parts_of
 from localvlm.engine.read_ahead import read_ahead
@@ -131,6 +132,11 @@ class Pipeline:
                     self._loaded.popitem()[1].close()
             self._loaded[role] = self.engine.load(files.model, files.mmproj, self.options[role])
         return self._loaded[role]
+
+    @property
+    def infos(self) -> dict[str, VlmInfo]:
+        """What is loaded now, by role; nothing is loaded for it, and any thread may look."""
+        return {role: vlm.info for role, vlm in dict(self._loaded).items()}
 
     def weights(self, method: Method) -> Mapping[str, Float32] | None:
         """What a method learnt for the model; None: it is not trained.

@@ -144,6 +144,7 @@ class ChatApp(ChatActions):
                 self._stage_began(message, event)
             case events.Looked() if message is not None:
                 message.looked(event.look.answer.text)
+                self.panel(lambda panel: panel.loaded(*self.conversation.loaded))
                 self.panel(lambda panel: panel.looked(event.look))
             case events.Text() if message is not None:
                 message.text(event.text)
@@ -179,6 +180,7 @@ class ChatApp(ChatActions):
         answer = event.answer
         if message is not None:
             await message.answered(answer)
+            self.panel(lambda panel: panel.loaded(*self.conversation.loaded))
             self.panel(lambda panel: panel.answered(answer))
         parts = [f"{answer.answered_by} answered", tokens_told(answer), seconds_told(answer.ms.get("total", 0.0))]
         self.status(" \u00b7 ".join(filter(None, parts)))

@@ -23,6 +23,7 @@ from localvlm.tui.pacing import Pacer
 
 if TYPE_CHECKING:
     from localvlm.answers import Answer, AskOptions
+    from localvlm.engine.api import VlmInfo
     from localvlm.images import Image
     from localvlm.pipeline import Pipeline, Session, Turn
 
@@ -147,6 +148,15 @@ class Conversation:
     def changes(self) -> dict[str, Any]:
         """Fields of AskOptions that were set since the app was started."""
         return dict(self._changes)
+
+    @property
+    def loaded(self) -> tuple[VlmInfo | None, VlmInfo | None]:
+        """The guide, if it stays beside the model, and the model, as far as they are loaded."""
+        pipeline = self._pipeline
+        if pipeline is None:
+            return None, None
+        infos = pipeline.infos
+        return None if pipeline.low_memory else infos.get("guide"), infos.get("model")
 
     def set(self, **changes: Any) -> None:
         """Sets fields of AskOptions for the questions to come; method and budget overrule a preset or layer."""
