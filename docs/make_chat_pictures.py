@@ -1,4 +1,4 @@
-"""Draws docs/chat-*.svg: a real run of the chat with the demo pair, driven by keys: ``python docs/make_chat_pictures.py``.
+"""Draws docs/chat-*.svg, ``python docs/make_chat_pictures.py``: a real run with the demo pair, driven by keys.
 
 A picture is opened, three questions are asked, of which the guide's answer is final for one, the retention is changed,
 and the conversation is left and resumed.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SIZE = (130, 38)
 FOLDER = Path(__file__).parent
-QUESTIONS = ("What is written on the card?", "What colour is the star?", "How many shapes are there?")
+QUESTIONS = ("Where can I find the red heart?", "What is written on the card?", "What colour is the star?")
 PATIENCE = 300.0
 """Seconds that a step may take on a slow machine."""
 
@@ -86,7 +86,7 @@ async def talk(play: Play) -> None:
     await play.ask(QUESTIONS[1])
     play.draw("answers")
     play.app.query_one(RetentionSlider).focus()
-    await play.pilot.press(*["left"] * 20)
+    await play.pilot.press(*["right"] * 25)
     await play.pilot.pause(0.5)
     await play.ask(QUESTIONS[2])
     play.draw("retention")
