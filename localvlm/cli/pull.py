@@ -17,7 +17,7 @@ from localvlm.sanitize import sanitize
 
 if TYPE_CHECKING:
     from localvlm.catalog import Entry
-    from localvlm.hub import Hub, HubFile, Listing
+    from localvlm.hub import HubFile
     from localvlm.references import Reference
 
 __all__ = ["pull"]
@@ -147,22 +147,12 @@ def _fetch(wanted: Sequence[Reference], reporter: Reporter) -> list[Path]:
 
     with (_Shown if reporter.terminal else _Told)(reporter) as progress:
         hub = Hub(progress=progress)
-        chosen = [_chosen(hub, found) for found in wanted]
+        chosen = [hub.chosen(found) for found in wanted]
         for listing, files in chosen:
             size = sum(file.size for file in files)
             licence = f", licence {listing.licence}" if listing.licence else ""
             progress.note(f"{listing.repo}: {', '.join(file.name for file in files)} ({gigabytes(size)}{licence})")
         return hub.pull(chosen)
-
-
-def _chosen(hub: Hub, found: Reference) -> tuple[Listing, list[HubFile]]:
-    """A repository's listing, and of its files those that are meant."""
-    from localvlm.references import choose
-
-    listing = hub.listing(found.repo, found.revision)
-    named = {file.name: file for file in listing.files}
-    names, projector = choose(found, sorted(named))
-    return listing, [named[name] for name in (*names, projector) if name]
 
 
 def _check(name: str, roles: Mapping[str, Reference], entry: Entry | None, reporter: Reporter) -> None:
