@@ -12,10 +12,12 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import click
 import pytest
 
 import localvlm
 from localvlm import _native_path, _search_path
+from localvlm.cli.main import cli
 from localvlm.errors import UnsupportedModel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +45,14 @@ def test_the_first_screen_has_the_picture_and_two_commands():
     assert "localvlm ask example" in readme_commands()[0]
     assert "pytest" in readme_commands()[1]
     assert all(command in screen for command in readme_commands()[:2])
+
+
+def test_every_command_is_in_the_readme_and_its_help_in_the_first_steps():
+    names = cli.list_commands(click.Context(cli))
+    for page, told in (("README.md", "localvlm {}"), ("docs/first-steps.md", "$ localvlm {} --help")):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert [name for name in names if not re.search(re.escape(told.format(name)) + r"\b", text)] == [], page
+    assert "pip install" in (ROOT / "docs" / "first-steps.md").read_text(encoding="utf-8")
 
 
 def test_ci_runs_the_test_lines_of_the_readme_and_nothing_else():
