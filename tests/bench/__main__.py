@@ -7,9 +7,11 @@ Leaves with 1 if a case failed, or a row has nothing that ran and no reason for 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.bench.rows import ROWS
 from tests.bench.run import Result, run
@@ -28,16 +30,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="about three minutes: no slow tests, short sweeps")
     parser.add_argument("--rows", default="", help="ids, with commas between; all without it")
+    parser.add_argument(
+        "--jobs", type=int, help="rows at a time; 2 with --quick, else 1, so that times are a row's own"
+    )
+    parser.add_argument("--damaged", metavar="N", type=int, default=10_000, help="files of row R3, without --quick")
     options = parser.parse_args(arguments)
+    os.environ["BENCH_DAMAGED"] = str(options.damaged)
     asked = {name.strip().upper() for name in options.rows.split(",") if name.strip()}
     if unknown := asked - {row.id for row in ROWS}:
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(row.id for row in ROWS)}")
     started, results = time.monotonic(), []
+    chosen = [row for row in ROWS if not asked or row.id in asked]
     print("| id | what is tried | cases | passed | worst time | peak memory | |\n|---|---|---|---|---|---|---|")
-    for row in ROWS:
-        if not asked or row.id in asked:
-            results.append(run(row, quick=options.quick))
-            print(line(results[-1]), flush=True)
+    with ThreadPoolExecutor(options.jobs or (2 if options.quick else 1)) as rows:
+        for result in rows.map(lambda row: run(row, quick=options.quick), chosen):
+            results.append(result)
+            print(line(result), flush=True)
     _notes(results)
     failed = [result for result in results if result.failed or not result.cases]
     ran, passed = sum(r.ran for r in results), sum(r.passed for r in results)

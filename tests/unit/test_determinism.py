@@ -117,6 +117,7 @@ def test_a1_sessions_answer_as_single_questions(want) -> None:
         assert [told(session.ask(question, GREEDY)) for question in QUESTIONS] == want["greedy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a1_the_command_says_the_same_each_time(threads: int) -> None:
     command = [sys.executable, "-m", "localvlm", "ask", "--pair", "demo", "--threads", str(threads), "--json"]

@@ -143,7 +143,7 @@ def test_no_system_call_of_the_chat_reaches_the_network(home, native, tmp_path):
         pytest.skip("processes may not be traced here")
     chat = [*watched, sys.executable, "-m", "localvlm", "chat", "--pair", "demo", "--threads", "1", "example"]
     with Terminal(["-c", f"import os; os.execvp('strace', {chat!r})"]) as terminal:
-        terminal.until(b"demo")
+        terminal.until(b"Ask about the picture")
         terminal.type(b"What colour is the star?\r")
         terminal.until(b"yellow")
         terminal.type(b"\x11")

@@ -169,7 +169,7 @@ def test_n5_more_than_the_tap_holds_is_refused(native: None) -> None:
     tap.configure(2, 2)
     with pytest.raises(UnsupportedModel, match="number of image tokens"):
         tap.reset(5_000_000)
-    with pytest.raises(UnsupportedModel, match="out of range"):
+    with pytest.raises(UnsupportedModel, match=r"1\.\.1024"):
         tap.configure(2000, 2)
     tap.reset(10)
     with pytest.raises(UnsupportedModel, match=r"image|range"):
