@@ -1,8 +1,8 @@
 """From a key to the screen: ``python -m tests.latency [--keys 500] [--pair demo]``.
 
 The chat runs on a terminal of its own and answers while somebody types. For each key, the time until the terminal gets
-the letter is taken. Twice: while a fake engine streams an endless answer as fast as it can, and, with --pair, while the
-worker of a real pair answers one question after another. Also the time from the start to the first frame.
+the letter is taken. Twice: while a fake engine streams answer after answer, 2,000 tokens a second, and, with --pair, while
+the worker of a real pair answers one question after another. Also the time from the start to the first frame.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from localvlm.answers import AskOptions
 from localvlm.engine.fake import FakeEngine, Script
@@ -29,7 +30,7 @@ LIMIT_MS = 50.0
 GAP_S = 0.03
 """Between two keys: faster than anybody types."""
 MISSED_MS = 5_000.0
-ENDLESS = "A **dark red** star; and a list:\n\n- one\n- two\n\n" * 400
+ANSWER = "A **dark red** star; and a list:\n\n- one\n- two\n\nwith `code` in it.\n\n" * 12
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,16 @@ def endless() -> None:
         async def _begin(self) -> None:
             await super()._begin()
             await self.query_one(Chips).add([scene()])
-            for i in range(200):
-                self.conversation.ask(f"and {i}?") if i else await self.send("what?")
+            await self.send("what?")
 
-    script = Script(ENDLESS, token_s=0.0005, n_ctx=100_000_000)
+        async def _answered(self, message: Any, event: Any) -> None:
+            await super()._answered(message, event)
+            self.run_worker(self._next())
+
+        async def _next(self) -> None:
+            await self._show(self.conversation.ask("and?"))
+
+    script = Script(ANSWER, token_s=0.0005, n_ctx=100_000_000)
     app = Busy(ChatSetup(fake_opener(FakeEngine(script), AskOptions(max_tokens=1_000_000, method="none")), "fake"))
     app.run()
     app.close()

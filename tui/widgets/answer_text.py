@@ -14,8 +14,10 @@ __all__ = ["AnswerText"]
 
 PAUSE_S = 1 / 25
 """Shortest time between two updates."""
-SHARE = 8
-"""An update that took so long is followed by a pause so many times as long: keys are answered meanwhile."""
+SHARE = 20
+"""An update that took so long, layout and all, is followed by a pause so many times as long: whoever types meets one key
+in twenty that waits for it.
+"""
 
 
 def parser() -> MarkdownIt:
@@ -68,6 +70,9 @@ class AnswerText(Markdown):
         while self._pending and self.is_attached:
             started = time.perf_counter()
             await asyncio.shield(self._append())
+            drawn = asyncio.Event()
+            self.call_after_refresh(drawn.set)
+            await drawn.wait()
             await asyncio.sleep(max(PAUSE_S, SHARE * (time.perf_counter() - started)))
 
     async def _append(self) -> None:
