@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from textual.color import Color
 from textual.screen import Screen
-from textual.widgets import Select
+from textual.widgets import Input, Select
 
 from localvlm.catalog import Entry
 from localvlm.ranking import Ranked
@@ -186,6 +186,13 @@ def test_all_text_on_it_can_be_read(name, theme):
     played(SCREENS[name](), both, (80, 30), theme)
 
 
+async def still(pilot):
+    """Cursors blink no more."""
+    for field in pilot.app.screen.query(Input):
+        field.cursor_blink = False
+    await pilot.pause()
+
+
 SHOTS = {
     "help": ("80x24", "40x12", "80x24:+copy"),
     "history": ("80x24", "40x12", "80x24:down", "80x24:down d", "80x24:+nowhere"),
@@ -209,6 +216,7 @@ def test_it_looks_as_it_did(name, shot, snap_compare):
 
     async def before(pilot):
         await press(pilot, *keys.split())
+        await still(pilot)
 
     columns, rows = map(int, size.split("x"))
     assert snap_compare(Stage(SCREENS[name](), DARK.name), run_before=before, terminal_size=(columns, rows))
@@ -218,5 +226,6 @@ def test_it_looks_as_it_did(name, shot, snap_compare):
 def test_it_looks_as_it_did_in_the_light_theme(name, snap_compare):
     async def before(pilot):
         await press(pilot, "down")
+        await still(pilot)
 
     assert snap_compare(Stage(SCREENS[name](), THEMES[1].name), run_before=before)

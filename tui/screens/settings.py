@@ -87,7 +87,7 @@ class SettingsScreen(Dialog[SettingsChange]):
         .row { height: auto; }
         .row Label { width: 15; padding: 0 1; }
         .row Input, .row Select, .row TextArea { width: 1fr; }
-        #score { display: none; width: 12; }
+        #score { display: none; width: 8; }
         #score.-shown { display: block; }
         Select > SelectCurrent, Select:focus > SelectCurrent {
             padding: 0 1;
