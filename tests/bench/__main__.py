@@ -59,7 +59,7 @@ def _notes(results: Sequence[Result]) -> None:
         for reason, count in result.reasons.items():
             print(f"\n{result.row.id}: {count} not run: {reason}", end="")
         for case in result.failed:
-            print(f"\n{result.row.id}: FAILED {case.name}: {case.reason}", end="")
+            print(f"\n{result.row.id}: FAILED {case.name[:120]}: {case.reason[:300]}", end="")
         if not result.cases:
             print(f"\n{result.row.id}: FAILED, there is nothing to run", end="")
     print()
