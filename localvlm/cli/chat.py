@@ -47,7 +47,7 @@ def chat(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> None:
     It shows what was looked at, who answered and why, and keeps a history unless --private is given. F1 there tells
     its keys, which [keys] of the settings file changes.
     """
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):  # Textual draws on the last one
         raise UsageError("the chat needs a terminal", "`localvlm ask` is for pipes and scripts")
     pair = choose_pair(ctx, Reporter(quiet=True))
     config = user_config(ctx)
