@@ -161,9 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed |= bool(miss)
     first, last = report.samples[0], report.samples[-1]
     for process, name in enumerate(("client", "worker")):
-        print(
-            f"{name}: {first.rss[process] / 1e6:.1f} MB at question {first.questions}, {last.rss[process] / 1e6:.1f} MB at the end"
-        )
+        began, ended = (sample.rss[process] / 1e6 for sample in (first, last))
+        print(f"{name}: {began:.1f} MB at question {first.questions}, {ended:.1f} MB at the end")
     print(f"{report.questions:,} questions in {report.seconds:.0f} s, seed {options.seed}")
     return int(failed)
 
