@@ -58,10 +58,13 @@ def played_chat(app: ChatApp, act: Act, size: tuple[int, int] = (120, 36)) -> No
 
 
 async def until(pilot: Pilot[int], true: Callable[[], bool]) -> None:
-    """Waits for what another thread does."""
+    """Waits for what another thread does, and until it is drawn."""
+    drawn = asyncio.Event()
     async with asyncio.timeout(DEADLINE):
         while not true():
             await pilot.pause(0.01)
+        pilot.app.call_after_refresh(drawn.set)
+        await drawn.wait()
     await pilot.pause()
 
 

@@ -43,6 +43,7 @@ FINAL = AskOptions(exit_at=0.5)
 @pytest.fixture
 def seen(snap_compare, monkeypatch, tmp_path):
     """Plays a scene and compares what is on the screen then. No clock, no blinking, colours as of any good terminal."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLORTERM", "truecolor")
     ticks = itertools.count()

@@ -197,8 +197,8 @@ class AnswerMessage(ChatMessage):
 
     async def _end(self, how: str) -> None:
         self._stage = ""
-        self.add_class(how)
         await self.query_one(AnswerText).finish()
+        self.add_class(how)
 
     def _caption(self, content: Content) -> None:
         self.query_one(".caption", Static).update(content)

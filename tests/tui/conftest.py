@@ -1,0 +1,22 @@
+"""What all tests of the interface share: the same terminal, whatever the one is that they are started on."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+for _name in [name for name in os.environ if name.startswith("TEXTUAL_") and "SNAPSHOT" not in name]:
+    del os.environ[_name]  # read when Textual is imported
+
+OTHERS = ("NO_COLOR", "FORCE_COLOR", "TMUX", "STY", "TERM_PROGRAM", "KITTY_WINDOW_ID", "KONSOLE_VERSION",
+          "COLUMNS", "LINES", "SSH_TTY", "SSH_CONNECTION")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 16 million colours, without pictures."""
+    for name in OTHERS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORTERM", "truecolor")
