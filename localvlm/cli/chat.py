@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["chat"]
 
+PICTURES = ("blocks", "kitty", "sixel", "none")
+"""Ways of showing pictures (:class:`localvlm.tui.picture.Protocol`), known here without loading Textual."""
 DEMO_NOTE = "This is the demo pair, which knows drawn scenes only: /image example shows one. F3 has pairs for photos."
 
 
@@ -40,6 +43,8 @@ DEMO_NOTE = "This is the demo pair, which knows drawn scenes only: /image exampl
 @engine_options
 @setting("--theme", metavar="NAME", default="localvlm-dark", show_default=True,
          help="Colours: localvlm-dark, localvlm-light, or one of Textual's.")  # fmt: skip
+@setting("--pictures", type=click.Choice(PICTURES),
+         help="How pictures are shown [default: as the terminal can].")  # fmt: skip
 @click.pass_context
 def chat(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> None:
     """Opens a chat about the IMAGEs in the terminal.
@@ -49,6 +54,8 @@ def chat(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> None:
     """
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):  # Textual draws on the last one
         raise UsageError("the chat needs a terminal", "`localvlm ask` is for pipes and scripts")
+    if params["pictures"]:
+        os.environ["LOCALVLM_PICTURES"] = params["pictures"]  # where the panel looks
     pair = choose_pair(ctx, Reporter(quiet=True))
     config = user_config(ctx)
     from localvlm.catalog import DEMOS

@@ -1,0 +1,49 @@
+"""`localvlm chat` before it draws anything: what is refused, and with which code."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+
+from localvlm.cli.chat import PICTURES
+from localvlm.tui.picture import Protocol
+
+
+def chat(*flags: str, terminals: str = "", **environment: str) -> tuple[int, str]:
+    """Exit code and standard error, which is a terminal only if ``terminals`` names it ("012": all three)."""
+    ours, theirs = pty.openpty()
+    streams = {
+        name: theirs if str(number) in terminals else subprocess.PIPE
+        for number, name in enumerate(("stdin", "stdout", "stderr"))
+    }
+    command = [sys.executable, "-m", "localvlm", "chat", "--pair", "demo", *flags]
+    done = subprocess.Popen(command, env={**os.environ, **environment}, **streams)
+    os.close(theirs)
+    _, err = done.communicate(timeout=60)
+    os.close(ours)
+    return done.returncode, (err or b"").decode()
+
+
+def test_without_a_terminal_it_is_refused():
+    """On any of the three streams: Textual reads from the first, and draws on the last."""
+    for terminals in ("", "12", "02", "01"):
+        if "2" in terminals:
+            assert chat(terminals=terminals)[0] == 2
+            continue
+        code, err = chat(terminals=terminals)
+        assert code == 2
+        assert err.startswith("localvlm: the chat needs a terminal (")
+
+
+def test_ways_of_showing_pictures_that_there_are_not_are_refused():
+    assert list(PICTURES) == list(Protocol)
+    for flags, environment in (
+        (["--pictures", "crayon"], {}),
+        ([], {"LOCALVLM_PICTURES": "crayon"}),
+    ):
+        code, err = chat(*flags, **environment)
+        assert code == 2
+        assert "crayon" in err
+        assert "blocks" in err
