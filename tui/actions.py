@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from textual import on
@@ -202,10 +203,10 @@ class ChatActions(PictureActions, HistoryActions):
             self.status(f"opening {one_line(name, 40)}\u2026")
             self.conversation.switch(name)
             return
-        from .screens.pairs import PairScreen
+        from .screens.pairs import PairScreen, pairs_of
 
         current = self.query_one(StatusLine).pair
-        self.push_screen(PairScreen(current=current), self._pair_chosen)
+        self.push_screen(PairScreen(partial(pairs_of, self.setup.pairs), current), self._pair_chosen)
 
     async def _pair_chosen(self, choice: Any) -> None:
         if choice is None:

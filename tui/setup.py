@@ -11,7 +11,10 @@ from .conversation import Opener
 from .themes import DARK
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from localvlm.history import History
+    from localvlm.references import Reference
 
 __all__ = ["ChatSetup"]
 
@@ -30,6 +33,7 @@ class ChatSetup:
         keymap: of the user, see :mod:`localvlm.tui.keymap`.
         theme: name of a theme.
         note: what is said before the first question.
+        pairs: of the settings file, by name.
         clock: seconds, that only go on; None stands still.
     """
 
@@ -42,4 +46,5 @@ class ChatSetup:
     keymap: Mapping[str, str] = field(default_factory=dict)
     theme: str = DARK.name
     note: str = ""
+    pairs: Mapping[str, Mapping[str, Path | Reference]] = field(default_factory=dict)
     clock: Callable[[], float] | None = time.monotonic

@@ -22,7 +22,7 @@ from localvlm.cli.options import (
 )
 from localvlm.cli.output import Reporter
 from localvlm.cli.plan import options_asked
-from localvlm.errors import UsageError
+from localvlm.errors import NotEnoughMemory, UsageError
 
 if TYPE_CHECKING:
     from localvlm.answers import AskOptions, Pair
@@ -74,6 +74,7 @@ def chat(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> None:
             checked_keymap(config.keys, str(config.path)),
             params["theme"],
             DEMO_NOTE if pair.name in DEMOS else "",
+            config.pairs,
         )
     )
     try:
@@ -98,12 +99,27 @@ def _opener(ctx: click.Context, given: Pair) -> Opener:
 
         params = {**ctx.params, "private": private}
         pair = given if name is None else as_pair(name, entry_named(name, user_config(ctx).pairs).files)
-        guide, model = load_options(params, pair)
-        engine = ctx.ensure_object(App).engine(False)
-        pipeline = Pipeline(pair, engine, guide=guide, model=model, low_memory=params["low_memory"])
         reporter = Reporter(quiet=True)
+
+        def fitting(low_memory: bool) -> Pipeline:
+            guide, model = load_options(params, pair)
+            pipeline = Pipeline(
+                pair, ctx.ensure_object(App).engine(False), guide=guide, model=model, low_memory=low_memory
+            )
+            try:
+                check_fit(pipeline, {**params, "low_memory": low_memory}, reporter)
+            except BaseException:
+                pipeline.close()
+                raise
+            return pipeline
+
         try:
-            check_fit(pipeline, params, reporter)
+            pipeline = fitting(params["low_memory"])
+        except NotEnoughMemory:
+            if name is None or params["low_memory"]:
+                raise
+            pipeline = fitting(low_memory=True)  # the list of pairs said "fits in turn"
+        try:
             return pipeline, options_asked(ctx, pair, reporter)
         except BaseException:
             pipeline.close()

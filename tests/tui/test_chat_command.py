@@ -7,7 +7,14 @@ import pty
 import subprocess
 import sys
 
+import pytest
+
+from localvlm.catalog import pair_named
+from localvlm.cli import chat as command
+from localvlm.cli.app import App
 from localvlm.cli.chat import PICTURES
+from localvlm.engine.fake import FakeEngine
+from localvlm.errors import NotEnoughMemory
 from localvlm.tui.picture import Protocol
 
 
@@ -47,3 +54,24 @@ def test_ways_of_showing_pictures_that_there_are_not_are_refused():
         assert code == 2
         assert "crayon" in err
         assert "blocks" in err
+
+
+def test_a_pair_that_fits_in_turn_is_opened_so(monkeypatch):
+    """The first pair is as the command says; another one was offered as what it is."""
+    asked: list[bool] = []
+
+    def refuse(pipeline, params, reporter) -> None:
+        asked.append(pipeline.low_memory)
+        assert params["low_memory"] == pipeline.low_memory
+        if not pipeline.low_memory:
+            raise NotEnoughMemory("the pair takes more than there is")
+
+    monkeypatch.setattr(command, "check_fit", refuse)
+    with command.chat.make_context("chat", ["--pair", "demo"], obj=App(lambda verbose: FakeEngine())) as ctx:
+        opener = command._opener(ctx, pair_named("demo"))
+        with pytest.raises(NotEnoughMemory):
+            opener(None, False)
+        pipeline, _ = opener("demo", False)
+        assert pipeline.low_memory
+        pipeline.close()
+    assert asked == [False, False, True]
