@@ -14,6 +14,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from localvlm.errors import LocalvlmError
+from localvlm.stage_names import STAGE_NAMES
 
 from . import events
 from .actions import ChatActions
@@ -26,7 +27,7 @@ from .safe_lines import SafeLines
 from .setup import ChatSetup
 from .text import one_line
 from .themes import THEMES, role_colours
-from .told import STAGES, seconds_told, tokens_told
+from .told import seconds_told, tokens_told
 from .widgets.chat_log import ChatLog
 from .widgets.chips import Chips
 from .widgets.composer import Composer
@@ -174,7 +175,7 @@ class ChatApp(ChatActions):
         if message is not None:
             message.stage(event.name, self.now() - self._asked_at.get(event.turn, self.now()))
             self.panel(lambda panel: panel.stage(event.name))
-        self.status("ready" if event.name == "ready" else f"{STAGES.get(event.name, event.name)}\u2026")
+        self.status("ready" if event.name == "ready" else f"{STAGE_NAMES.get(event.name, event.name)}\u2026")
 
     async def _answered(self, message: AnswerMessage | None, event: events.Answered) -> None:
         answer = event.answer

@@ -11,18 +11,8 @@ from .drafts import Fate
 if TYPE_CHECKING:
     from localvlm.answers import Answer
 
-__all__ = ["STAGES", "caption", "seconds_told", "tokens_told"]
+__all__ = ["caption", "seconds_told", "tokens_told"]
 
-STAGES = {
-    "load": "loading",
-    "guide_encode": "the guide looks",
-    "guide_prefill": "the guide reads",
-    "guide_decode": "the guide answers",
-    "encode": "the model looks",
-    "prefill": "the model reads",
-    "decode": "the model answers",
-}
-"""What stages are called while they run."""
 _FATES: dict[Fate, str] = {
     "confirmed": "\u2713 confirms the draft",
     "extended": "\u2713 goes on from the draft",

@@ -10,21 +10,12 @@ from typing import TYPE_CHECKING
 
 from localvlm.errors import LocalvlmError
 from localvlm.sanitize import Sanitizer, sanitize
+from localvlm.stage_names import STAGE_NAMES
 
 if TYPE_CHECKING:
     from localvlm.pipeline import Answer, AskOptions
 
 __all__ = ["AnswerPrinter", "Reporter", "answer_json", "data_of", "print_error", "print_table"]
-
-_STAGES = {
-    "load": "loading",
-    "guide_encode": "the guide looks",
-    "guide_prefill": "the guide reads",
-    "guide_decode": "the guide answers",
-    "encode": "the model looks",
-    "prefill": "the model reads",
-    "decode": "the model answers",
-}
 
 _BAR = 24
 """Characters of a progress bar."""
@@ -73,7 +64,7 @@ class Reporter:
     def stage(self, name: str) -> None:
         """Shows the stage that begins, in place of the one before."""
         if self.terminal and not self.verbose:
-            sys.stderr.write(f"\r\x1b[K{_STAGES.get(name, name)} ...")
+            sys.stderr.write(f"\r\x1b[K{STAGE_NAMES.get(name, name)} ...")
             sys.stderr.flush()
             self._line = True
 

@@ -12,10 +12,12 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
+from localvlm.stage_names import STAGE_NAMES
+
 from ..display import displayed
 from ..drafts import Fate, fate_of
 from ..text import one_line, shown_name
-from ..told import STAGES, caption
+from ..told import caption
 from .answer_text import AnswerText
 
 if TYPE_CHECKING:
@@ -139,7 +141,7 @@ class AnswerMessage(ChatMessage):
 
     def stage(self, name: str, seconds: float = 0.0) -> None:
         """A stage began, or goes on for so long since the question was asked."""
-        self._stage = STAGES.get(name, name)
+        self._stage = STAGE_NAMES.get(name, name)
         self.tick(seconds)
 
     def tick(self, seconds: float) -> None:
