@@ -81,8 +81,8 @@ def test_what_the_model_makes_of_the_draft_is_told(said, told):
 def test_an_answer_of_the_guide_says_why_it_is_final():
     async def act(pilot):
         await attach(pilot, picture())
-        await answered(pilot, "what?")
-        assert "guide · sure enough: 0.90 ≥ 0.50" in shown(pilot.app)
+        score = (await answered(pilot, "what?")).answer.score.combined
+        assert f"guide · sure enough: {score:.2f} ≥ 0.50" in shown(pilot.app)
         assert "none to the model" in pilot.app.query_one(StatusLine).told
 
     played_chat(chat_app(options=AskOptions(exit_at=0.5)), act)

@@ -31,12 +31,6 @@ from tests.tui.stage import press, settled, shown
 Act = Callable[[Pilot[Any], PanelApp], Awaitable[None]]
 
 
-@pytest.fixture(autouse=True)
-def _in_colours(monkeypatch) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("COLORTERM", "truecolor")
-
-
 def played(act: Act, size: tuple[int, int] = (44, 44), app: PanelApp | None = None) -> PanelApp:
     app = app or PanelApp()
 

@@ -21,13 +21,6 @@ from tests.tui.stage import press, settled
 Before = Callable[[Pilot[Any]], Awaitable[None]]
 
 
-@pytest.fixture(autouse=True)
-def _terminal(monkeypatch) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("COLORTERM", "truecolor")
-    monkeypatch.setenv("TERM", "xterm-256color")
-
-
 def scene(n_pictures: int = 1, *, until: str = "answer", view: View = View.HEAT, focus: type | None = None,
           keys: tuple[str, ...] = (), **options: Any) -> Before:  # fmt: skip
     """A question up to a place."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import PIL.Image
 import pytest
+from textual.widgets import Input
 
 from localvlm.answers import AskOptions
 from localvlm.engine.fake import Script
@@ -42,10 +44,7 @@ FINAL = AskOptions(exit_at=0.5)
 
 @pytest.fixture
 def seen(snap_compare, monkeypatch, tmp_path):
-    """Plays a scene and compares what is on the screen then. No clock, no blinking, colours as of any good terminal."""
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLORTERM", "truecolor")
+    """Plays a scene and compares what is on the screen then. No clock, no blinking."""
     ticks = itertools.count()
     monkeypatch.setattr("localvlm.clock.time", SimpleNamespace(perf_counter=lambda: next(ticks) * 0.05))
     monkeypatch.chdir(tmp_path)
@@ -61,6 +60,8 @@ def seen(snap_compare, monkeypatch, tmp_path):
             app.query_one(StageBars)._clock = lambda: 0.0
             await until(pilot, lambda: "ready" in shown(app))
             await act(pilot)
+            for field in app.screen.query(Input):
+                field.cursor_blink = False
             await pilot.pause()
 
         try:
@@ -232,12 +233,14 @@ def test_settings(seen):
 
 def test_history(seen, tmp_path, monkeypatch):
     monkeypatch.setattr("localvlm.history.store.time", SimpleNamespace(time=lambda: 1e9))
+    monkeypatch.setattr(HistoryScreen.__init__, "__defaults__", (lambda: 1e9 + 60,))
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
 
     async def act(pilot):
         await asked(pilot)
         await pilot.press("ctrl+r")
         await until(pilot, lambda: isinstance(pilot.app.screen, HistoryScreen))
-        pilot.app.screen._now = lambda: 1e9 + 60
         await until(pilot, lambda: "What colour" in shown(pilot.app))
 
     assert seen(act, history=tmp_path / "history.db")
