@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from localvlm.early_exit import Score
 from localvlm.engine.api import Attention, Completion, Encoded, ImageLayout, Prefilled
 from localvlm.errors import UsageError
+from localvlm.pair import Pair, VlmFiles
 from localvlm.pruning import Keep, Tokens, preset_named
 
 __all__ = [
@@ -41,23 +41,6 @@ STAGES = (
 )
 GUIDE_MAX_TOKENS = 64
 """Longest answer of the guide; later tokens say little about where to look. One cut off here is never final."""
-
-
-@dataclass(frozen=True)
-class VlmFiles:
-    """The two GGUF files of one VLM."""
-
-    model: Path
-    mmproj: Path
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A guide and a model; either may be missing (``attention`` needs no model, guide-free methods no guide)."""
-
-    name: str | None
-    guide: VlmFiles | None
-    model: VlmFiles | None
 
 
 @dataclass(frozen=True)
@@ -150,6 +133,7 @@ class Answer:
         score: of the guide's answer, where it could be final; it was if this reached ``threshold``.
         layouts: where the image tokens of the VLM that answered lie, picture by picture.
         saliency: (N,) scores of these tokens, joint over all pictures; None if no guide led the choice.
+        earlier: image tokens among ``kept_indices`` that the model had of questions before; these stay in a session.
         ran: cells that the guide and the model prefilled for this question; in a session others were there already.
     """
 
@@ -171,6 +155,7 @@ class Answer:
     threshold: float | None = None
     layouts: tuple[ImageLayout, ...] = field(default=(), repr=False, compare=False)
     saliency: Float32 | None = field(default=None, repr=False, compare=False)
+    earlier: int = field(default=0, compare=False)
     ran: tuple[int, int] = field(default=(0, 0), compare=False)
 
 

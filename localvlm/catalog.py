@@ -16,7 +16,7 @@ from localvlm.references import Reference, choose, files_of, heads, parse, quant
 
 if TYPE_CHECKING:
     from localvlm.hub_cache import CachedFile
-    from localvlm.pipeline import Pair, VlmFiles
+    from localvlm.pair import Pair, VlmFiles
 
 __all__ = [
     "DEMO",
@@ -320,7 +320,7 @@ def default_entry(user_pairs: Mapping[str, Mapping[str, Path | Reference]] = {})
 
 def as_pair(name: str | None, files: Mapping[str, Path]) -> Pair:
     """Files by PAIR_KEYS as a pair; missing mmproj files are looked for beside their models."""
-    from localvlm.pipeline import Pair
+    from localvlm.pair import Pair
 
     guide, model = files.get("guide"), files.get("model")
     return Pair(
@@ -336,7 +336,7 @@ def vlm_files(model: Path, mmproj: Path | None, flag: str) -> VlmFiles:
     Raises:
         ModelNotFound: a file is missing, or no mmproj was given and none lies beside the model.
     """
-    from localvlm.answers import VlmFiles
+    from localvlm.pair import VlmFiles
 
     for path in (model, mmproj):
         if path is not None and not path.is_file():

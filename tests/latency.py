@@ -125,7 +125,7 @@ def first_frame(env: dict[str, str]) -> float:
     """Milliseconds from the start of ``localvlm chat`` to where one can write."""
     started = time.perf_counter()
     with Terminal(["-m", "localvlm", "chat", "--pair", "demo"], env=env) as terminal:
-        terminal.until(b"Ask about")
+        terminal.until(b"sk about")  # its first letter is under the cursor
         ms = (time.perf_counter() - started) * 1e3
         terminal.type(b"\x11")
         terminal.ended()
