@@ -371,7 +371,8 @@ class Session:
             given = self._chosen(kept, saliency, counts, options.layer_in(self._model.vlm.info.n_layer))
         within = self._pipeline.fitted(method) if isinstance(method, InLlm) else sight.within(method)
         answer = self._answer(messages, within, options, given, picked, look, clock, on_text)
-        answer = replace(answer, layouts=tuple(layouts), saliency=saliency)
+        earlier = 0 if isinstance(method, InLlm) or not self._history else sum(map(len, self._given.tokens))
+        answer = replace(answer, layouts=tuple(layouts), saliency=saliency, earlier=earlier)
         return answer, self._given if isinstance(method, InLlm) else given
 
     def _answer(

@@ -27,7 +27,8 @@ def tokens_told(answer: Answer) -> str:
     if tokens.kept is None:
         return f"{tokens.image} tokens, none to the model"
     share = f" ({tokens.kept / tokens.image:.0%})" if tokens.kept < tokens.image else ""
-    return f"{tokens.kept} of {tokens.image} tokens{share}"
+    before = f", {answer.earlier} of them from before" if answer.earlier and share else ""
+    return f"{tokens.kept} of {tokens.image} tokens{share}{before}"
 
 
 def seconds_told(ms: float) -> str:

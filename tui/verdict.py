@@ -33,7 +33,8 @@ def _who(answer: Answer) -> Iterator[str]:
         yield "The model answered; there was no picture."
     else:
         kept = tokens.image if tokens.kept is None else tokens.kept
-        yield f"The model answered from {seen_told(kept, tokens.image)}."
+        before = f", {answer.earlier:,} of them from before" if answer.earlier and kept < tokens.image else ""
+        yield f"The model answered from {seen_told(kept, tokens.image)}{before}."
     if tokens.mean_kept is not None and len(answer.steps) > 1:
         yield f"They leave layer by layer: {tokens.mean_kept:,.1f} a layer on average."
 
