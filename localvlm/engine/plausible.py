@@ -180,8 +180,8 @@ def check_projector(mmproj: Header) -> None:
         check.fail(f"'v.patch_embd.weight' has shape {list(embedder.shape) if embedder else None}, not that of a patch")
     if family.name in _LLAVA:
         _check_llava(check, width, (size // patch) ** 2 + tower.cls)
-    if family.name in _TURNED and head % 4:
-        check.fail(f"'{vision}.attention.head_count' leaves {head} numbers a head, which cannot be turned by y and x")
+    if family.name in _TURNED:
+        _check_turned(check, vision, head)
     if family.name in (*_LLAVA, *_TURNED):
         layers = len(mmproj.integers(f"{vision}.feature_layer")) or 1  # side by side
         wide = check.matrix("mm.0", width * tower.merge**2 * layers)
@@ -205,6 +205,15 @@ def _check_llava(check: _Check, width: int, places: int) -> None:
     needed = [f"{layer}.bias" for layer in ("mm.0", "mm.2") if f"{layer}.weight" in tensors]
     if missing := [name for name in ("v.position_embd.weight", *needed) if name not in tensors]:
         check.fail(f"tensor '{missing[0]}' is missing")
+
+
+def _check_turned(check: _Check, vision: str, head: int) -> None:
+    """Numbers of a ``head`` in quarters; and a second embedding of patches, for the second frame, like the first."""
+    if head % 4:
+        check.fail(f"'{vision}.attention.head_count' leaves {head} numbers a head, which cannot be turned by y and x")
+    first, second = (check.header.tensors.get(f"v.patch_embd.weight{n}") for n in ("", ".1"))
+    if first is None or second is None or first.shape != second.shape:
+        check.fail("tensor 'v.patch_embd.weight.1' is missing, or of another shape than 'v.patch_embd.weight'")
 
 
 def _check_qwen3(check: _Check, blocks: int, width: int) -> None:

@@ -368,21 +368,12 @@ ABORTS = [
     ("qwen3vl", "mmproj", set_tensor("v.patch_embd.bias", "v.patch_embd.bia"), "'v.patch_embd.bias' is missing"),
     ("qwen3vl", "mmproj", set_tensor("v.deepstack.1.fc2.weight", "v.deepstack.1.fc9.weight"), "deepstack.1.fc2"),
     ("qwen25vl", "model", set_key("qwen2vl.rope.dimension_count", 4, U32(16)), "dimension_count"),
-    (
-        "qwen25vl",
-        "model",
-        set_key("qwen2vl.rope.dimension_sections", 9, struct.pack("<IQ4i", 5, 4, 0, 0, 0, 0)),
-        "turns",
-    ),
+    ("qwen25vl", "model", set_key("qwen2vl.rope.dimension_sections", 9, FOUR_ZEROS), "turns"),
+    ("qwen25vl", "mmproj", set_tensor("v.patch_embd.weight.1", "v.patch_embd.weighs.1"), "'v.patch_embd.weight.1' is"),
     ("qwen25vl", "mmproj", set_key(VISION + "attention.head_count", 4, U32(64)), "1 numbers a head"),
     ("llava15", "mmproj", set_tensor("mm.2.bias", "mm.2.bia"), "'mm.2.bias' is missing"),
     ("llava15", "model", same_tokens, "two tokens of 'tokenizer.ggml.tokens' are"),
-    (
-        "llava15",
-        "model",
-        set_key("general.architecture", 8, struct.pack("<Q", 1 << 20) + bytes(1 << 20)),
-        "1048576 char",
-    ),
+    ("llava15", "model", set_key("general.architecture", 8, MEGABYTE), "1048576 char"),
 ]
 
 
