@@ -30,7 +30,8 @@ LIMIT_MS = 50.0
 GAP_S = 0.03
 """Between two keys: faster than anybody types."""
 MISSED_MS = 5_000.0
-ANSWER = "A **dark red** star; and a list:\n\n- one\n- two\n\nwith `code` in it.\n\n" * 12
+ANSWER = "A **dark red** star; and a list:\n\n- one\n- two\n\nwith `code` in it.\n\n" * 240
+"""16 kB, 700 blocks: 2,000 tokens a second are long answers."""
 
 
 @dataclass(frozen=True)

@@ -292,6 +292,25 @@ def test_the_slider_changes_the_next_question():
     played_chat(chat_app(), act)
 
 
+def test_tokens_that_a_question_before_brought_are_told():
+    """A smaller share keeps them all the same."""
+
+    async def act(pilot):
+        app = pilot.app
+        await attach(pilot, picture())
+        await answered(pilot, "what?")
+        assert "from before" not in shown(app)
+        app.composer.write("/keep 0.1")
+        await pilot.press("enter")
+        await until(pilot, lambda: app.options.keep == 0.1)
+        exchange = await answered(pilot, "and?")
+        assert exchange.answer.earlier == 50
+        assert "of 144 tokens (35%), 50 of them from before" in shown(app)
+        assert "50 of them from before." in " ".join(str(app.query_one("#saw-verdict").content).split())
+
+    played_chat(chat_app(), act)
+
+
 def test_undo_gives_the_question_back():
     async def act(pilot):
         app = pilot.app

@@ -88,13 +88,15 @@ def test_independent_answers_are_those_of_separate_runs():
 def test_a_turn_adds_the_tokens_that_are_not_there_before_its_text():
     engine, pipeline = opened()
     with pipeline, pipeline.session([picture(1)]) as session:
-        session.ask("what?", FEW)
+        first = session.ask("what?", FEW)
         same = session.ask("where?", FEW)
         assert same.tokens.kept == FEW_OF
+        assert (first.earlier, same.earlier) == (0, FEW_OF)
         assert same.ran[1] < 40
         look_elsewhere(pipeline, LEFT)
         other = session.ask("who?", FEW)
         assert other.tokens.kept == len(set(other.kept_indices)) > FEW_OF
+        assert other.earlier == FEW_OF
         added = other.tokens.kept - FEW_OF
         assert added < other.ran[1] < added + 40
         parts = engine.loaded[1].prompts[-1]
