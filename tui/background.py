@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
-__all__ = ["in_thread"]
+from textual.css.query import NoMatches
+
+if TYPE_CHECKING:
+    from textual.dom import DOMNode
+
+__all__ = ["Workers", "in_thread"]
 
 _T = TypeVar("_T")
 
@@ -35,3 +41,24 @@ async def in_thread(work: Callable[[], _T]) -> _T:
 
     threading.Thread(target=run, daemon=True).start()
     return await future
+
+
+class Workers:
+    """A mixin for what is closed by people while its workers run. A worker is cancelled only after the widgets are
+    gone: that there is nothing left to draw on is no error then.
+    """
+
+    def run_worker(self, work: Any, *args: Any, **options: Any) -> Any:
+        """As Textual's."""
+        if inspect.iscoroutine(work):
+            work = _while_shown(self, work)  # type: ignore[arg-type]
+        return super().run_worker(work, *args, **options)  # type: ignore[misc]
+
+
+async def _while_shown(node: DOMNode, work: Coroutine[Any, Any, _T]) -> _T | None:
+    try:
+        return await work
+    except NoMatches:
+        if node.display and node.app.is_running:
+            raise
+        return None

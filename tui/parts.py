@@ -10,6 +10,7 @@ from textual.app import App
 
 from localvlm.errors import LocalvlmError
 
+from .background import Workers
 from .conversation import Conversation
 from .events import Opened
 from .recorder import HistoryRecorder
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["ChatParts"]
 
 
-class ChatParts(App[int]):
+class ChatParts(Workers, App[int]):
     """The app without anything that can be done in it."""
 
     setup: ChatSetup

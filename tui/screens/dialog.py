@@ -13,6 +13,7 @@ from textual.widgets import OptionList, Static
 
 from localvlm.errors import LocalvlmError
 
+from ..background import Workers
 from ..text import one_line
 from ..widgets.key_hints import KeyHints
 
@@ -59,7 +60,7 @@ class Rows(OptionList):
         self.call_after_refresh(self.scroll_to_highlight)
 
 
-class Dialog(ModalScreen[Result]):
+class Dialog(Workers, ModalScreen[Result]):
     """A modal screen. Subclasses yield their widgets in ``body`` and name themselves in ``heading``.
 
     On terminals of less than 60 columns or 20 rows it takes all of the screen, and gives up its frame.

@@ -1,0 +1,98 @@
+"""What works beside the interface, and is closed meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from textual.widgets import Static
+from textual.worker import WorkerFailed
+
+from localvlm.tui.screens.dialog import Dialog
+from localvlm.tui.screens.images import ImageBrowser, Place
+from tests.tui.chat_app import chat_app
+from tests.tui.stage import Stage
+
+
+def test_a_dialog_is_closed_while_a_folder_hangs(tmp_path, monkeypatch):
+    let_go = threading.Event()
+    monkeypatch.setattr("localvlm.tui.screens.images.listed", lambda *args, **options: let_go.wait(20) and [])
+    app = Stage(ImageBrowser(Place(tmp_path)))
+
+    async def play():
+        async with app.run_test() as pilot:
+            await pilot.press("escape")
+            while len(app.screen_stack) > 1:
+                await pilot.pause(0.01)
+            let_go.set()
+            await pilot.pause()
+
+    try:
+        asyncio.run(play())
+    finally:
+        let_go.set()
+    assert app.results == [None]
+
+
+class Late(Dialog):
+    """Looks for what is not there: once it is closed, or ``at_once``."""
+
+    def __init__(self, at_once):
+        super().__init__()
+        self.at_once = at_once
+
+    def body(self):
+        yield Static()
+
+    def on_mount(self):
+        self.run_worker(self._late())
+
+    async def _late(self):
+        try:
+            await asyncio.sleep(0 if self.at_once else 1e6)
+        finally:
+            self.query_one("#nowhere")
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_what_is_missing_is_an_error_while_the_dialog_is_there(at_once):
+    app = Stage(Late(at_once))
+
+    async def play():
+        async with app.run_test() as pilot:
+            await pilot.press("escape")
+            await pilot.pause()
+
+    if at_once:
+        with pytest.raises(WorkerFailed, match="nowhere"):
+            asyncio.run(play())
+    else:
+        asyncio.run(play())
+        assert app.results == [None]
+
+
+def test_the_chat_is_left_before_its_panel_is_there(monkeypatch):
+    let_go, begun = threading.Event(), threading.Event()
+
+    def hangs():
+        begun.set()
+        let_go.wait(20)
+        return Static
+
+    monkeypatch.setattr("localvlm.tui.app._import_panel", hangs)
+    app = chat_app()
+
+    async def play():
+        async with app.run_test() as pilot:
+            while not begun.is_set():
+                await pilot.pause(0.01)
+            await pilot.press("ctrl+q")
+            let_go.set()
+
+    try:
+        asyncio.run(play())
+    finally:
+        let_go.set()
+        app.close()
+    assert app.return_code == 0
