@@ -218,14 +218,17 @@ class Subject:
 
 
 def _command(app: App, *args: object) -> Ran:
-    """``localvlm`` in this process."""
+    """``localvlm`` in this process, with nothing on standard input."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     code: object = None
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    before = sys.stdin
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), Path(os.devnull).open() as sys.stdin:
         try:
             localvlm([str(a) for a in args], app)
         except SystemExit as left:
             code = left.code
+        finally:
+            sys.stdin = before
     said = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
     return Ran(code if isinstance(code, int) else 99, *said)
 

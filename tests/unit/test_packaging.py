@@ -93,19 +93,19 @@ def test_an_installed_copy_goes_before_the_checkout(tmp_path):
     (installed / "models").mkdir(parents=True)
     (installed / "models" / "__init__.py").touch()
     sys_path = ["", str(tmp_path / "checkout"), "/nowhere", str(tmp_path / "site")]
-    assert _search_path(here, [str(here)], sys_path) == [str(installed)]
-    assert _search_path(installed, [str(installed)], sys_path) == [str(installed)]
+    assert _search_path(str(here), [str(here)], sys_path) == [str(installed)]
+    assert _search_path(str(installed), [str(installed)], sys_path) == [str(installed)]
 
 
 def test_a_checkout_alone_provides_its_subpackages(tmp_path):
     here = make_checkout(tmp_path)
-    assert _search_path(here, [str(here)], [str(tmp_path)]) == [str(here), str(tmp_path)]
+    assert _search_path(str(here), [str(here)], [str(tmp_path)]) == [str(here), str(tmp_path)]
 
 
 def test_an_editable_install_keeps_its_search_path(tmp_path):
     here = make_checkout(tmp_path)
     path = ["/site/localvlm", str(tmp_path), str(here)]
-    assert _search_path(here, path, [str(tmp_path)]) == path
+    assert _search_path(str(here), path, [str(tmp_path)]) == path
 
 
 def test_native_library(monkeypatch, tmp_path):

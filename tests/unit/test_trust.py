@@ -124,9 +124,13 @@ def rows_case(outcome: str):
 
 
 QUICK = ("known_damage", "markers", "retold", "specials")
+MARKS = {"faults": [pytest.mark.slow, pytest.mark.loopback]}
+"""Of sweeps; the others are slow but for QUICK."""
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in sweeps.SWEEPS])
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=MARKS.get(n, pytest.mark.slow)) for n in sweeps.SWEEPS]
+)
 def test_short_sweeps_pass(native: None, tmp_path: Path, name: str) -> None:
     found = list(sweeps.cases(name, quick=True, folder=tmp_path))
     assert [case for case in found if case.outcome == "failed"] == []
