@@ -112,7 +112,8 @@ def busy(pair: str) -> None:
                 await self._show(self.conversation.ask("What colour is the star?"))
             else:  # a context holds no endless conversation
                 attached = self.conversation.exchanges[0].attached
-                await self.action_new_chat()
+                self.conversation.clear()
+                await self.log_view.clear()  # and not action_new_chat(), which takes away what is being typed
                 await self._show(self.conversation.ask("What is written on the card?", attached))
 
     engine = FakeEngine(Script(ANSWER, token_s=0.0005, n_ctx=1_000_000))
