@@ -43,7 +43,7 @@ class ChatApp(ChatActions):
     """Shows a conversation. ``run()`` returns when it is left; :meth:`close` then ends the engine."""
 
     TITLE = "localvlm"
-    COMMANDS = ChatActions.COMMANDS | {CommandProvider}
+    COMMANDS = {CommandProvider}
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (180, "-vast")]
     VERTICAL_BREAKPOINTS = [(0, "-short"), (16, "-tall")]
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -20,11 +20,15 @@ class ChoosesCommand(Protocol):
 
 
 class CommandProvider(Provider):
-    """Offers all commands; for ``App.COMMANDS`` of an app that is a :class:`ChoosesCommand`."""
+    """Offers all commands, and then those of the app itself; for ``App.COMMANDS`` of an app that is a
+    :class:`ChoosesCommand`. One provider for both: Textual shows those of several in any order.
+    """
 
     async def discover(self) -> Hits:
         for command in COMMANDS:
             yield DiscoveryHit(command.usage.replace("[", r"\["), self._chosen(command), command.usage, command.what)
+        for own in self.app.get_system_commands(self.screen):
+            yield DiscoveryHit(own.title, own.callback, own.title, own.help)
 
     async def search(self, query: str) -> Hits:
         matcher = self.matcher(query)
@@ -32,6 +36,9 @@ class CommandProvider(Provider):
             by_name, by_what = matcher.match(command.usage), matcher.match(command.what)
             if score := max(by_name, by_what):
                 yield Hit(score, matcher.highlight(command.usage), self._chosen(command), command.usage, command.what)
+        for own in self.app.get_system_commands(self.screen):
+            if score := max(matcher.match(own.title), matcher.match(own.help)):
+                yield Hit(score, matcher.highlight(own.title), own.callback, own.title, own.help)
 
     def _chosen(self, command: Command) -> partial[None]:
         return partial(cast(ChoosesCommand, self.app).choose_command, command)
