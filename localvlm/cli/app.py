@@ -20,12 +20,15 @@ __all__ = ["App", "guide_image_tokens", "load_options"]
 
 TINY = 20_000_000
 """Bytes of a tower below which it takes less time to run than to be looked into."""
+NICENESS = 5
+"""Of a worker beside an app in which somebody types."""
 
 
-def _worker_engine(verbose: bool) -> Engine:
+def worker_engine(verbose: bool, niceness: int = 0) -> Engine:
+    """An engine in a worker process, see :class:`localvlm.engine.client.Engine`."""
     from localvlm.engine.client import Engine as WorkerEngine
 
-    return WorkerEngine(verbose=verbose)
+    return WorkerEngine(verbose=verbose, niceness=niceness)
 
 
 class _All:
@@ -51,7 +54,11 @@ class App:
         engine: makes an engine; the argument says whether it shows its log.
     """
 
-    engine: Callable[[bool], Engine] = _worker_engine
+    engine: Callable[[bool], Engine] = worker_engine
+
+    def background_engine(self) -> Engine:
+        """An engine that leaves the processor to this process, in which somebody types."""
+        return worker_engine(False, NICENESS) if self.engine is worker_engine else self.engine(False)
 
     @contextmanager
     def pipeline(self, pair: Pair, params: dict[str, Any]) -> Iterator[Pipeline]:

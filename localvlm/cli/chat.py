@@ -103,9 +103,8 @@ def _opener(ctx: click.Context, given: Pair) -> Opener:
 
         def fitting(low_memory: bool) -> Pipeline:
             guide, model = load_options(params, pair)
-            pipeline = Pipeline(
-                pair, ctx.ensure_object(App).engine(False), guide=guide, model=model, low_memory=low_memory
-            )
+            engine = ctx.ensure_object(App).background_engine()
+            pipeline = Pipeline(pair, engine, guide=guide, model=model, low_memory=low_memory)
             try:
                 check_fit(pipeline, {**params, "low_memory": low_memory}, reporter)
             except BaseException:

@@ -65,10 +65,14 @@ class Engine:
 
     If the worker dies, the call in progress raises EngineCrashed and the next :meth:`load` starts another; VLMs of the
     dead one stay dead.
+
+    Args:
+        verbose: its log goes to standard error.
+        niceness: by how much its priority is below that of this process, for one in which somebody types.
     """
 
-    def __init__(self, *, verbose: bool = False) -> None:
-        self._verbose = verbose
+    def __init__(self, *, verbose: bool = False, niceness: int = 0) -> None:
+        self._verbose, self._niceness = verbose, niceness
         self._process: subprocess.Popen[bytes] | None = None
         self._control = -1
         self._generation = 0
@@ -118,6 +122,9 @@ class Engine:
             env=env,
             bufsize=0,
         )
+        if self._niceness:
+            with contextlib.suppress(OSError):  # it ended already, which the first call tells
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, os.nice(0) + self._niceness)
         os.close(control_read)
         self._generation += 1
         self.hung = False

@@ -315,3 +315,14 @@ def test_what_was_loaded_is_told(engine: Engine) -> None:
     assert backend.llama_cpp_python
     assert backend.ggml
     assert "CPU" in backend.system_info
+
+
+def test_beside_somebody_who_types_its_priority_is_lower() -> None:
+    wanted = min(os.nice(0) + 3, 19)
+    with Engine(niceness=3) as engine:
+        engine.backend()
+        assert engine.pid is not None
+        assert os.getpriority(os.PRIO_PROCESS, engine.pid) == wanted
+        threads = Path(f"/proc/{engine.pid}/task")
+        if threads.is_dir():  # Linux has a priority for each
+            assert {os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in threads.iterdir()} == {wanted}
