@@ -86,6 +86,7 @@ def _drain(terminal: Terminal, seconds: float) -> None:
 def busy(pair: str) -> None:
     """The app in the terminal, which answers one question after another; ``pair``: "fake", or of the catalogue."""
     from localvlm.catalog import example_image, pair_named
+    from localvlm.cli.app import NICENESS, worker_engine
     from localvlm.images import load
     from localvlm.pipeline import Pipeline
     from localvlm.tui.app import ChatApp
@@ -94,7 +95,8 @@ def busy(pair: str) -> None:
     from localvlm.tui.widgets.chips import Chips
 
     def real(name: str | None, private: bool) -> tuple[Pipeline, AskOptions]:
-        return Pipeline.open(pair_named(pair)), AskOptions(max_tokens=32)
+        engine = worker_engine(False, NICENESS)  # as `localvlm chat` has it
+        return Pipeline.open(pair_named(pair), engine=engine), AskOptions(max_tokens=32)
 
     class Busy(ChatApp):
         async def _begin(self) -> None:

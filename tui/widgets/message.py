@@ -16,6 +16,7 @@ from localvlm.stage_names import STAGE_NAMES
 
 from ..display import displayed
 from ..drafts import Fate, fate_of
+from ..rewriting import rewrite
 from ..text import one_line, shown_name
 from ..told import caption
 from .answer_text import AnswerText
@@ -203,7 +204,7 @@ class AnswerMessage(ChatMessage):
         self.add_class(how)
 
     def _caption(self, content: Content) -> None:
-        self.query_one(".caption", Static).update(content)
+        rewrite(self.query_one(".caption", Static), content)
 
     def _hide_draft(self) -> None:
         self.query_one(".draft").display = False

@@ -20,6 +20,7 @@ from localvlm.pruning import Keep
 
 from ..evidence import Evidence, Marks
 from ..picture import Drawing, Protocol, View, bounded
+from ..rewriting import rewrite
 from ..text import one_line, shown_name
 from ..verdict import looked_told, seen_told, told
 from .method_choice import MethodChoice
@@ -244,7 +245,7 @@ class SawPanel(VerticalScroll, can_focus=False):
     def _write(self, name: str, content: Content) -> None:
         line = self.query_one(f"#{name}", Static)
         line.set_class(not content.plain, "empty")
-        line.update(content)
+        rewrite(line, content)
 
 
 def _percent(keep: Keep) -> int:
