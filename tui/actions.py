@@ -128,7 +128,7 @@ class ChatActions(PictureActions, HistoryActions):
 
     async def action_cancel(self) -> None:
         """Stops the answer; else leaves what is being edited; else goes to the text."""
-        composer = self.composer
+        composer, self._waits = self.composer, None
         if self.conversation.cancel():
             self.status("stopping\u2026")
         elif composer.editing:

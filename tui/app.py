@@ -93,7 +93,7 @@ class ChatApp(ChatActions):
             with Vertical(id="chat"):
                 yield ChatLog(self.setup.note)
                 yield Static(id="hints", markup=False)
-                yield Composer()
+                yield Composer(reading=self.setup.images)
             yield Vertical(id="side", classes="-shown")
         yield StatusLine(self.setup.pair, private=self.setup.private)
 
@@ -111,8 +111,7 @@ class ChatApp(ChatActions):
         self.conversation.start()
         if self.setup.clock is not None:
             self.set_interval(0.25, self._tick)
-        for name in self.setup.images:
-            await self.attach_name(name)
+        self.read_first()
 
     def close(self) -> None:
         """Ends the engine, and waits for that; after ``run()``."""

@@ -15,7 +15,7 @@ from .attachments import Attached, from_clipboard, from_name
 from .background import in_thread
 from .parts import ChatParts
 from .text import one_line
-from .widgets.chips import Chips
+from .widgets.chips import Chip, Chips
 from .widgets.composer import Prompt
 
 if TYPE_CHECKING:
@@ -39,6 +39,14 @@ class PictureActions(ChatParts):
         chip = await self.query_one(Chips).begin(name)
         self._read(chip, partial(from_name, name))
 
+    def read_first(self) -> None:
+        """Reads the pictures that the chat was started with; their chips have been there since its first frame, for a
+        question that is sent before they are read.
+        """
+        chips = list(self.query_one(Chips).query(Chip))
+        for chip in [chip for chip in chips if chip.attached is None]:
+            self._read(chip, partial(from_name, chip.named))
+
     def _read(self, chip: Any, read: Callable[[], list[Attached]]) -> None:
         self.run_worker(self._reading(chip, read), group="pictures")
 
@@ -55,7 +63,8 @@ class PictureActions(ChatParts):
             self.notify(one_line(note), markup=False)
         if self._waits is not None and not chips.reading:
             question, self._waits = self._waits, None
-            await self.send(question)
+            if self.composer.text.strip() == question:  # else somebody writes on: it is sent when they say so
+                await self.send(question)
 
     @on(Chips.Changed)
     def _pictures_changed(self) -> None:

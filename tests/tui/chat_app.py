@@ -21,7 +21,7 @@ from localvlm.tui.widgets.composer import Composer
 from localvlm.tui.widgets.saw_panel import SawPanel
 from tests.tui.chatting import DEADLINE, HeldEngine, fake_opener
 
-__all__ = ["answered", "ask", "attach", "chat_app", "ended", "played_chat", "until"]
+__all__ = ["answered", "ask", "attach", "chat_app", "ended", "last_exchange", "notes", "played_chat", "until"]
 
 Act = Callable[[Pilot[int]], Awaitable[None]]
 
@@ -42,12 +42,14 @@ def chat_app(
     return app
 
 
-def played_chat(app: ChatApp, act: Act, size: tuple[int, int] = (120, 36)) -> None:
-    """Runs ``act`` with the app's pilot; the engine is ended whatever comes of it."""
+def played_chat(app: ChatApp, act: Act, size: tuple[int, int] = (120, 36), *, ready: bool = True) -> None:
+    """Runs ``act`` with the app's pilot, once a pair is open, or at the first frame; the engine is ended whatever comes
+    of it.
+    """
 
     async def play() -> None:
         async with app.run_test(size=size) as pilot:
-            await until(pilot, lambda: bool(app.query(SawPanel)) and app.options is not None)
+            await until(pilot, lambda: not ready or (bool(app.query(SawPanel)) and app.options is not None))
             app.query_one(Composer).prompt.cursor_blink = False
             await act(pilot)
 
@@ -101,3 +103,13 @@ async def ended(pilot: Pilot[int], exchange: Exchange) -> None:
         return message is not None and any(message.has_class(kind) for kind in kinds)
 
     await until(pilot, shown)
+
+
+def last_exchange(pilot: Pilot[int]) -> Exchange:
+    """The newest one."""
+    return pilot.app.conversation.exchanges[-1]  # type: ignore[attr-defined]
+
+
+def notes(app: ChatApp) -> str:
+    """What was told in passing."""
+    return " ".join(note.message for note in app._notifications)

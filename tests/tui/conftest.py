@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import PIL.Image
 import pytest
 
 for _name in [name for name in os.environ if name.startswith("TEXTUAL_") and "SNAPSHOT" not in name]:
@@ -20,3 +22,11 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLORTERM", "truecolor")
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A file of a picture."""
+    path = tmp_path / "my photo.png"
+    PIL.Image.new("RGB", (64, 48), (200, 10, 10)).save(path)
+    return path

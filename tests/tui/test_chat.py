@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import PIL.Image
 import pytest
 from textual.widgets import TextArea
 
 from localvlm.answers import AskOptions
 from localvlm.engine.fake import Script
-from localvlm.errors import ImageError, StorageError
+from localvlm.errors import StorageError
 from localvlm.history import History
 from localvlm.tui.screens.help import HelpScreen
 from localvlm.tui.screens.history import HistoryScreen
 from localvlm.tui.screens.images import ImageBrowser
 from localvlm.tui.screens.settings import SettingsScreen
-from localvlm.tui.widgets.chips import Chip, Chips
+from localvlm.tui.widgets.chips import Chip
 from localvlm.tui.widgets.composer import Composer
 from localvlm.tui.widgets.message import AnswerMessage, Question
 from localvlm.tui.widgets.retention_slider import RetentionSlider
 from localvlm.tui.widgets.status_line import StatusLine
-from tests.tui.chat_app import answered, ask, attach, chat_app, ended, played_chat, until
+from tests.tui.chat_app import answered, ask, attach, chat_app, ended, last_exchange, notes, played_chat, until
 from tests.tui.chatting import HELD, picture
 from tests.tui.stage import shown
 
@@ -32,7 +31,7 @@ def test_a_question_is_typed_and_answered():
     async def act(pilot):
         await attach(pilot, picture())
         await pilot.press(*"what?", "enter")
-        await ended(pilot, await_exchange(pilot))
+        await ended(pilot, last_exchange(pilot))
         screen = shown(pilot.app)
         for said in (
             "what?",
@@ -46,10 +45,6 @@ def test_a_question_is_typed_and_answered():
         assert pilot.app.query_one(Composer).text == ""
 
     played_chat(chat_app(), act)
-
-
-def await_exchange(pilot):
-    return pilot.app.conversation.exchanges[-1]
 
 
 def test_the_guides_draft_is_shown_at_once_and_its_fate_told():
@@ -137,112 +132,6 @@ def test_lines_are_broken_by_ctrl_j_and_shift_enter():
         await pilot.press("a", "ctrl+j", "b", "shift+enter", "c")
         assert pilot.app.composer.text == "a\nb\nc"
 
-    played_chat(chat_app(), act)
-
-
-def test_chips_are_reached_and_removed_by_keys():
-    async def act(pilot):
-        app = pilot.app
-        await attach(pilot, picture(1), picture(2), picture(3))
-        await pilot.press("shift+tab")
-        assert app.focused is list(app.query(Chip))[2]
-        await pilot.press("left", "delete")
-        await until(pilot, lambda: len(app.query(Chip)) == 2)
-        assert [chip.attached.image.name for chip in app.query(Chip)] == ["1.png", "3.png"]
-        await pilot.press("delete", "delete")
-        await until(pilot, lambda: not app.query(Chip))
-        assert isinstance(app.focused, TextArea)
-
-    played_chat(chat_app(), act)
-
-
-@pytest.fixture
-def photo(tmp_path):
-    path = tmp_path / "my photo.png"
-    PIL.Image.new("RGB", (64, 48), (200, 10, 10)).save(path)
-    return path
-
-
-@pytest.mark.parametrize("form", ["{}", "'{}'", "file://{}", "{} {}"])
-def test_dropped_files_become_chips(photo, form):
-    async def act(pilot):
-        app = pilot.app
-        escaped = str(photo).replace(" ", "%20" if "file" in form else " " if "'" in form else r"\ ")
-        text = form.format(*[escaped] * form.count("{}"))
-        app.composer.prompt.post_message(paste(text))
-        await until(pilot, lambda: len(app.query_one(Chips).attached) == form.count("{}"))
-        assert app.query_one(Chips).attached[0].path == photo
-        assert app.composer.text == ""
-
-    played_chat(chat_app(), act)
-
-
-def paste(text):
-    from textual.events import Paste
-
-    return Paste(text)
-
-
-def test_other_pastes_are_text():
-    async def act(pilot):
-        pilot.app.composer.prompt.post_message(paste("two\r\nlines /no/such.png"))
-        await pilot.pause()
-        assert pilot.app.composer.text == "two\nlines /no/such.png"
-
-    played_chat(chat_app(), act)
-
-
-def test_a_picture_that_cannot_be_read_is_told_and_no_chip_is_left(tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"\x89PNG nothing")
-
-    async def act(pilot):
-        app = pilot.app
-        app.composer.write(f"/image {tmp_path / 'bad.png'}")
-        await pilot.press("enter")
-        await until(pilot, lambda: "bad.png" in notes(app) and not app.query(Chip))
-
-    played_chat(chat_app(), act)
-
-
-def notes(app):
-    return " ".join(note.message for note in app._notifications)
-
-
-def test_a_question_waits_for_its_pictures(photo):
-    async def act(pilot):
-        app = pilot.app
-        app.composer.write(f"/image {photo}")
-        await pilot.press("enter")
-        exchange = await ask(pilot, "what?")
-        await ended(pilot, exchange)
-        assert exchange.images[0].name == str(photo)
-
-    played_chat(chat_app(), act)
-
-
-def test_pictures_behind_an_at_come_with_the_question(photo):
-    async def act(pilot):
-        exchange = await ask(pilot, f"what is on @'{photo}' here?")
-        await ended(pilot, exchange)
-        assert (exchange.question, exchange.images[0].name) == ("what is on here?", str(photo))
-
-    played_chat(chat_app(), act)
-
-
-def test_ctrl_v_takes_a_picture_from_the_clipboard_else_text(photo, monkeypatch):
-    async def act(pilot):
-        app = pilot.app
-        await pilot.press("ctrl+v")
-        await until(pilot, lambda: len(app.query_one(Chips).attached) == 1)
-        monkeypatch.setattr("localvlm.clipboard.picture_of_clipboard", none)
-        app._clipboard = "copied here"
-        await pilot.press("ctrl+v")
-        await until(pilot, lambda: app.composer.text == "copied here")
-
-    def none():
-        raise ImageError("the clipboard holds no picture")
-
-    monkeypatch.setattr("localvlm.clipboard.picture_of_clipboard", photo.read_bytes)
     played_chat(chat_app(), act)
 
 

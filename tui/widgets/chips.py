@@ -53,7 +53,7 @@ class Chip(Static, can_focus=True):
         """Somebody wants to go on writing."""
 
     def __init__(self, name: str, attached: Attached | None) -> None:
-        self.attached = attached
+        self.named, self.attached = name, attached
         shown = one_line(shown_name(name), LONGEST)
         if attached is None:
             super().__init__(Content(f"\u25a2 {shown} \u2026"), classes="-reading", markup=False)
@@ -72,7 +72,7 @@ class Chip(Static, can_focus=True):
 
 
 class Chips(HorizontalScroll, can_focus=False):
-    """A row of chips, which is not there while it is empty."""
+    """A row of chips, not there while it is empty. ``reading``: names of pictures that are about to be read."""
 
     DEFAULT_CSS = """
     Chips {
@@ -86,8 +86,13 @@ class Chips(HorizontalScroll, can_focus=False):
     class Changed(Message):
         """Pictures came or went."""
 
+    def __init__(self, reading: Sequence[str] = ()) -> None:
+        super().__init__(classes="-filled" if reading else "")
+        self._begun = reading
+
     def compose(self) -> ComposeResult:
-        yield from ()
+        for name in self._begun:
+            yield Chip(name, None)
 
     @property
     def attached(self) -> list[Attached]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -132,7 +133,7 @@ class Prompt(TextArea):
 
 
 class Composer(Vertical):
-    """Chips above a text that grows with what is written."""
+    """Chips above a text that grows with what is written. ``reading``: pictures that are about to be read."""
 
     DEFAULT_CSS = """
     Composer {
@@ -160,12 +161,12 @@ class Composer(Vertical):
     editing = False
     """Whether the text will take the place of the last question."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, reading: Sequence[str] = ()) -> None:
         super().__init__()
-        self._folder = folder or Path()
+        self._folder, self._reading = folder or Path(), reading
 
     def compose(self) -> ComposeResult:
-        yield Chips()
+        yield Chips(self._reading)
         yield Prompt()
         yield PathCompletion(self._folder)
 

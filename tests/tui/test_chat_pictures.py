@@ -1,0 +1,150 @@
+"""Pictures that come with a question, driven by keys on the fake engine."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from textual.widgets import TextArea
+
+from localvlm.errors import ImageError
+from localvlm.tui import app as app_module
+from localvlm.tui import attachments, picture_actions
+from localvlm.tui.widgets.chips import Chip, Chips
+from tests.tui.chat_app import ask, attach, chat_app, ended, last_exchange, notes, played_chat, until
+from tests.tui.chatting import DEADLINE, picture
+from tests.tui.stage import shown
+
+
+def test_chips_are_reached_and_removed_by_keys():
+    async def act(pilot):
+        app = pilot.app
+        await attach(pilot, picture(1), picture(2), picture(3))
+        await pilot.press("shift+tab")
+        assert app.focused is list(app.query(Chip))[2]
+        await pilot.press("left", "delete")
+        await until(pilot, lambda: len(app.query(Chip)) == 2)
+        assert [chip.attached.image.name for chip in app.query(Chip)] == ["1.png", "3.png"]
+        await pilot.press("delete", "delete")
+        await until(pilot, lambda: not app.query(Chip))
+        assert isinstance(app.focused, TextArea)
+
+    played_chat(chat_app(), act)
+
+
+@pytest.mark.parametrize("form", ["{}", "'{}'", "file://{}", "{} {}"])
+def test_dropped_files_become_chips(photo, form):
+    async def act(pilot):
+        app = pilot.app
+        escaped = str(photo).replace(" ", "%20" if "file" in form else " " if "'" in form else r"\ ")
+        text = form.format(*[escaped] * form.count("{}"))
+        app.composer.prompt.post_message(paste(text))
+        await until(pilot, lambda: len(app.query_one(Chips).attached) == form.count("{}"))
+        assert app.query_one(Chips).attached[0].path == photo
+        assert app.composer.text == ""
+
+    played_chat(chat_app(), act)
+
+
+def paste(text):
+    from textual.events import Paste
+
+    return Paste(text)
+
+
+def test_other_pastes_are_text():
+    async def act(pilot):
+        pilot.app.composer.prompt.post_message(paste("two\r\nlines /no/such.png"))
+        await pilot.pause()
+        assert pilot.app.composer.text == "two\nlines /no/such.png"
+
+    played_chat(chat_app(), act)
+
+
+def test_a_picture_that_cannot_be_read_is_told_and_no_chip_is_left(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG nothing")
+
+    async def act(pilot):
+        app = pilot.app
+        app.composer.write(f"/image {tmp_path / 'bad.png'}")
+        await pilot.press("enter")
+        await until(pilot, lambda: "bad.png" in notes(app) and not app.query(Chip))
+
+    played_chat(chat_app(), act)
+
+
+def test_a_question_waits_for_its_pictures(photo):
+    async def act(pilot):
+        app = pilot.app
+        app.composer.write(f"/image {photo}")
+        await pilot.press("enter")
+        exchange = await ask(pilot, "what?")
+        await ended(pilot, exchange)
+        assert exchange.images[0].name == str(photo)
+
+    played_chat(chat_app(), act)
+
+
+def test_a_question_sent_at_the_first_frame_waits_for_the_pictures_the_chat_was_started_with(photo, monkeypatch):
+    sent, import_panel = threading.Event(), app_module._import_panel
+    monkeypatch.setattr(app_module, "_import_panel", lambda: sent.wait(DEADLINE) and import_panel())
+
+    async def act(pilot):
+        app = pilot.app
+        assert [chip.named for chip in app.query(Chip)] == [str(photo)]
+        await pilot.press(*"what?", "enter")
+        assert (app.conversation.exchanges, app.composer.text) == ([], "what?")
+        sent.set()
+        await until(pilot, lambda: app.conversation.exchanges)
+        exchange = last_exchange(pilot)
+        await ended(pilot, exchange)
+        assert exchange.images[0].name == str(photo)
+
+    played_chat(chat_app(images=(str(photo),)), act, ready=False)
+
+
+@pytest.mark.parametrize(("keys", "left"), [(["escape"], "what?"), ([*" ever"], "what? ever")])
+def test_a_question_that_waits_is_not_sent_where_somebody_stops_it_or_writes_on(photo, monkeypatch, keys, left):
+    read, from_name = threading.Event(), attachments.from_name
+    monkeypatch.setattr(picture_actions, "from_name", lambda name: read.wait(DEADLINE) and from_name(name))
+
+    async def act(pilot):
+        app = pilot.app
+        await pilot.press(*"what?", "enter")
+        await until(pilot, lambda: "reading the picture" in shown(app))
+        await pilot.press(*keys)
+        read.set()
+        await until(pilot, lambda: app.query_one(Chips).attached)
+        assert (app.conversation.exchanges, app.composer.text) == ([], left)
+        await pilot.press("enter")
+        exchange = last_exchange(pilot)
+        await ended(pilot, exchange)
+        assert (exchange.question, len(exchange.images)) == (left, 1)
+
+    played_chat(chat_app(images=(str(photo),)), act)
+
+
+def test_pictures_behind_an_at_come_with_the_question(photo):
+    async def act(pilot):
+        exchange = await ask(pilot, f"what is on @'{photo}' here?")
+        await ended(pilot, exchange)
+        assert (exchange.question, exchange.images[0].name) == ("what is on here?", str(photo))
+
+    played_chat(chat_app(), act)
+
+
+def test_ctrl_v_takes_a_picture_from_the_clipboard_else_text(photo, monkeypatch):
+    async def act(pilot):
+        app = pilot.app
+        await pilot.press("ctrl+v")
+        await until(pilot, lambda: len(app.query_one(Chips).attached) == 1)
+        monkeypatch.setattr("localvlm.clipboard.picture_of_clipboard", none)
+        app._clipboard = "copied here"
+        await pilot.press("ctrl+v")
+        await until(pilot, lambda: app.composer.text == "copied here")
+
+    def none():
+        raise ImageError("the clipboard holds no picture")
+
+    monkeypatch.setattr("localvlm.clipboard.picture_of_clipboard", photo.read_bytes)
+    played_chat(chat_app(), act)
