@@ -60,6 +60,7 @@ def chat(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> None:
     config = user_config(ctx)
     from localvlm.catalog import DEMOS
     from localvlm.tui.app import ChatApp
+    from localvlm.tui.hangup import end_with_terminal
     from localvlm.tui.keymap import checked_keymap
     from localvlm.tui.setup import ChatSetup
 
@@ -77,6 +78,7 @@ def chat(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> None:
             config.pairs,
         )
     )
+    end_with_terminal()
     try:
         code = app.run()
     finally:

@@ -39,7 +39,13 @@ class Terminal:
         if self.pid:
             os.kill(self.pid, 9)
             os.waitpid(self.pid, 0)
-        os.close(self._fd)
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Closes the terminal, as a window that is closed."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def type(self, keys: bytes) -> None:
         os.write(self._fd, keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
@@ -12,6 +13,7 @@ from textual.widgets import Button, Input, Static
 from localvlm.sanitize import sanitize
 
 from ..text import one_line
+from ..widgets.in_order import Line
 from .dialog import Dialog
 
 __all__ = ["ConfirmScreen", "EditScreen", "EngineDiedScreen"]
@@ -97,15 +99,16 @@ class EngineDiedScreen(_Asking):
 class EditScreen(Dialog[str]):
     """A text of one line to change; the result is the new text, without white space around it."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "submit", "save", priority=True)]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "submit", "save")]
 
     def __init__(self, heading: Literal["Rename", "Save as", "Edit"], text: str, *, empty: bool = False) -> None:
         super().__init__(classes="-small")
         self.heading, self._text, self._empty = heading, one_line(text), empty
 
     def body(self) -> ComposeResult:
-        yield Input(self._text)
+        yield Line(self._text)
 
+    @on(Input.Submitted)
     def action_submit(self) -> None:
         """Takes the text, unless it is empty where that means nothing."""
         text = self.query_one(Input).value.strip()

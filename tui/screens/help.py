@@ -13,6 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import Input, Static
 
+from ..widgets.in_order import Line
 from .dialog import Dialog
 
 __all__ = ["HelpEntry", "HelpScreen", "HelpSection", "bound", "keyed", "typed"]
@@ -128,7 +129,7 @@ class HelpScreen(Dialog[None]):
         self._sections = sections
 
     def body(self) -> ComposeResult:
-        yield Input(placeholder="search")
+        yield Line(placeholder="search")
         with VerticalScroll(can_focus=False):
             yield KeyTable()
 

@@ -20,6 +20,7 @@ from localvlm.errors import LocalvlmError
 
 from ..background import in_thread
 from ..text import one_line, shown_path
+from ..widgets.in_order import Line
 from .confirm import ConfirmScreen, EditScreen
 from .dialog import MUTED, Dialog, Rows, told_error
 
@@ -99,7 +100,7 @@ class HistoryScreen(Dialog[int]):
         self._one_at_a_time = asyncio.Lock()
 
     def body(self) -> ComposeResult:
-        yield Input(placeholder="search questions, answers and titles")
+        yield Line(placeholder="search questions, answers and titles")
         yield Rows()
         yield Static(id="preview", markup=False)
 

@@ -14,6 +14,7 @@ from textual.css.query import NoMatches
 from textual.widgets import Input, Label, Select, TextArea
 
 from ..text import one_line
+from ..widgets.in_order import Line
 from .dialog import Dialog
 
 if TYPE_CHECKING:
@@ -128,11 +129,11 @@ class SettingsScreen(Dialog[SettingsChange]):
         with VerticalScroll(can_focus=False):
             yield from _row("Method", _select(self._methods, settings.method, "method"))
             for name, label in (("keep", "Keep"), ("guide_keep", "Guide keeps")):
-                yield from _row(label, Input(_written(getattr(settings, name)), id=name))
+                yield from _row(label, Line(_written(getattr(settings, name)), id=name))
             kind, score = _exit_of(settings.exit_at)
-            yield from _row("Early exit", self._exits(kind), Input(score, id="score"))
+            yield from _row("Early exit", self._exits(kind), Line(score, id="score"))
             for name, label in (("max_tokens", "Max tokens"), ("temp", "Temperature")):
-                yield from _row(label, Input(_written(getattr(settings, name)), id=name))
+                yield from _row(label, Line(_written(getattr(settings, name)), id=name))
             system = TextArea(settings.system, id="system", tab_behavior="focus")
             yield from _row("System prompt", system)
             yield from _row("Theme", _select(self._themes, settings.theme, "theme"))

@@ -17,6 +17,7 @@ from ..attachments import pasted_names
 from ..commands import begun
 from ..paths import is_picture, mentions
 from .chips import Chip, Chips
+from .in_order import act_in_order
 from .path_completion import PathCompletion
 
 __all__ = ["Composer", "Prompt"]
@@ -43,8 +44,8 @@ class Prompt(TextArea):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "send", "send", id="send", priority=True),
-        Binding("shift+enter,ctrl+j,alt+enter", "newline", "new line", id="newline", priority=True),
+        Binding("enter", "send", "send", id="send"),
+        Binding("shift+enter,ctrl+j,alt+enter", "newline", "new line", id="newline"),
     ]
 
     class Sent(Message):
@@ -90,12 +91,11 @@ class Prompt(TextArea):
         if self.pressed(event.key):
             event.stop()
             event.prevent_default()
-        else:
+        elif not await act_in_order(self, event):
             await super()._on_key(event)
 
     def action_send(self) -> None:
-        if not self.pressed("enter"):
-            self.post_message(self.Sent())
+        self.post_message(self.Sent())
 
     def action_newline(self) -> None:
         self.insert("\n")
