@@ -54,8 +54,8 @@ class Drawing:
         """Whether it is known where the guide looked."""
         return self._heat is not None
 
-    def know(self, boxes: Float32 | None, heat: Float32 | None, kept: Int32 | None) -> None:
-        """What a look or an answer told.
+    def know(self, boxes: Float32 | None, heat: Float32 | None, kept: Int32 | None) -> bool:
+        """What a look or an answer told; whether that is other than what was known.
 
         Args:
             boxes: (n, 4) x0, y0, x1, y1 of the image tokens as shares of the picture's width and height; None: where
@@ -63,10 +63,15 @@ class Drawing:
             heat: (n,) of each, 0..1.
             kept: indices of those that were kept.
         """
-        known = boxes is not None
-        self._boxes = np.zeros((0, 4), np.float32) if boxes is None else boxes
-        self._heat, self.kept = (heat, kept) if known else (None, None)
-        self._covered = {}
+        if boxes is None:
+            boxes, heat, kept = np.zeros((0, 4), np.float32), None, None
+        placed = np.array_equal(boxes, self._boxes) and _same(heat, self._heat)
+        if placed and _same(kept, self.kept):
+            return False
+        self._boxes, self._heat, self.kept = boxes, heat, kept
+        if not placed:
+            self._covered = {}
+        return True
 
     def size(self, columns: int, rows: int) -> tuple[int, int]:
         """(columns, rows) of cells that the picture takes where there are that many."""
@@ -128,3 +133,7 @@ class Drawing:
 
     def _kept_at(self, size: tuple[int, int]) -> Float32 | None:
         return None if self.kept is None else kept_share(size[::-1], self._boxes, self.kept)
+
+
+def _same(a: NDArray[np.generic] | None, b: NDArray[np.generic] | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
-from textual.widgets import Button, Input, Static
+from textual.widgets import Button, Static
 
 from localvlm.sanitize import sanitize
 
@@ -99,7 +98,7 @@ class EngineDiedScreen(_Asking):
 class EditScreen(Dialog[str]):
     """A text of one line to change; the result is the new text, without white space around it."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "submit", "save")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "submit", "save", priority=True)]
 
     def __init__(self, heading: Literal["Rename", "Save as", "Edit"], text: str, *, empty: bool = False) -> None:
         super().__init__(classes="-small")
@@ -108,10 +107,13 @@ class EditScreen(Dialog[str]):
     def body(self) -> ComposeResult:
         yield Line(self._text)
 
-    @on(Input.Submitted)
     def action_submit(self) -> None:
+        """Takes the text, keys and all that were pressed before."""
+        self.query_one(Line).call_later(self._take)
+
+    def _take(self) -> None:
         """Takes the text, unless it is empty where that means nothing."""
-        text = self.query_one(Input).value.strip()
+        text = self.query_one(Line).value.strip()
         if text or self._empty:
             self.dismiss(text)
         else:

@@ -90,7 +90,8 @@ class AnswerText(Widget):
         if self._pending:
             self._text.feed("".join(self._pending))
             self._pending.clear()
-            self.refresh(layout=True)
+            width, height = self.content_size
+            self.refresh(layout=not width or len(self._lines(width)) != height)
 
     # lines
 

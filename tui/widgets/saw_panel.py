@@ -214,10 +214,12 @@ class SawPanel(VerticalScroll, can_focus=False):
         marks = self._evidence.marks(self._options)
         view = self.query_one(PictureView)
         marked = {id(image): mark for image, mark in zip(self._images, marks, strict=True)}
+        changed = False
         for image, drawing in self._drawn:
             mark = marked.get(id(image), Marks())
-            drawing.know(mark.boxes, mark.heat, mark.kept)
-        view.redraw()
+            changed |= drawing.know(mark.boxes, mark.heat, mark.kept)
+        if changed:
+            view.redraw()
         kept = [len(mark.kept) for mark in marks if mark.kept is not None]
         tokens = ""
         if kept:

@@ -49,7 +49,7 @@ class StageBars(Widget):
         self._timer: Timer | None = None
 
     def on_mount(self) -> None:
-        self._timer = self.set_interval(EVERY_S, self._grow, pause=True)
+        self._timer = self.set_interval(EVERY_S, self._redraw, pause=True)
 
     @property
     def ms(self) -> dict[str, float]:
@@ -104,13 +104,14 @@ class StageBars(Widget):
         ms = self.ms
         return [name for name in STAGE_BARS if ms and (name != "load" or ms.get(name, 0.0) >= NOTED_MS)]
 
-    def _grow(self) -> None:
+    def _redraw(self) -> None:
+        """The screen is laid out anew only where there are more lines, or fewer: that takes long."""
         self.refresh(layout=len(self._rows()) != self.size.height)
 
     def _changed(self) -> None:
         if self._timer is not None:
             (self._timer.resume if self._stage else self._timer.pause)()
-        self.refresh(layout=True)
+        self._redraw()
 
 
 def duration(ms: float) -> str:
