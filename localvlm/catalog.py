@@ -177,8 +177,12 @@ def named(name: str, files: Mapping[str, Path | Reference]) -> Entry:
 def entries(user_pairs: Mapping[str, Mapping[str, Path | Reference]] = {}, pulled: Pulled | None = None) -> list[Entry]:
     """All pairs that have a name, the user's own first; these win over bundled ones of the same name."""
     pulled = pulled or Pulled()
-    found = [_entry(name, {"summary": "from the settings file"}, files, pulled) for name, files in user_pairs.items()]
+    found = [_user_entry(name, files, pulled) for name, files in user_pairs.items()]
     return found + [_bundled_entry(name, t, pulled) for name, t in _bundled().items() if name not in user_pairs]
+
+
+def _user_entry(name: str, files: Mapping[str, Path | Reference], pulled: Pulled) -> Entry:
+    return _entry(name, {"summary": "from the settings file"}, files, pulled)
 
 
 def _bundled_entry(name: str, table: dict[str, Any], pulled: Pulled) -> Entry:
@@ -292,10 +296,14 @@ def entry_named(name: str, user_pairs: Mapping[str, Mapping[str, Path | Referenc
     Raises:
         ModelNotFound: there is none, or one of its files is missing.
     """
-    found = {entry.name: entry for entry in entries(user_pairs)}
-    if name not in found:
-        raise ModelNotFound(f"there is no pair {name!r}", f"`localvlm list` shows them: {', '.join(found)}")
-    entry = found[name]
+    bundled, pulled = _bundled(), Pulled()
+    if name in user_pairs:
+        entry = _user_entry(name, user_pairs[name], pulled)
+    elif name in bundled:
+        entry = _bundled_entry(name, bundled[name], pulled)
+    else:
+        known = ", ".join(dict.fromkeys([*user_pairs, *bundled]))
+        raise ModelNotFound(f"there is no pair {name!r}", f"`localvlm list` shows them: {known}")
     if entry.lacking and entry.references:
         raise ModelNotFound(f"pair {name!r} lacks '{entry.lacking[0]}'", f"run `localvlm pull {name}`")
     if entry.lacking:

@@ -1,8 +1,10 @@
-"""From a key to the screen: ``python -m tests.latency [--keys 500] [--pair demo]``.
+"""From a key to the screen: ``python -m tests.latency [--keys 500] [--while fake --while smolvlm2 --while demo]``.
 
-The chat runs on a terminal of its own and answers while somebody types. For each key, the time until the terminal gets
-the letter is taken. Twice: while a fake engine streams answer after answer, 2,000 tokens a second, and while the worker
-of a real pair answers one question after another. Also the time from the start to the first frame.
+The chat runs on a terminal of its own and answers one question after another while somebody types. For each key, the
+time until the terminal gets the letter is taken. The engine is a fake one that streams 2,000 tokens a second, the
+worker with a preset of `localvlm bench` (random weights of real shapes, written to a temporary folder), or the worker
+with a pair of the catalogue: the demo pair answers six questions a second, each of which changes the whole screen, more
+than people ask. Also the time from the start to the first frame. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-from localvlm.answers import AskOptions
+from localvlm.answers import AskOptions, Pair, VlmFiles
 from localvlm.engine.fake import FakeEngine, Script
 from tests.tui.chatting import fake_opener, scene
 from tests.tui.terminal import Terminal
@@ -25,6 +27,8 @@ from tests.tui.terminal import Terminal
 __all__ = ["Keys", "percentile"]
 
 LETTERS = b"abcdefghijklmnopqrstuvwxyz"
+ENGINES = ("fake", "smolvlm2", "demo")
+FRAMES = 15
 LIMIT_MS = 50.0
 """Of the 95th percentile."""
 GAP_S = 0.03
@@ -83,12 +87,25 @@ def _drain(terminal: Terminal, seconds: float) -> None:
         terminal.read(left)
 
 
-def busy(pair: str) -> None:
-    """The app in the terminal, which answers one question after another; ``pair``: "fake", or of the catalogue."""
-    from localvlm.catalog import example_image, pair_named
+def pair_for(name: str, folder: Path) -> Pair:
+    """A pair of the catalogue; or a preset, whose files are written below ``folder`` unless they are there."""
+    from localvlm.bench.presets import PRESETS
+    from localvlm.bench.shapes import write_vlms
+    from localvlm.catalog import pair_named
+
+    if name not in PRESETS:
+        return pair_named(name)
+    guide, model = write_vlms(folder, [PRESETS[name].guide, PRESETS[name].model])
+    return Pair(name, VlmFiles(*guide), VlmFiles(*model))
+
+
+def busy(pair: str, folder: Path) -> None:
+    """The app in the terminal, which answers one question after another; ``pair``: "fake", or for :func:`pair_for`."""
+    from localvlm.catalog import example_image
     from localvlm.cli.app import NICENESS, worker_engine
     from localvlm.images import load
     from localvlm.pipeline import Pipeline
+    from localvlm.tui import events
     from localvlm.tui.app import ChatApp
     from localvlm.tui.attachments import Attached
     from localvlm.tui.setup import ChatSetup
@@ -96,7 +113,7 @@ def busy(pair: str) -> None:
 
     def real(name: str | None, private: bool) -> tuple[Pipeline, AskOptions]:
         engine = worker_engine(False, NICENESS)  # as `localvlm chat` has it
-        return Pipeline.open(pair_named(pair), engine=engine), AskOptions(max_tokens=32)
+        return Pipeline.open(pair_for(pair, folder), engine=engine), AskOptions(max_tokens=32)
 
     class Busy(ChatApp):
         async def _begin(self) -> None:
@@ -105,18 +122,25 @@ def busy(pair: str) -> None:
             await self.query_one(Chips).add([shown])
             await self.send("What is written on the card?")
 
-        async def _answered(self, message: Any, event: Any) -> None:
-            await super()._answered(message, event)
-            self.run_worker(self._next())
+        def _emit(self, event: events.Event) -> None:
+            """The next question is asked by the thread that got the answer: the engine never waits for the screen."""
+            super()._emit(event)
+            if isinstance(event, events.Answered):
+                said, asked = self.conversation.exchanges, "What colour is the star?"
+                if len(said) < 10:
+                    self.conversation.ask(asked)
+                else:  # a context holds no endless conversation
+                    self.conversation.clear()
+                    self.conversation.ask(asked, said[0].attached)
 
-        async def _next(self) -> None:
-            if len(self.conversation.exchanges) < 10:
-                await self._show(self.conversation.ask("What colour is the star?"))
-            else:  # a context holds no endless conversation
-                attached = self.conversation.exchanges[0].attached
-                self.conversation.clear()
-                await self.log_view.clear()  # and not action_new_chat(), which takes away what is being typed
-                await self._show(self.conversation.ask("What is written on the card?", attached))
+        async def _show_event(self, event: events.Event) -> None:
+            if isinstance(event, events.Asked) and self.log_view.answer(event.turn) is None:
+                asked = [e for e in self.conversation.exchanges if e.turn == event.turn]
+                if asked and asked[0].attached:
+                    await self.log_view.clear()
+                for exchange in asked:
+                    await self._show(exchange)
+            await super()._show_event(event)
 
     engine = FakeEngine(Script(ANSWER, token_s=0.0005, n_ctx=1_000_000))
     fake = fake_opener(engine, AskOptions(max_tokens=100_000, method="none"))
@@ -139,19 +163,24 @@ def first_frame(env: dict[str, str]) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keys", type=int, default=500)
-    parser.add_argument("--pair", default="demo", help="a real pair; 'none': the fake one alone")
+    parser.add_argument("--while", dest="engines", action="append", help=f"again for more; else {ENGINES}")
+    parser.add_argument("--files", type=Path, help="where the files of presets are, or will be")
     parser.add_argument("--busy", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.busy:
-        busy(options.busy)
+        busy(options.busy, options.files)
         return 0
     late = 0
     with tempfile.TemporaryDirectory() as home:
-        env = {"LOCALVLM_HOME": home}
-        frames = sorted(first_frame(env) for _ in range(5))
-        print(f"first frame after {frames[2]:.0f} ms ({frames[0]:.0f} to {frames[-1]:.0f})", flush=True)
-        for name in ["fake"] + [options.pair] * (options.pair != "none"):
-            with Terminal(["-m", "tests.latency", "--busy", name], env=env) as terminal:
+        env = {"LOCALVLM_HOME": home, "PYTHONDONTWRITEBYTECODE": ""}  # as it is installed: compiled
+        files = options.files or Path(home, "files")
+        first_frame(env)
+        frames = sorted(first_frame(env) for _ in range(FRAMES))
+        print(f"first frame after {frames[FRAMES // 2]:.0f} ms ({frames[0]:.0f} to {frames[-1]:.0f})", flush=True)
+        for name in options.engines or ENGINES:
+            if name != "fake":
+                pair_for(name, files)
+            with Terminal(["-m", "tests.latency", "--busy", name, "--files", str(files)], env=env) as terminal:
                 terminal.until(b"model")
                 keys = typed(terminal, options.keys)
                 terminal.type(b"\x11")

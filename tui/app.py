@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import time
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -9,6 +12,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
+from textual.events import Event, Key
 from textual.filter import LineFilter
 from textual.message import Message
 from textual.widgets import Static
@@ -32,6 +36,7 @@ from .widgets.chat_log import ChatLog
 from .widgets.chips import Chips
 from .widgets.composer import Composer
 from .widgets.status_line import StatusLine
+from .yielding import Typist, pause_s
 
 if TYPE_CHECKING:
     from .widgets.message import AnswerMessage
@@ -81,6 +86,10 @@ class ChatApp(ChatActions):
         if setup.system:
             self.conversation.set(system=setup.system)
         self._asked_at: dict[int, float] = {}
+        self.typist = Typist()
+        self._held: deque[events.Event] = deque()
+        """What the conversation told, and waits to be shown."""
+        self._showing = self._pausing = False
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         return [*super().get_line_filters(), self._safe_lines]
@@ -108,6 +117,9 @@ class ChatApp(ChatActions):
         """What the first frame does not wait for: numpy, the engine, pictures."""
         panel = await in_thread(_import_panel)
         await self.query_one("#side").mount(panel())
+        if not gc.isenabled():  # the command turned it off, for a first frame that comes sooner
+            gc.freeze()  # what stays: modules and styles, which take tens of milliseconds to go through
+            gc.enable()
         self.conversation.start()
         if self.setup.clock is not None:
             self.set_interval(0.25, self._tick)
@@ -121,6 +133,13 @@ class ChatApp(ChatActions):
         """Seconds, that only go on."""
         return 0.0 if self.setup.clock is None else self.setup.clock()
 
+    async def on_event(self, event: Event) -> None:
+        if isinstance(event, Key):
+            self.typist.pressed(event)
+            if self._held and not self.typist.types:
+                self.call_later(self._show_told)
+        await super().on_event(event)
+
     # what happens in the conversation
 
     def _emit(self, event: events.Event) -> None:
@@ -132,7 +151,34 @@ class ChatApp(ChatActions):
 
     @on(Told)
     async def _told(self, told: Told) -> None:
-        event = told.event
+        self._held.append(told.event)
+        if not self._pausing:
+            await self._show_told()
+
+    async def _show_told(self) -> None:
+        """Shows all that was told; then, while somebody types, nothing for a while."""
+        if self._showing:  # which takes what has come since, too
+            return
+        started, self._showing, self._pausing = time.perf_counter(), True, True
+        try:
+            while self._held:
+                await self._show_event(self._held.popleft())
+        finally:
+            self._showing = False
+            self.call_after_refresh(self._pause_from, started)
+
+    def _pause_from(self, started: float) -> None:
+        if pause := pause_s(time.perf_counter() - started, self.typist):
+            self.set_timer(pause, self._go_on)
+        else:
+            self.call_later(self._go_on)
+
+    async def _go_on(self) -> None:
+        self._pausing = False
+        if self._held:
+            await self._show_told()
+
+    async def _show_event(self, event: events.Event) -> None:
         turn = getattr(event, "turn", 0)
         message = self.query_one(ChatLog).answer(turn) if turn else None
         match event:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,7 @@ def chat(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> None:
         raise UsageError("the chat needs a terminal", "`localvlm ask` is for pipes and scripts")
     if params["pictures"]:
         os.environ["LOCALVLM_PICTURES"] = params["pictures"]  # where the panel looks
+    gc.disable()  # nothing that is made before the first frame is garbage; the app collects from then on
     pair = choose_pair(ctx, Reporter(quiet=True))
     config = user_config(ctx)
     from localvlm.catalog import DEMOS

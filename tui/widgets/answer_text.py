@@ -14,15 +14,14 @@ from textual.widget import Widget
 
 from ..answer_lines import STYLES, AnswerLines
 from ..display import Displayed
+from ..yielding import pause_s
 
 __all__ = ["AnswerText"]
 
 PAUSE_S = 1 / 25
 """Shortest time between two updates."""
-SHARE, LONGEST_S = 20, 0.4
-"""An update that took so long, layout and all, is followed by a pause so many times as long, up to LONGEST_S: whoever
-types meets one key in twenty that waits for it.
-"""
+SHARE, LONGEST_S = 4, 0.2
+"""An update that took so long, layout and all, is followed by a pause so many times as long, up to LONGEST_S."""
 
 
 class AnswerText(Widget):
@@ -84,7 +83,12 @@ class AnswerText(Widget):
             drawn = asyncio.Event()
             self.call_after_refresh(drawn.set)
             await drawn.wait()
-            await asyncio.sleep(min(max(PAUSE_S, SHARE * (time.perf_counter() - started)), LONGEST_S))
+            await asyncio.sleep(self._pause(time.perf_counter() - started))
+
+    def _pause(self, took: float) -> float:
+        """Seconds after an update that took that many."""
+        typist = getattr(self.app, "typist", None)
+        return max(PAUSE_S, min(SHARE * took, LONGEST_S), pause_s(took, typist))
 
     def _append(self) -> None:
         if self._pending:
