@@ -83,6 +83,7 @@ class ChatActions(PictureActions, HistoryActions):
     async def _show(self, exchange: Exchange) -> None:
         """A question that was asked."""
         await self.log_view.add(exchange.turn, exchange.question, exchange.images)
+        self.count_folded()
         self.show_pictures()
 
     async def action_regenerate(self) -> None:

@@ -205,7 +205,7 @@ class ChatApp(ChatActions):
                 self.notify("The engine runs again; nothing of the conversation is lost.", markup=False)
                 self.status("ready")
             case events.Undone():
-                await self.query_one(ChatLog).remove_turn(turn)
+                await self.taken_back(turn)
             case events.NotSaved():
                 self.warn(event.error)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from textual import on
 
 from localvlm.errors import ImageError, LocalvlmError, StorageError, UsageError
 
@@ -14,6 +17,7 @@ from .conversation import Exchange
 from .parts import ChatParts
 from .recorder import HistoryRecorder, exchange_of
 from .text import shown_path
+from .widgets.chat_log import STEP, Earlier
 from .widgets.chips import Chips
 
 if TYPE_CHECKING:
@@ -59,14 +63,44 @@ class HistoryActions(ChatParts):
         await self.query_one(Chips).clear()
         self.composer.clear()
         await self.log_view.clear()
-        for exchange in exchanges:
-            message = await self.log_view.add(exchange.turn, exchange.question, exchange.images)
-            await message.restored(exchange)
+        await self.show_earlier()
+        self.log_view.anchor()
         self.show_pictures()
         for each in lost:
             self.warn(each)
         self.status("the conversation goes on")
         self.composer.prompt.focus()
+
+    @on(Earlier.Wanted)
+    async def _earlier_wanted(self) -> None:
+        before = self.log_view.turns
+        await self.show_earlier()
+        newest = [m for m in self.log_view.query("AnswerMessage") if getattr(m, "turn", 0) not in before]
+        if newest:
+            newest[-1].focus()
+
+    async def show_earlier(self, before: float = math.inf) -> None:
+        """Shows more of the turns that are folded; of those older than ``before`` if none is shown."""
+        for exchange in reversed(self._folded(before)[-STEP:]):
+            message = await self.log_view.add_earlier(exchange.turn, exchange.question, exchange.images)
+            await message.restored(exchange)
+        self.count_folded(before)
+
+    def count_folded(self, before: float = math.inf) -> None:
+        """Tells how many turns are not shown."""
+        self.log_view.fold(len(self._folded(before)))
+
+    def _folded(self, before: float) -> list[Exchange]:
+        """Turns that are older than those that are shown, or than one if none is."""
+        oldest = min(self.log_view.turns, default=before)
+        return [exchange for exchange in self.conversation.exchanges if exchange.turn < oldest]
+
+    async def taken_back(self, turn: int) -> None:
+        """A turn's messages go; where no other is left, those before it come."""
+        await self.log_view.remove_turn(turn)
+        self.count_folded(turn)
+        if not self.log_view.turns:
+            await self.show_earlier(turn)
 
     async def action_save(self, folder: str = "") -> None:
         """Writes the conversation as Markdown, with its pictures."""

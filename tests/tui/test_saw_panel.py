@@ -230,7 +230,7 @@ def test_the_bar_of_the_running_stage_grows() -> None:
         app.panel.stage("prefill")
         lengths = []
         for now[0] in (4.5, 6.0, 8.0, 12.0):
-            bars._grow()
+            bars._redraw()
             await settled(pilot)
             lines = {line[1:15].strip(): line for line in shown(app).splitlines()}
             lengths.append(tuple(sum(c in "█▏▎▍▌▋▊▉" for c in lines[s]) for s in ("guide looks", "model reads")))

@@ -18,7 +18,7 @@ from localvlm.ranking import Ranked
 from localvlm.references import Reference
 from localvlm.tui.commands import COMMANDS
 from localvlm.tui.keymap import KEYS
-from localvlm.tui.screens.confirm import ConfirmScreen, EditScreen, EngineDiedScreen
+from localvlm.tui.screens.confirm import ConfirmScreen, EditScreen
 from localvlm.tui.screens.help import HelpScreen, HelpSection, keyed, typed
 from localvlm.tui.screens.history import HistoryScreen
 from localvlm.tui.screens.images import ImageBrowser, Place
@@ -108,7 +108,6 @@ SCREENS: dict[str, Callable[[], Screen[Any]]] = {
         "Delete \u201cWhat?\u201d, 3 turns? There is no way back.", "Delete", "Keep", danger=True
     ),
     "edit": lambda: EditScreen("Rename", "What colour is the star?"),
-    "died": lambda: EngineDiedScreen("the engine was killed by SIGKILL", "pass --low-memory"),
 }
 
 
@@ -201,7 +200,6 @@ SHOTS = {
     "settings": ("80x24", "40x12", "80x24:tab +9", "80x24:enter"),
     "confirm": ("80x24", "40x12"),
     "edit": ("80x24",),
-    "died": ("80x24", "40x12"),
 }
 """Sizes, and the keys that are pressed before the picture is taken."""
 

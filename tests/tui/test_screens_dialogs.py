@@ -7,7 +7,7 @@ from textual.binding import Binding
 
 from localvlm.tui.commands import COMMANDS
 from localvlm.tui.keymap import KEYS
-from localvlm.tui.screens.confirm import ConfirmScreen, EditScreen, EngineDiedScreen
+from localvlm.tui.screens.confirm import ConfirmScreen, EditScreen
 from localvlm.tui.screens.help import HelpEntry, HelpScreen, HelpSection, bound, keyed, typed
 from tests.tui.stage import SIZES, played, press, shown
 
@@ -39,17 +39,6 @@ def test_a_text_is_edited():
     assert keys(EditScreen("Rename", "old"), "ctrl+u", "enter") == []
     assert keys(EditScreen("Edit", "old", empty=True), "ctrl+u", "enter") == [""]
     assert keys(EditScreen("Rename", "old"), "+x", "escape") == [None]
-
-
-def test_the_engine_died_and_is_started_again():
-    texts = []
-    died = EngineDiedScreen("the engine was killed [b]by\x1b]0;x\x07 SIGKILL", "pass --low-memory")
-    assert keys(died, look=lambda app: texts.append(shown(app))) == []
-    assert "the engine was killed [b]by SIGKILL" in texts[0]
-    assert "pass --low-memory" in texts[0]
-    assert "Nothing of the conversation is lost." in texts[0]
-    assert keys(EngineDiedScreen("it died"), "enter") == [True]
-    assert keys(EngineDiedScreen("it died"), "escape") == [False]
 
 
 SECTIONS = [HelpSection("Keys", keyed(KEYS)), HelpSection("Commands", typed(COMMANDS))]

@@ -15,19 +15,20 @@ from ..text import one_line
 from ..widgets.in_order import Line
 from .dialog import Dialog
 
-__all__ = ["ConfirmScreen", "EditScreen", "EngineDiedScreen"]
+__all__ = ["ConfirmScreen", "EditScreen"]
 
 
-class _Asking(Dialog[bool]):
-    """A text and two buttons; the one that changes nothing has the focus."""
+class ConfirmScreen(Dialog[bool]):
+    """Asks, with two buttons; True is "yes". ``danger``: what "yes" does cannot be undone, so "no" has the focus."""
 
+    heading = "Sure?"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "answer(True)", "yes"),
         Binding("n", "answer(False)", "no"),
         Binding("left,right,up,down", "other", "choose", show=False),
     ]
     DEFAULT_CSS = """
-    _Asking {
+    ConfirmScreen {
         #question { height: auto; padding: 1; text-wrap: wrap; }
         &.-short #question { padding: 0 1; }
         Horizontal { height: 1; padding: 0 1; margin-bottom: 1; }
@@ -50,7 +51,7 @@ class _Asking(Dialog[bool]):
     }
     """
 
-    def __init__(self, text: str, yes: str, no: str, *, danger: bool) -> None:
+    def __init__(self, text: str, yes: str = "Yes", no: str = "No", *, danger: bool = False) -> None:
         super().__init__(classes="-small")
         self._text, self._yes, self._no, self._danger = sanitize(text), yes, no, danger
 
@@ -74,25 +75,6 @@ class _Asking(Dialog[bool]):
 
     def action_close(self) -> None:
         self.dismiss(False)
-
-
-class ConfirmScreen(_Asking):
-    """Asks; True is "yes". ``danger``: what "yes" does cannot be undone, so "no" has the focus."""
-
-    heading = "Sure?"
-
-    def __init__(self, text: str, yes: str = "Yes", no: str = "No", *, danger: bool = False) -> None:
-        super().__init__(text, yes, no, danger=danger)
-
-
-class EngineDiedScreen(_Asking):
-    """Says that the worker process died, and how; True: start it again."""
-
-    heading = "The engine stopped"
-
-    def __init__(self, message: str, hint: str = "", kept: str = "Nothing of the conversation is lost.") -> None:
-        text = "\n".join(one_line(part) for part in (message, hint) if part)
-        super().__init__(f"{text}\n\n{kept}" if kept else text, "Start it again", "Leave it", danger=False)
 
 
 class EditScreen(Dialog[str]):

@@ -1,4 +1,4 @@
-"""The conversation as it is read: questions and answers, oldest first, the newest in sight."""
+"""The conversation as it is read: questions and answers, oldest first, the newest in sight, the oldest folded."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
+from textual.binding import Binding
 from textual.containers import VerticalScroll
 from textual.content import Content
+from textual.message import Message
 from textual.widgets import Static
 
 from localvlm.sanitize import sanitize
@@ -17,13 +19,19 @@ if TYPE_CHECKING:
 
     from .message import AnswerMessage, ChatMessage
 
-__all__ = ["ChatLog", "Welcome"]
+__all__ = ["STEP", "ChatLog", "Earlier", "Welcome"]
 
 TIPS = (
     ("ctrl+o", "opens a picture; so does dropping a file here, ctrl+v, or @ and its name"),
     ("enter", "asks; the answer comes here, what was looked at stands beside it"),
     ("ctrl+p", "has everything else; F1 helps"),
 )
+
+
+MOST = 20
+"""Turns that are shown: what one more costs grows with those there are, and every key waits for it."""
+STEP = 20
+"""Earlier ones that are shown when somebody asks for them."""
 
 
 class Welcome(Static):
@@ -40,8 +48,47 @@ class Welcome(Static):
         super().__init__(Content("\n").join(lines), markup=False)
 
 
+class Earlier(Static, can_focus=True):
+    """Stands for the turns that are folded."""
+
+    DEFAULT_CSS = """
+    Earlier {
+        height: 1;
+        margin-bottom: 1;
+        padding: 0 1;
+        color: $text-muted;
+        display: none;
+        &:focus { background: $block-cursor-background; color: $block-cursor-foreground; text-style: bold; }
+    }
+    """
+    BINDINGS = [
+        Binding("enter,space", "show", "show them"),
+        Binding("down,j", "app.focus_next", "down", show=False),
+    ]
+
+    class Wanted(Message):
+        """Somebody wants to read them."""
+
+    def __init__(self) -> None:
+        super().__init__(markup=False)
+        self.n = 0
+
+    def tell(self, n: int) -> None:
+        """So many are folded."""
+        self.n, self.display = n, n > 0
+        self.update(Content(f"\u25b4 {n} earlier turn{'s' * (n != 1)} \u00b7 enter shows {min(n, STEP)}"))
+
+    def action_show(self) -> None:
+        self.post_message(self.Wanted())
+
+    def on_click(self) -> None:
+        self.action_show()
+
+
 class ChatLog(VerticalScroll, can_focus=False):
-    """Holds the messages; keeps to the end while it is there."""
+    """Holds the messages of the last MOST turns, and of more where somebody asked for them; keeps to the end while it
+    is there.
+    """
 
     DEFAULT_CSS = """
     ChatLog { height: 1fr; padding: 1 1 0 1; scrollbar-size-vertical: 1; }
@@ -53,6 +100,7 @@ class ChatLog(VerticalScroll, can_focus=False):
 
     def compose(self) -> ComposeResult:
         yield Welcome(self._note)
+        yield Earlier()
 
     def on_mount(self) -> None:
         self.anchor()
@@ -63,15 +111,41 @@ class ChatLog(VerticalScroll, can_focus=False):
         answers: list[AnswerMessage] = list(self.query("AnswerMessage"))  # type: ignore[arg-type]
         return answers[-1].raw if answers else ""
 
+    @property
+    def turns(self) -> list[int]:
+        """Those that are shown, oldest first."""
+        answers: Iterable[AnswerMessage] = self.query("AnswerMessage")  # type: ignore[assignment]
+        return [message.turn for message in answers]
+
     async def add(self, turn: int, question: str, images: Sequence[Image]) -> AnswerMessage:
-        """A question, and the message in which its answer will be."""
+        """A question, and the message in which its answer will be; what is more than MOST goes (:meth:`fold`)."""
         from .message import AnswerMessage, Question  # with Markdown, which the first frame does not wait for
 
         self.query(Welcome).set(display=False)
         answer = AnswerMessage(turn)
         await self.mount_all([Question(turn, question, images), answer])
+        await self._remove(self.turns[:-MOST])
         self.anchor()
         return answer
+
+    async def add_earlier(self, turn: int, question: str, images: Sequence[Image]) -> AnswerMessage:
+        """The same above all that are shown: the newest of the turns that are folded."""
+        from .message import AnswerMessage, Question
+
+        self.query(Welcome).set(display=False)
+        answer = AnswerMessage(turn)
+        await self.mount_all([Question(turn, question, images), answer], after=self.query_one(Earlier))
+        return answer
+
+    @property
+    def folded(self) -> int:
+        """Turns before those that are shown."""
+        return self.query_one(Earlier).n
+
+    def fold(self, n: int) -> None:
+        """So many turns came before those that are shown."""
+        self.query_one(Earlier).tell(n)
+        self._greet()
 
     def answer(self, turn: int) -> AnswerMessage | None:
         """The message of a turn, None where it was taken back."""
@@ -80,16 +154,18 @@ class ChatLog(VerticalScroll, can_focus=False):
 
     async def remove_turn(self, turn: int) -> None:
         """Takes a turn's messages away."""
-        messages: list[ChatMessage] = list(self.query("ChatMessage"))  # type: ignore[arg-type]
-        for message in messages:
-            if message.turn == turn:
-                await message.remove()
-        self._greet()
+        await self._remove([turn])
 
     async def clear(self) -> None:
         """Takes all messages away."""
         await self.query("ChatMessage").remove()
-        self._greet()
+        self.fold(0)
+
+    async def _remove(self, turns: Sequence[int]) -> None:
+        messages: list[ChatMessage] = list(self.query("ChatMessage"))  # type: ignore[arg-type]
+        for message in messages:
+            if message.turn in turns:
+                await message.remove()
 
     def _greet(self) -> None:
-        self.query(Welcome).set(display=not self.query("ChatMessage"))
+        self.query(Welcome).set(display=not self.query("ChatMessage") and not self.folded)

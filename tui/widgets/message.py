@@ -185,7 +185,7 @@ class AnswerMessage(ChatMessage):
         self._caption(Content(f"{one_line(told)} \u00b7 r asks again"))
 
     async def restored(self, exchange: Exchange) -> None:
-        """An answer of the history."""
+        """An answer that was given before."""
         self._draft = exchange.guide_text
         if exchange.text:
             self.text(exchange.text)
@@ -194,7 +194,7 @@ class AnswerMessage(ChatMessage):
         elif exchange.status == "interrupted":
             await self.interrupted()
         else:
-            await self.failed("it failed")
+            await self.failed("it failed" if exchange.error is None else str(exchange.error))
 
     # what is shown
 
