@@ -14,15 +14,23 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from localvlm.cli.interrupt import GRACE_S
+
 FAKE = """
-import json, sys
+import json, os, sys
 from localvlm.cli.app import App
 from localvlm.cli.main import main
 from localvlm.engine.fake import FakeEngine, FakeVlm, Script
+# further
 script = Script(**json.loads(sys.argv[1]))
 main(sys.argv[2:], App(lambda verbose: FakeEngine(script)))
 """
-SLOW = {"answer": "one two three four five", "token_s": 0.2}
+SLOW = {"answer": "one two three four five " * 100, "token_s": 0.2}
+PATIENT = "import localvlm.cli.interrupt as interrupt; interrupt.GRACE_S = 3600\n"
+"""What waits for the grace fails by its time limit."""
+DEAF = "FakeEngine.cancel = lambda self: os.write(2, b'asked to stop\\n')\n"
+HANG_S = 120
+"""After which a test that waits has failed."""
 
 
 @pytest.fixture
@@ -40,53 +48,47 @@ def command(tmp_path):
     return build
 
 
+def also(args: list[str], code: str) -> list[str]:
+    """The command line with further code run before it."""
+    return [*args[:2], args[2].replace("# further", code), *args[3:]]
+
+
 def start(args: list[str], **options) -> subprocess.Popen[bytes]:
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.Popen(args, **options)
 
 
 def test_ctrl_c_keeps_what_was_printed_and_exits_130(command):
-    with start(command(SLOW, "--method=none")) as process:
+    with start(also(command(SLOW, "--method=none"), PATIENT)) as process:
         first = process.stdout.read(4)
-        started = time.monotonic()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=10)
-        assert time.monotonic() - started < 2
+        out, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 130
     assert (first + out).endswith(b"\n")
     assert SLOW["answer"].encode().startswith((first + out)[:-1])
     assert err == b"localvlm: interrupted\n"
 
 
-def test_ctrl_c_where_the_engine_does_not_listen_still_exits_within_a_second(command):
-    deaf = (
-        "FakeEngine.cancel = lambda self: None\n"
+def test_ctrl_c_where_the_engine_does_not_listen_is_ended_all_the_same(command):
+    encodes = (
         "FakeVlm.encode = lambda *args, encode=FakeVlm.encode, **more: "
         "print('encodes', file=sys.stderr, flush=True) or encode(*args, **more)\n"
     )
-    args = command({"encode_s": 30}, "--method=none")
-    args[2] = args[2].replace("script =", deaf + "script =")
-    with start(args) as process:
+    with start(also(command({"encode_s": 3600}, "--method=none"), DEAF + encodes)) as process:
         assert process.stderr.readline() == b"encodes\n"  # handlers are there by then, however slow the machine
-        started = time.monotonic()
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=10)
-        assert time.monotonic() - started < 2  # one, and what a busy machine adds
+        process.communicate(timeout=HANG_S)
     assert process.returncode == 130
+    assert GRACE_S < 1
 
 
 def test_a_second_ctrl_c_leaves_at_once(command):
-    deaf = "FakeEngine.cancel = lambda self: None\n"
-    args = command(SLOW, "--method=none")
-    args[2] = args[2].replace("script =", deaf + "script =")
-    with start(args) as process:
+    with start(also(command(SLOW, "--method=none"), PATIENT + DEAF)) as process:
         process.stdout.read(4)
         process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
-        started = time.monotonic()
+        assert process.stderr.readline() == b"asked to stop\n"  # two signals that are not handled yet are one
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=10)
-        assert time.monotonic() - started < 1
+        process.communicate(timeout=HANG_S)
     assert process.returncode == 130
 
 
@@ -95,13 +97,13 @@ def test_a_reader_that_leaves_ends_the_answer_quietly(command):
         process.stdout.read(1)
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=HANG_S) == 0
 
 
 def test_an_inherited_pipe_that_nobody_writes_does_not_hang(command):
     read, write = os.pipe()
     try:
-        run = subprocess.run(command({}), stdin=read, capture_output=True, timeout=20, check=True)
+        run = subprocess.run(command({}), stdin=read, capture_output=True, timeout=HANG_S, check=True)
         assert run.stdout == b"red\n"
         assert b"standard input" in run.stderr
     finally:
@@ -114,7 +116,7 @@ def test_a_pipe_that_is_written_late_is_read_to_its_end(command):
         process.stdin.write(b"context ")
         process.stdin.flush()
         time.sleep(1.5)
-        out, err = process.communicate(b"and more", timeout=10)
+        out, err = process.communicate(b"and more", timeout=HANG_S)
     assert err == b""
     alone = subprocess.run(command({}, "--json"), stdin=subprocess.DEVNULL, capture_output=True, check=True)
     more = json.loads(out)["tokens"]["prompt"] - json.loads(alone.stdout)["tokens"]["prompt"]

@@ -7,7 +7,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import PIL.Image
@@ -23,6 +22,7 @@ from localvlm.images import load
 from localvlm.pipeline import Pipeline
 from tests import zoo
 from tests.asking import load as loaded
+from tests.processor import thread_seconds
 from tests.unit.test_images import message, png_header, saved
 
 EXTREMES = [(1, 1), (1, 65_535), (65_535, 1)]
@@ -44,9 +44,8 @@ def test_i2_sizes_that_are_refused_take_no_memory():
 def test_i6_ten_thousand_frames(fmt):
     frames = [PIL.Image.new("RGB", (8, 8), (i % 250, 20 * (i // 250) % 250, i % 17)) for i in range(10_000)]
     data = saved(frames[1], fmt, save_all=True, append_images=frames[2:] + frames[:1])
-    started = time.process_time()
+    assert thread_seconds(lambda: load(data)) < 0.2
     picture = load(data)
-    assert time.process_time() - started < 0.2
     assert picture.notes[0].startswith("frame 1 of ")
     assert int(picture.notes[0].split()[-1]) > 2000  # WebP's writer joins frames that are alike
     assert np.abs(picture.rgb[0, 0].astype(int) - (1, 0, 1)).max() <= 3
