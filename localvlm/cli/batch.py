@@ -15,7 +15,7 @@ from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import load_image
 from localvlm.cli.output import Reporter, answer_json, data_of
 from localvlm.cli.plan import plan_answer, say
-from localvlm.errors import ContextOverflow, EngineCrashed, ImageError, LocalvlmError
+from localvlm.errors import ContextOverflow, DownloadError, EngineCrashed, ImageError, LocalvlmError, NotEnoughMemory
 
 if TYPE_CHECKING:
     from localvlm.images import Image
@@ -31,14 +31,14 @@ class _Batch:
     def __init__(self, left: Sequence[Source], reporter: Reporter) -> None:
         self._left, self._reporter = left, reporter
         self.failed: list[LocalvlmError] = []
-        self._crashed = False
+        self._unfit = self._answered = False
 
     def pictures(self) -> Iterator[tuple[str, Image]]:
         """Those that can be read, one by one, by name."""
         for source in self._left:
             try:
                 yield source.name, load_image(source, self._reporter)
-            except ImageError as error:
+            except (ImageError, DownloadError) as error:
                 self.fail(source.name, error)
 
     def fail(self, name: str, error: LocalvlmError) -> None:
@@ -46,16 +46,18 @@ class _Batch:
 
         Raises:
             EngineCrashed: for the second time in a row; it is not the picture then.
+            NotEnoughMemory: likewise, and no picture had an answer yet.
         """
-        if self._crashed and isinstance(error, EngineCrashed):
+        unfit = isinstance(error, EngineCrashed) or (isinstance(error, NotEnoughMemory) and not self._answered)
+        if self._unfit and unfit:
             raise error
-        self._crashed = isinstance(error, EngineCrashed)
+        self._unfit = unfit
         self.failed.append(error)
         self._reporter.note(f"{name!r} is left out: {error.message}")
 
     def succeed(self) -> None:
         """Notes an answer."""
-        self._crashed = False
+        self._unfit, self._answered = False, True
 
 
 def ask_each(
@@ -71,7 +73,7 @@ def ask_each(
     question there are left out; how to answer is planned by the first picture.
 
     Raises:
-        ImageError, ContextOverflow, EngineCrashed: some had no answer; all others have.
+        ImageError, DownloadError, ContextOverflow, EngineCrashed, NotEnoughMemory: some had no answer; all others have.
         UsageError, StorageError: see :class:`localvlm.json_lines.JsonLines`.
     """
     from localvlm.json_lines import JsonLines
@@ -119,7 +121,7 @@ def _answers(
             progress(done)
             try:
                 answer = pipeline.ask([picture], question, planned.options)
-            except (ContextOverflow, EngineCrashed) as error:
+            except (ContextOverflow, EngineCrashed, NotEnoughMemory) as error:
                 batch.fail(name, error)
                 continue
             batch.succeed()

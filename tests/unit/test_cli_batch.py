@@ -15,7 +15,7 @@ import pytest
 
 from localvlm.engine.api import SamplingOptions
 from localvlm.engine.fake import FakeVlm
-from localvlm.errors import EngineCrashed, StorageError, UsageError
+from localvlm.errors import DownloadError, EngineCrashed, NotEnoughMemory, StorageError, UsageError
 from localvlm.json_lines import JsonLines
 from localvlm.schema import schema_of
 from tests.unit.cli_help import MODEL_SAYS
@@ -91,6 +91,42 @@ def test_pictures_that_cannot_be_read_are_left_out_and_told(cli, photos):
     PIL.Image.new("RGB", (8, 8)).save("1.jpg")
     assert batch(cli, *photos).code == 0
     assert [line["image"] for line in lines()] == ["0.jpg", "2.jpg", "3.jpg", "1.jpg"]
+
+
+def test_pictures_that_cannot_be_fetched_are_left_out(cli, photos, monkeypatch):
+    def fetch(url: str) -> bytes:
+        if "gone" in url:
+            raise DownloadError(f"{url!r} gave HTTP 404 Not Found")
+        return Path("0.jpg").read_bytes()
+
+    monkeypatch.setattr("localvlm.fetch.fetch", fetch)
+    gone, there = "https://example.org/gone.jpg", "https://example.org/there.jpg"
+    run = batch(cli, "--fetch", gone, there, "1.jpg")
+    assert run.code == 7
+    assert f"'{gone}' is left out: '{gone}' gave HTTP 404 Not Found" in run.err
+    assert [line["image"] for line in lines()] == [there, "1.jpg"]
+
+
+def test_pictures_that_memory_is_short_of_are_left_out(cli, photos, monkeypatch):
+    PIL.Image.new("RGB", (99, 99)).save("large.jpg")
+    PIL.Image.new("RGB", (99, 99)).save("large-too.jpg")
+    encode = FakeVlm.encode
+
+    def short(self, image, **options):
+        if image.shape[0] == 99:
+            raise NotEnoughMemory("the picture does not fit into memory")
+        return encode(self, image, **options)
+
+    monkeypatch.setattr(FakeVlm, "encode", short)
+    run = batch(cli, "large.jpg", "0.jpg", "large-too.jpg", "large.jpg", "1.jpg")
+    assert run.code == 5
+    assert "'large.jpg' is left out: the picture does not fit" in run.err
+    assert "2 pictures were left out" in run.err
+    assert [line["image"] for line in lines()] == ["0.jpg", "1.jpg"]
+    run = batch(cli, "large.jpg", "large-too.jpg", "2.jpg")
+    assert run.code == 5  # nothing but that so far: it is not the pictures
+    assert "the picture does not fit" in run.err.splitlines()[-1]
+    assert [line["image"] for line in lines()] == ["0.jpg", "1.jpg"]
 
 
 def test_crashes_of_the_engine_in_a_row_end_it(cli, photos, monkeypatch):
