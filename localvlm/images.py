@@ -25,7 +25,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from localvlm.errors import ImageError
+from localvlm.errors import ImageError, LocalvlmError
 
 __all__ = ["APART", "MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "Image", "decode", "load"]
 
@@ -195,7 +195,7 @@ def decode(file: BinaryIO, name: str, kind: str, formats: tuple[str, ...]) -> Im
                     _require_png_end(file)
                 picture.load()
                 rgb = _upright(picture, _to_rgb(picture, notes), notes)
-        except ImageError:
+        except LocalvlmError:  # of ours; or Ctrl-C, which a signal's handler raises wherever we are
             raise
         except MemoryError as error:
             raise ImageError(f"image {name!r} does not fit the memory", "make it smaller first") from error
@@ -349,6 +349,8 @@ def _upright(picture: PIL.Image.Image, rgb: NDArray[np.uint8], notes: list[str])
     """Applies the EXIF orientation. Damaged metadata is ignored, and said."""
     try:
         orientation = picture.getexif().get(ORIENTATION, 1)
+    except LocalvlmError:  # Ctrl-C
+        raise
     except Exception:  # noqa: BLE001 - metadata parsers raise every kind of error
         notes.append("metadata is damaged and was ignored")
         return rgb

@@ -20,7 +20,7 @@ import numpy as np
 
 from localvlm.engine.isolation import close_to_python, close_to_system, no_core_dump
 from localvlm.engine.wire import pack, unpack
-from localvlm.errors import ImageError
+from localvlm.errors import ImageError, LocalvlmError
 from localvlm.images import MAX_PIXELS, MAX_SIDE, Image, decode
 
 __all__ = ["decode_apart"]
@@ -56,11 +56,19 @@ def decode_apart(file: BinaryIO, name: str, kind: str, formats: tuple[str, ...],
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # each of its threads takes address space
     try:
         done = subprocess.run(
-            command, input=file.read(), capture_output=True, timeout=PATIENCE, env=environment, check=False
+            command,
+            input=file.read(),
+            capture_output=True,
+            timeout=PATIENCE,
+            env=environment,
+            check=False,
+            start_new_session=True,  # a Ctrl-C in the terminal is ours to handle
         )
         reply = unpack(io.BytesIO(done.stdout).read)
     except subprocess.TimeoutExpired:
         raise ImageError(f"image {name!r} takes over {PATIENCE} s to decode", "convert it to PNG") from None
+    except LocalvlmError:  # Ctrl-C, which a signal's handler raises wherever we are
+        raise
     except Exception as error:  # it was ended before it said anything whole
         raise ImageError(f"image {name!r} ended its decoder", "convert it to PNG") from error
     if "error" in reply:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import io
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from localvlm import clipboard, images_apart
 from localvlm import fetch as fetching
-from localvlm.errors import DownloadError, ImageError
+from localvlm.errors import DownloadError, ImageError, Interrupted
 from localvlm.fetch import fetch
 from localvlm.images import load
 from localvlm.sources import sources
@@ -112,6 +113,38 @@ def test_pages_of_what_has_none(tmp_path):
     (tmp_path / "a.png").write_bytes(saved("PNG"))
     with pytest.raises(ImageError, match="has no pages"):
         sources(f"{tmp_path / 'a.png'}#2")[0].load()
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise Interrupted()
+
+
+@pytest.fixture
+def interrupts():
+    """SIGUSR1 does what the command line's Ctrl-C does in the end."""
+    before = signal.signal(signal.SIGUSR1, interrupted)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("place", ["PIL.Image.open", "PIL.Image.Image.getexif"])
+def test_ctrl_c_while_a_picture_is_decoded_is_no_damage_of_it(monkeypatch, place):
+    monkeypatch.setattr(place, interrupted)
+    with pytest.raises(Interrupted):
+        load(saved("PNG"))
+
+
+def test_ctrl_c_while_a_picture_is_decoded_apart(monkeypatch, interrupts):
+    kill = "import os, signal, time; os.kill(os.getppid(), signal.SIGUSR1); time.sleep(600)"
+    monkeypatch.setattr(images_apart, "_BOOT", kill)
+    with pytest.raises(Interrupted):
+        load(saved("PNG"), apart=True)
+
+
+def test_ctrl_c_of_the_terminal_does_not_reach_the_decoder_apart(monkeypatch):
+    alone = "import os; os.getpgrp() == os.getpid() or os.abort(); "
+    monkeypatch.setattr(images_apart, "_BOOT", alone + images_apart._BOOT)
+    assert load(saved("PNG"), apart=True).size == (64, 48)
 
 
 def test_a_pdf_that_is_damaged_or_endless(pdf, monkeypatch):
