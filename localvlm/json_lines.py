@@ -24,14 +24,16 @@ class JsonLines:
         lines: what was found in the file.
     """
 
-    def __init__(self, path: Path, hint: str, *, restart: bool = False) -> None:
-        """Opens ``path``, or begins it; ``hint`` says what to do where that cannot be.
+    def __init__(self, path: Path, hint: str, *, elsewhere: str = "name another file", restart: bool = False) -> None:
+        """Opens ``path``, or begins it; ``hint`` says what to do where it holds other things, ``elsewhere`` where it
+        cannot be written. Of a full disk neither is said: what is there is good, and the same command goes on.
 
         Raises:
             UsageError: another process holds it, or it holds other things than objects; it is then left as it was.
             StorageError: it cannot be written.
         """
-        self.path, self._hint = path, hint
+        self.path, self._hint, self._elsewhere = path, hint, elsewhere
+        self._again = "run the same command without --restart" if restart else "run the same command again"
         try:
             self._file: IO[bytes] = path.open("ab+", buffering=0)
         except OSError as error:
@@ -101,4 +103,6 @@ class JsonLines:
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> StorageError:
-        return StorageError(f"'{self.path}' cannot be written: {error.strerror or error}", self._hint)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = f"free some space, then {self._again} to go on" if full else self._elsewhere
+        return StorageError(f"'{self.path}' cannot be written: {error.strerror or error}", hint)

@@ -114,7 +114,8 @@ def _run(
         finally:
             reporter.clear()
             if before < (now := journal.answered(names)) < n:
-                reporter.note(f"{now} of {n} questions are answered; the same command goes on from there")
+                how = "the same command without --restart" if params["restart"] else "the same command"
+                reporter.note(f"{now} of {n} questions are answered; {how} goes on from there")
 
 
 def _report(

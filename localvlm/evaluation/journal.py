@@ -14,6 +14,7 @@ from localvlm.json_lines import JsonLines
 __all__ = ["Journal"]
 
 _HINT = "pass --restart to begin anew, or another --work"
+_ELSEWHERE = "name another folder with --work"
 
 
 class Journal:
@@ -35,8 +36,8 @@ class Journal:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"'{path}' cannot be written: {error.strerror or error}", _HINT) from error
-        self._file = JsonLines(path, _HINT, restart=restart)
+            raise StorageError(f"'{path}' cannot be written: {error.strerror or error}", _ELSEWHERE) from error
+        self._file = JsonLines(path, _HINT, elsewhere=_ELSEWHERE, restart=restart)
         try:
             self._read(json.loads(json.dumps(inputs)))
         except BaseException:

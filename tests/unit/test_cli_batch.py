@@ -177,6 +177,17 @@ def test_one_process_holds_the_file(tmp_path):
         JsonLines(tmp_path / "none" / "a.jsonl", "hint")
 
 
+def test_a_full_disk_is_told_as_one(cli, photos, monkeypatch):
+    assert batch(cli, "0.jpg").code == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        run = batch(cli, *photos)
+    assert run.code == 8
+    assert "(free some space, then run the same command again to go on)" in run.err
+    assert batch(cli, *photos).code == 0
+    assert {line["image"] for line in lines()} == set(photos)
+
+
 # ---- schemas
 
 

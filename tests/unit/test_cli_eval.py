@@ -347,6 +347,9 @@ def test_an_engine_that_dies_loses_one_question(cli, data, tmp_path):
     run = cli(*command)
     assert run.code == 4
     assert re.search(r"\d of 6 questions are answered; the same command goes on", run.err)
+    run = cli(*command, "--restart")
+    assert run.code == 4
+    assert re.search(r"\d of 6 questions are answered; the same command without --restart goes on", run.err)
     cli.scripts["model"] = SCRIPTS["model"]
     assert cli(*command).code == 0
 

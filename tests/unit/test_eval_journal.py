@@ -93,13 +93,24 @@ def test_one_process_holds_it(path):
 
 def test_where_it_cannot_be_written_that_is_said(path, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="cannot be written"):
-        Journal(tmp_path / "file" / "journal.jsonl", INPUTS)
+    for place in (tmp_path / "file" / "journal.jsonl", tmp_path):
+        with pytest.raises(StorageError, match="cannot be written") as refused:
+            Journal(place, INPUTS)
+        assert refused.value.hint == "name another folder with --work"
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with Journal(path, INPUTS) as journal:
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(StorageError, match="No space left"):
+        with pytest.raises(StorageError, match="No space left") as told:
             journal.add(3, {"sgl": {"text": "lost"}})
+        assert told.value.hint == "free some space, then run the same command again to go on"
+
+
+def test_a_disk_that_is_full_after_a_restart(path, monkeypatch):
+    with Journal(path, INPUTS, restart=True) as journal:
+        monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        with pytest.raises(StorageError) as told:
+            journal.add(0, RESULTS[0])
+        assert told.value.hint == "free some space, then run the same command without --restart to go on"
