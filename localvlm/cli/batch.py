@@ -12,7 +12,7 @@ import click
 
 from localvlm.cli.app import App
 from localvlm.cli.fit import check_fit
-from localvlm.cli.inputs import load_image
+from localvlm.cli.inputs import EXAMPLE, load_image
 from localvlm.cli.output import Reporter, answer_json, data_of
 from localvlm.cli.plan import plan_answer, say
 from localvlm.errors import ContextOverflow, DownloadError, EngineCrashed, ImageError, LocalvlmError, NotEnoughMemory
@@ -70,7 +70,8 @@ def ask_each(
     reporter: Reporter,
 ) -> None:
     """Asks about each picture alone, and adds what is answered to ``target`` at once. Those that have an answer to this
-    question there are left out; how to answer is planned by the first picture.
+    question there are left out, but not what was on standard input, in the clipboard or on the screen: that is another
+    picture by now. How to answer is planned by the first picture.
 
     Raises:
         ImageError, DownloadError, ContextOverflow, EngineCrashed, NotEnoughMemory: some had no answer; all others have.
@@ -81,7 +82,7 @@ def ask_each(
     named = {source.name: source for source in found}
     with JsonLines(target, "name another file") as lines:
         there = {line.get("image") for line in lines.lines if line.get("question") == question and "answer" in line}
-        left = [source for name, source in named.items() if name not in there]
+        left = [source for name, source in named.items() if name not in there or not _lasts(source)]
         before = len(named) - len(left)
         batch = _Batch(left, reporter)
         try:
@@ -96,6 +97,13 @@ def ask_each(
     if batch.failed:
         last = batch.failed[-1]
         raise type(last)(f"{len(batch.failed)} pictures were left out", "the same command asks about them again")
+
+
+def _lasts(source: Source) -> bool:
+    """Whether its name means the same picture another time."""
+    from localvlm.sources import is_url
+
+    return source.path is not None or is_url(source.name) or source.name == EXAMPLE
 
 
 def _answers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from localvlm.engine.api import SamplingOptions
 from localvlm.engine.fake import FakeVlm
 from localvlm.errors import DownloadError, EngineCrashed, NotEnoughMemory, StorageError, UsageError
+from localvlm.images import load
 from localvlm.json_lines import JsonLines
 from localvlm.schema import schema_of
 from tests.unit.cli_help import MODEL_SAYS
@@ -70,6 +72,28 @@ def test_pictures_that_are_there_are_skipped(cli, photos, monkeypatch):
     assert encoded == []
     assert cli("ask", *cli.pair, "--jsonl", "out.jsonl", "0.jpg", "Another question?").code == 0
     assert len(lines()) == 5
+
+
+def test_new_pictures_by_an_old_name_are_asked_about(cli, photos, monkeypatch):
+    def said(red: int) -> bytes:
+        file = io.BytesIO()
+        PIL.Image.new("RGB", (8, 8), (red, 0, 0)).save(file, "PNG")
+        return file.getvalue()
+
+    shown = iter(range(9))
+    monkeypatch.setattr("localvlm.clipboard.picture_of_clipboard", lambda: said(next(shown)))
+    monkeypatch.setattr("localvlm.clipboard.picture_of_screen", lambda: load(said(next(shown)), "(screen)"))
+    encoded = []
+    encode = FakeVlm.encode
+    monkeypatch.setattr(FakeVlm, "encode", lambda self, image, **k: encoded.append(image) or encode(self, image, **k))
+    command = ["ask", *cli.pair, "--jsonl", "out.jsonl", "--clip", "--screen", "-", "example", "0.jpg", QUESTION]
+    assert cli(*command, stdin=said(100)).code == 0
+    assert len(lines()) == 5
+    encoded.clear()
+    run = cli(*command, stdin=said(101))
+    assert "5 of 5 pictures have answers in 'out.jsonl', 2 of them from before" in run.err
+    assert {int(image[0, 0, 0]) for image in encoded} == {101, 2, 3}
+    assert [line["image"] for line in lines()[5:]] == ["-", "(clipboard)", "(screen)"]
 
 
 def test_cut_at_any_byte_it_goes_on_and_ends_with_the_same_answers(cli, photos):
