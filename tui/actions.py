@@ -23,7 +23,7 @@ from .picture_actions import PictureActions
 from .text import one_line
 from .told import seconds_told, tokens_told
 from .widgets.chips import Chips
-from .widgets.composer import Composer, Prompt
+from .widgets.composer import Composer, Prompt, mentioned
 from .widgets.status_line import StatusLine
 
 if TYPE_CHECKING:
@@ -42,16 +42,18 @@ class ChatActions(PictureActions, HistoryActions):
         try:
             command = parsed(event.text)
         except UsageError as error:
+            self.composer.give_back(event.text)
             self.warn(error)
             return
         if command is not None:
-            self.composer.clear()
+            self._leave_edit()
             await self.run_command(command[0].action, command[1])
         else:
-            for name in self.composer.take_mentions():
+            text, names = mentioned(event.text)
+            for name in names:
                 await self.attach_name(name)
-            if question := self.composer.text.strip():
-                await self.send(question)
+            if text.strip():
+                await self.send(text.strip())
 
     def choose_command(self, command: Command) -> None:
         """Of the palette: a command that needs something is written, to be completed."""
@@ -68,17 +70,16 @@ class ChatActions(PictureActions, HistoryActions):
             await result
 
     async def send(self, question: str) -> None:
-        """Asks; a question whose pictures are still being read waits for them."""
+        """Asks; a question whose pictures are still being read waits for them where it was written."""
         chips, composer = self.query_one(Chips), self.composer
-        if chips.reading:
-            self._waits = question
-            self.status("reading the picture\u2026")
+        if self.resuming or chips.reading:
+            composer.give_back(question)
+            self._waits = None if self.resuming else question
+            self.status("reading the conversation\u2026" if self.resuming else "reading the picture\u2026")
             return
-        attached = await chips.take()
-        editing = composer.editing
-        composer.clear()
-        ask = self.conversation.edit if editing else self.conversation.ask
-        await self._show(ask(question, attached))
+        ask = self.conversation.edit if composer.editing else self.conversation.ask
+        composer.leave_edit()
+        await self._show(ask(question, chips.take()))
 
     async def _show(self, exchange: Exchange) -> None:
         """A question that was asked."""
@@ -93,24 +94,34 @@ class ChatActions(PictureActions, HistoryActions):
         if last is None or exchange is None:
             self.warn(UsageError("there is no question to ask again"))
             return
-        await self._untake(last)
+        self._drop_edit()
+        self.query_one(Chips).untake(last.attached)
         await self._show(exchange)
-
-    async def _untake(self, exchange: Exchange) -> None:
-        """Chips of pictures that come with an exchange again."""
-        chips = self.query_one(Chips)
-        for chip in list(chips.query("Chip")):
-            if getattr(chip, "attached", None) in exchange.attached:
-                await chips.drop(chip)  # type: ignore[arg-type]
 
     async def action_edit_last(self) -> None:
         """Takes the last question into the composer, to be changed and asked in place of it."""
         if not self.conversation.exchanges:
             return
         last = self.conversation.exchanges[-1]
-        await self._untake(last)
         await self.query_one(Chips).add(last.attached)
         self.composer.edit(last.question)
+
+    def _leave_edit(self) -> None:
+        """The last question stays as it is. Pictures that were added stay chips, as do those of a question that came to
+        nothing.
+        """
+        if not self.composer.editing:
+            return
+        self.composer.leave_edit()
+        last = self.conversation.exchanges[-1] if self.conversation.exchanges else None
+        if last is not None and last.status in ("done", "waiting"):
+            self.query_one(Chips).untake(last.attached)
+
+    def _drop_edit(self) -> None:
+        """The same, and what was written of it goes."""
+        if self.composer.editing:
+            self._leave_edit()
+            self.composer.clear()
 
     @on(Prompt.Emptied)
     async def _emptied(self) -> None:
@@ -118,11 +129,11 @@ class ChatActions(PictureActions, HistoryActions):
 
     async def action_undo(self) -> None:
         """Takes the last question back; its text and pictures are there to be changed."""
+        self._drop_edit()
         last = self.conversation.undo()
         if last is None:
             self.warn(UsageError("there is no question to take back"))
             return
-        await self._untake(last)
         await self.query_one(Chips).add(last.attached)
         if not self.composer.text:
             self.composer.write(last.question)
@@ -132,9 +143,8 @@ class ChatActions(PictureActions, HistoryActions):
         composer, self._waits = self.composer, None
         if self.conversation.cancel():
             self.status("stopping\u2026")
-        elif composer.editing:
-            composer.clear()
-            await self.query_one(Chips).clear()
+        else:
+            self._drop_edit()
         composer.prompt.focus()
 
     @on(Composer.Interrupt)
@@ -153,6 +163,7 @@ class ChatActions(PictureActions, HistoryActions):
         self.composer.clear()
         self.composer.prompt.focus()
         self.show_pictures()
+        self.panel(lambda panel: panel.clear())
         self.status("new chat")
 
     async def action_go_private(self) -> None:
@@ -169,7 +180,7 @@ class ChatActions(PictureActions, HistoryActions):
         last = self.conversation.exchanges[-1] if self.conversation.exchanges else None
         is_last = last is not None and last.turn == event.widget.turn
         if event.do == "copy":
-            await self.copy(event.widget.raw)
+            self.copy(event.widget.raw)
         elif not is_last:
             self.notify("Only the last question can be asked again; /undo takes turns back.", markup=False)
         elif event.do == "edit":
@@ -177,15 +188,18 @@ class ChatActions(PictureActions, HistoryActions):
         else:
             await self.action_regenerate()
 
-    async def action_copy_answer(self) -> None:
+    def action_copy_answer(self) -> None:
         """Copies the last answer."""
         if answer := self.log_view.last_answer:
-            await self.copy(answer)
+            self.copy(answer)
         else:
             self.warn(UsageError("there is no answer to copy"))
 
-    async def copy(self, text: str) -> None:
-        """Into the clipboard: by the desktop's programs, else by the terminal."""
+    def copy(self, text: str) -> None:
+        """Into the clipboard: by the desktop's programs, which may take seconds, else by the terminal."""
+        self.run_worker(self._copying(text), group="clipboard")
+
+    async def _copying(self, text: str) -> None:
         from localvlm.clipboard import copy_by_program
         from localvlm.sanitize import sanitize
 
@@ -201,6 +215,11 @@ class ChatActions(PictureActions, HistoryActions):
     async def action_switch_pair(self, name: str = "") -> None:
         """Changes the pair."""
         if name:
+            try:
+                self.setup.check(name)
+            except LocalvlmError as error:  # what is open stays so
+                self.warn(error)
+                return
             self.status(f"opening {one_line(name, 40)}\u2026")
             self.conversation.switch(name)
             return
@@ -233,8 +252,8 @@ class ChatActions(PictureActions, HistoryActions):
             await self.action_settings()
             return
         try:
-            if name != "auto":
-                method_named(name)
+            name = self.own_method if name == "auto" else name
+            method_named(name)
         except LocalvlmError as error:
             self.warn(error)
             return

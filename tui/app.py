@@ -247,8 +247,9 @@ class ChatApp(ChatActions):
     async def _ended(self, turn: int, how: str) -> None:
         """A turn that leaves nothing the model knows of: its pictures come with the next question."""
         exchange = next((e for e in self.conversation.exchanges if e.turn == turn), None)
-        if exchange is not None and exchange.attached:
+        if exchange is not None and not exchange.handed_on:
             await self.query_one(Chips).add(exchange.attached)
+        self.show_pictures()
         self.status(how)
 
     def _tick(self) -> None:

@@ -22,9 +22,11 @@ MOST_PASTED = 16_384
 """Characters of a paste that may be paths; longer ones are text."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attached:
-    """A picture and where it lies; ``path`` None: nowhere, such as one of the clipboard. ``page``: of a PDF."""
+    """A picture and where it lies; ``path`` None: nowhere, such as one of the clipboard. ``page``: of a PDF. Equal to
+    itself alone.
+    """
 
     image: Image
     path: Path | None = None

@@ -41,7 +41,7 @@ OTHER_TEMP = 0.7
 """Temperature of an answer that is to be another one than the last."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Exchange:
     """A question and what came of it.
 
@@ -52,6 +52,7 @@ class Exchange:
         options: what it was asked with.
         kept: it is in the history.
         cancelled: the user wants no more of it.
+        handed_on: it failed, and its pictures come with the question behind it.
     """
 
     turn: int
@@ -65,6 +66,7 @@ class Exchange:
     options: AskOptions | None = None
     kept: bool = False
     cancelled: bool = field(default=False, repr=False)
+    handed_on: bool = field(default=False, repr=False)
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -265,7 +267,10 @@ class Conversation:
                     continue
                 if command is None:
                     break
-                command()
+                try:
+                    command()
+                except Exception as raised:  # noqa: BLE001 - the conversation outlives what nobody thought of
+                    self._emit(events.Failed(0, _defect(raised)))
         finally:
             self._close_pipeline()
             if self._recorder is not None:
@@ -405,9 +410,7 @@ class Conversation:
         except errors.LocalvlmError as raised:
             error = raised
         except Exception as raised:  # noqa: BLE001 - the conversation outlives what nobody thought of
-            error = errors.LocalvlmError(
-                f"{type(raised).__name__}: {raised}", "this is a defect of localvlm: report it"
-            )
+            error = _defect(raised)
         finally:
             with self._lock:
                 self._running = None
@@ -460,6 +463,7 @@ class Conversation:
         else:
             kind = events.Died if died else events.Failed
             exchange.status, exchange.error = "failed", error
+            self._hand_on(exchange)
             event = kind(exchange.turn, error, exchange.text)
         self._emit(event)
         self._keep("add", exchange, None if self._pipeline is None else self._pipeline.pair.name)
@@ -467,6 +471,13 @@ class Conversation:
             self._restart()
         else:
             self._watched = True
+
+    def _hand_on(self, failed: Exchange) -> None:
+        """The model was shown none of its pictures: a question that waits behind it is not asked blind."""
+        waiting = next((e for e in self.exchanges if e.turn > failed.turn and e.status == "waiting"), None)
+        if waiting is not None and failed.attached:
+            waiting.attached = (*failed.attached, *waiting.attached)
+            failed.handed_on = True
 
     def _keep(self, what: str, *args: Any) -> None:
         """Has the recorder do something; a full disk is told, and nothing of the conversation is lost."""
@@ -476,6 +487,10 @@ class Conversation:
             getattr(self._recorder, what)(*args)
         except errors.LocalvlmError as error:
             self._emit(events.NotSaved(error))
+
+
+def _defect(raised: Exception) -> errors.LocalvlmError:
+    return errors.LocalvlmError(f"{type(raised).__name__}: {raised}", "this is a defect of localvlm: report it")
 
 
 def _with_changes(options: AskOptions, changes: Mapping[str, Any]) -> AskOptions:

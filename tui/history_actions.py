@@ -53,15 +53,18 @@ class HistoryActions(ChatParts):
 
     async def _resuming(self, number: int, recorder: HistoryRecorder) -> None:
         self.status("reading the conversation\u2026")
+        await self.query_one(Chips).clear()
+        self.composer.clear()
+        self.resuming = True  # what is written from here on stays, and is asked in what was resumed
         try:
             turns = await in_thread(lambda: recorder.history().turns(number))
+            exchanges, lost = await in_thread(partial(_restored, turns))
         except LocalvlmError as error:
             self.warn(error, "error")
             return
-        exchanges, lost = await in_thread(partial(_restored, turns))
+        finally:
+            self.resuming = False
         self.conversation.restore(exchanges, number)
-        await self.query_one(Chips).clear()
-        self.composer.clear()
         await self.log_view.clear()
         await self.show_earlier()
         self.log_view.anchor()
@@ -102,13 +105,16 @@ class HistoryActions(ChatParts):
         if not self.log_view.turns:
             await self.show_earlier(turn)
 
-    async def action_save(self, folder: str = "") -> None:
+    def action_save(self, folder: str = "") -> None:
         """Writes the conversation as Markdown, with its pictures."""
         recorder = self.recorder
         if recorder is None or recorder.conversation is None:
             self.warn(UsageError("there is nothing to save: nothing was said, or this chat is private"))
             return
-        number, target = recorder.conversation, Path(folder).expanduser() if folder else Path.cwd()
+        target = Path(folder).expanduser() if folder else Path.cwd()
+        self.run_worker(self._saving(recorder, recorder.conversation, target), group="save")
+
+    async def _saving(self, recorder: HistoryRecorder, number: int, target: Path) -> None:
         try:
             written = await in_thread(lambda: recorder.history().export(number, target))
         except (LocalvlmError, OSError) as error:

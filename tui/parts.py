@@ -36,6 +36,10 @@ class ChatParts(Workers, App[int]):
     recorder: HistoryRecorder | None
     options: AskOptions | None = None
     """What questions are asked with, once a pair is open."""
+    own_method = "sgl+"
+    """How image tokens are chosen if nobody says otherwise here: what "auto" means."""
+    resuming = False
+    """A conversation of the history is being read, which will take the place of this one."""
     calibrated: float | None = None
     """Score from which the guide's answer is final, if nobody says otherwise here."""
 
@@ -66,7 +70,7 @@ class ChatParts(Workers, App[int]):
         """A pair can be asked."""
         changes = self.conversation.changes
         self.options = replace(event.options, **changes) if changes else event.options
-        self.calibrated = event.options.exit_at
+        self.calibrated, self.own_method = event.options.exit_at, event.options.method
         self.query_one(StatusLine).tell("ready", pair=event.pair)
         self.panel(lambda panel: panel.set_options(self.options or event.options))
 

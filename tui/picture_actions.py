@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from textual import on
 
@@ -43,27 +43,30 @@ class PictureActions(ChatParts):
         """Reads the pictures that the chat was started with; their chips have been there since its first frame, for a
         question that is sent before they are read.
         """
-        chips = list(self.query_one(Chips).query(Chip))
-        for chip in [chip for chip in chips if chip.attached is None]:
+        for chip in self.query_one(Chips).first:
             self._read(chip, partial(from_name, chip.named))
 
-    def _read(self, chip: Any, read: Callable[[], list[Attached]]) -> None:
+    def _read(self, chip: Chip, read: Callable[[], list[Attached]]) -> None:
         self.run_worker(self._reading(chip, read), group="pictures")
 
-    async def _reading(self, chip: Any, read: Callable[[], list[Attached]]) -> None:
-        chips = self.query_one(Chips)
+    async def _reading(self, chip: Chip, read: Callable[[], list[Attached]]) -> None:
         try:
             attached = await in_thread(read)
         except LocalvlmError as error:
             attached = []
             self._waits = None
             self.warn(error, "error")
+        await self._read_into(chip, attached)
+
+    async def _read_into(self, chip: Chip, attached: list[Attached]) -> None:
+        chips = self.query_one(Chips)
         await chips.replace(chip, attached)
         for note in (f"{each.image.name}: {note}" for each in attached for note in each.image.notes):
             self.notify(one_line(note), markup=False)
         if self._waits is not None and not chips.reading:
             question, self._waits = self._waits, None
             if self.composer.text.strip() == question:  # else somebody writes on: it is sent when they say so
+                self.composer.prompt.load_text("")
                 await self.send(question)
 
     @on(Chips.Changed)
@@ -87,6 +90,11 @@ class PictureActions(ChatParts):
     @on(Prompt.Pasting)
     async def _pasting(self) -> None:
         """A picture, if the desktop's clipboard holds one; else the text that was copied here."""
+        chip = await self.query_one(Chips).begin("(clipboard)")
+        self.run_worker(self._pasted(chip), group="pictures")
+
+    async def _pasted(self, chip: Chip) -> None:
+        attached = []
         try:
             attached = await in_thread(from_clipboard)
         except ImageError as error:
@@ -94,8 +102,7 @@ class PictureActions(ChatParts):
                 self.composer.prompt.paste_text()
             else:
                 self.warn(error)
-            return
-        await self.query_one(Chips).add(attached)
+        await self._read_into(chip, attached)
 
     @on(Prompt.TooLong)
     def _too_long(self) -> None:

@@ -34,6 +34,7 @@ class ChatSetup:
         theme: name of a theme.
         note: what is said before the first question.
         pairs: of the settings file, by name.
+        check: raises LocalvlmError where there is no pair of a name.
         clock: seconds, that only go on; None stands still.
     """
 
@@ -48,3 +49,4 @@ class ChatSetup:
     note: str = ""
     pairs: Mapping[str, Mapping[str, Path | Reference]] = field(default_factory=dict)
     clock: Callable[[], float] | None = time.monotonic
+    check: Callable[[str], object] = str

@@ -60,7 +60,7 @@ def chat(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> None:
     gc.disable()  # nothing that is made before the first frame is garbage; the app collects from then on
     pair = choose_pair(ctx, Reporter(quiet=True))
     config = user_config(ctx)
-    from localvlm.catalog import DEMOS
+    from localvlm.catalog import DEMOS, entry_named
     from localvlm.tui.app import ChatApp
     from localvlm.tui.hangup import end_with_terminal
     from localvlm.tui.keymap import checked_keymap
@@ -78,6 +78,7 @@ def chat(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> None:
             params["theme"],
             DEMO_NOTE if pair.name in DEMOS else "",
             config.pairs,
+            check=lambda name: entry_named(name, config.pairs),
         )
     )
     end_with_terminal()

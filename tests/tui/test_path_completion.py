@@ -16,7 +16,7 @@ class Line(Input):
     """Hands its keys to the completion first, as the composer does."""
 
     async def _on_key(self, event):
-        if self.app.query_one(PathCompletion).press(event.key):
+        if self.app.query_one(PathCompletion).press(event.key, self.cursor_position):
             event.stop()
             event.prevent_default()
         else:

@@ -21,7 +21,7 @@ LONGEST = 32
 
 
 class Chip(Static, can_focus=True):
-    """One picture, or one that is being read (``attached`` None)."""
+    """One picture, or one that is being read (``attached`` None). ``taken``: it is about to go."""
 
     DEFAULT_CSS = """
     Chip {
@@ -54,6 +54,7 @@ class Chip(Static, can_focus=True):
 
     def __init__(self, name: str, attached: Attached | None) -> None:
         self.named, self.attached = name, attached
+        self.taken = False
         shown = one_line(shown_name(name), LONGEST)
         if attached is None:
             super().__init__(Content(f"\u25a2 {shown} \u2026"), classes="-reading", markup=False)
@@ -88,21 +89,25 @@ class Chips(HorizontalScroll, can_focus=False):
 
     def __init__(self, reading: Sequence[str] = ()) -> None:
         super().__init__(classes="-filled" if reading else "")
-        self._begun = reading
+        self.first = [Chip(name, None) for name in reading]
 
     def compose(self) -> ComposeResult:
-        for name in self._begun:
-            yield Chip(name, None)
+        yield from self.first
+
+    @property
+    def chips(self) -> list[Chip]:
+        """Those that are there, in order."""
+        return [chip for chip in self.query(Chip) if not chip.taken]
 
     @property
     def attached(self) -> list[Attached]:
         """The pictures that were read, in order."""
-        return [chip.attached for chip in self.query(Chip) if chip.attached is not None]
+        return [chip.attached for chip in self.chips if chip.attached is not None]
 
     @property
     def reading(self) -> bool:
         """Whether some are still being read."""
-        return any(chip.attached is None for chip in self.query(Chip))
+        return any(chip.attached is None for chip in self.chips)
 
     async def begin(self, name: str) -> Chip:
         """A chip for a picture that is being read; :meth:`replace` it."""
@@ -112,21 +117,27 @@ class Chips(HorizontalScroll, can_focus=False):
 
     async def replace(self, chip: Chip, attached: Sequence[Attached]) -> None:
         """Puts pictures where a chip is; none if that was taken away meanwhile."""
-        if not chip.is_attached:
+        if not chip.is_attached or chip.taken:
             return
         await self.mount_all([Chip(each.image.name, each) for each in attached], after=chip)
         await chip.remove()
         self._told()
 
     async def add(self, attached: Sequence[Attached]) -> None:
-        """Adds pictures that were read."""
-        await self._mount([Chip(each.image.name, each) for each in attached])
+        """Adds pictures that were read, but those that are there."""
+        there = {id(each) for each in self.attached}
+        await self._mount([Chip(each.image.name, each) for each in attached if id(each) not in there])
 
-    async def take(self) -> list[Attached]:
-        """The pictures; none are left."""
+    def take(self) -> list[Attached]:
+        """The pictures that were read, at once; their chips go."""
         attached = self.attached
-        await self.clear()
+        self._remove([chip for chip in self.chips if chip.attached is not None])
         return attached
+
+    def untake(self, attached: Sequence[Attached]) -> None:
+        """Takes away the chips of these pictures, as far as there are any."""
+        wanted = {id(each) for each in attached}
+        self._remove([chip for chip in self.chips if id(chip.attached) in wanted])
 
     async def clear(self) -> None:
         """Takes all away."""
@@ -135,8 +146,11 @@ class Chips(HorizontalScroll, can_focus=False):
 
     async def drop(self, chip: Chip) -> None:
         """Takes one away; the focus goes to the one beside it, if that is where it was."""
-        chips = list(self.query(Chip))
+        chips = self.chips
+        if chip not in chips:  # a key that was pressed twice
+            return
         at, focused = chips.index(chip), chip.has_focus
+        chip.taken = True
         await chip.remove()
         left = chips[:at] + chips[at + 1 :]
         if focused and left:
@@ -147,6 +161,12 @@ class Chips(HorizontalScroll, can_focus=False):
         await self.mount_all(chips)
         self._told()
 
+    def _remove(self, chips: Sequence[Chip]) -> None:
+        for chip in chips:
+            chip.taken = True
+            chip.remove()
+        self._told()
+
     def _told(self) -> None:
-        self.set_class(bool(self.query(Chip)), "-filled")
+        self.set_class(bool(self.chips), "-filled")
         self.post_message(self.Changed())

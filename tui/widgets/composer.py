@@ -20,7 +20,7 @@ from .chips import Chip, Chips
 from .in_order import act_in_order
 from .path_completion import PathCompletion
 
-__all__ = ["Composer", "Prompt"]
+__all__ = ["Composer", "Prompt", "mentioned"]
 
 MOST = 100_000
 """Characters of a question."""
@@ -49,7 +49,11 @@ class Prompt(TextArea):
     ]
 
     class Sent(Message):
-        """The text is to be sent."""
+        """The text, which is there no more, is to be sent."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__()
+            self.text = text
 
     class Emptied(Message):
         """Somebody pressed up in an empty text, to have the last question back."""
@@ -79,7 +83,7 @@ class Prompt(TextArea):
 
     def pressed(self, key: str) -> bool:
         """Whether a key was for what the text may become: a path behind an @, or a command."""
-        if self.screen.query_one(PathCompletion).press(key):
+        if self.screen.query_one(PathCompletion).press(key, len(self.before)):
             return True
         if key == "tab" and (found := begun(self.text)):
             self.load_text(f"/{found[0].name} ")
@@ -95,7 +99,9 @@ class Prompt(TextArea):
             await super()._on_key(event)
 
     def action_send(self) -> None:
-        self.post_message(self.Sent())
+        if self.text.strip():
+            self.post_message(self.Sent(self.text))
+            self.load_text("")
 
     def action_newline(self) -> None:
         self.insert("\n")
@@ -149,7 +155,7 @@ class Composer(Vertical):
     """
 
     class Submitted(Message):
-        """A question, or a command, with the pictures that were read."""
+        """A question, or a command; :meth:`give_back` what cannot be taken."""
 
         def __init__(self, text: str) -> None:
             super().__init__()
@@ -198,16 +204,21 @@ class Composer(Vertical):
         self.prompt.load_text("")
         self._edit(False)
 
+    def give_back(self, text: str) -> None:
+        """Writes a text before what was written meanwhile."""
+        self.prompt.replace(text, (0, 0), (0, 0), maintain_selection_offset=False)
+        self.prompt.move_cursor(self.prompt.document.end)
+
     def take_mentions(self) -> list[str]:
         """The pictures that the text names behind an @, which are then written there no more."""
-        text, names = self.text, list[str]()
-        for mention in reversed(list(mentions(text))):
-            if is_picture(mention.path.partition("#")[0]):
-                names.insert(0, mention.written)
-                text = f"{text[: mention.start].rstrip()} {text[mention.end :].lstrip()}"
+        text, names = mentioned(self.text)
         if names:
-            self.write(text.strip())
+            self.write(text)
         return names
+
+    def leave_edit(self) -> None:
+        """What is written takes the place of nothing."""
+        self._edit(False)
 
     def _edit(self, editing: bool) -> None:
         self.editing = editing
@@ -223,9 +234,8 @@ class Composer(Vertical):
         """A folder is gone on with; a picture becomes a chip."""
         event.stop()
         prompt = self.prompt
-        lines = prompt.before[: event.start].split("\n")
-        start = (len(lines) - 1, len(lines[-1]))
-        prompt.replace(event.text, start, prompt.cursor_location, maintain_selection_offset=False)
+        start, end = (_location(prompt.text, at) for at in (event.start, event.end))
+        prompt.replace(event.text, start, end, maintain_selection_offset=True)
         prompt.focus()
         if not event.text.rstrip("'").endswith("/") and (names := self.take_mentions()):
             self.post_message(Prompt.Dropped(names))
@@ -233,17 +243,32 @@ class Composer(Vertical):
     @on(Prompt.Sent)
     def _sent(self, event: Prompt.Sent) -> None:
         event.stop()
-        if self.text.strip():
-            self.post_message(self.Submitted(self.text))
+        self.post_message(self.Submitted(event.text))
 
     @on(Chip.Removed)
     async def _removed(self, event: Chip.Removed) -> None:
         event.stop()
         await self.chips.drop(event.chip)
-        if not self.chips.query(Chip):
+        if not self.chips.chips:
             self.prompt.focus()
 
     @on(Chip.Left)
     def _left(self, event: Chip.Left) -> None:
         event.stop()
         self.prompt.focus()
+
+
+def _location(text: str, index: int) -> tuple[int, int]:
+    """(row, column) of a character of a text."""
+    before = text[:index].split("\n")
+    return len(before) - 1, len(before[-1])
+
+
+def mentioned(text: str) -> tuple[str, list[str]]:
+    """What is left of a text without the pictures that it names behind an @, and these."""
+    left, names = text, list[str]()
+    for mention in reversed(list(mentions(text))):
+        if is_picture(mention.path.partition("#")[0]):
+            names.insert(0, mention.written)
+            left = f"{left[: mention.start].rstrip()} {left[mention.end :].lstrip()}".strip()
+    return left, names

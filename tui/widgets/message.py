@@ -193,7 +193,7 @@ class AnswerMessage(ChatMessage):
             await self.answered(exchange.answer)
         elif exchange.status == "interrupted":
             await self.interrupted()
-        else:
+        elif exchange.status == "failed":
             await self.failed("it failed" if exchange.error is None else str(exchange.error))
 
     # what is shown

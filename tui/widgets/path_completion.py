@@ -43,11 +43,11 @@ class PathCompletion(OptionList, can_focus=False):
     """
 
     class Taken(Message):
-        """``text`` is to stand in place of the mention, which is ``start`` to ``end`` of the text before the cursor."""
+        """``text`` is to stand in place of ``start`` to ``end`` of the text before the cursor."""
 
-        def __init__(self, mention: Mention, text: str) -> None:
+        def __init__(self, start: int, end: int, text: str) -> None:
             super().__init__()
-            self.start, self.end, self.text = mention.start, mention.end, text
+            self.start, self.end, self.text = start, end, text
 
     def __init__(self, folder: Path) -> None:
         super().__init__(markup=False)
@@ -83,14 +83,16 @@ class PathCompletion(OptionList, can_focus=False):
         if found:
             self.highlighted = 0
 
-    def press(self, key: str) -> bool:
-        """Acts on a key of an open list; whether it did, and the composer has nothing to do."""
+    def press(self, key: str, cursor: int) -> bool:
+        """Acts on a key of an open list; whether it did, and the composer has nothing to do. ``cursor``: how many
+        characters are before it, which may be more than when it was listed.
+        """
         if not self.open or self._mention is None:
             return False
         if key in ("up", "down"):
             self.action_cursor_up() if key == "up" else self.action_cursor_down()
         elif key in ("tab", "enter"):
-            self._take(self._mention, self._found[self.highlighted or 0])
+            self._take(self._mention.start, cursor, self._found[self.highlighted or 0])
         elif key == "escape":
             self._refused = self._mention.start
             self._show(None, [])
@@ -101,8 +103,8 @@ class PathCompletion(OptionList, can_focus=False):
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         event.stop()
         if self._mention is not None:
-            self._take(self._mention, self._found[event.option_index])
+            self._take(self._mention.start, self._mention.end, self._found[event.option_index])
 
-    def _take(self, mention: Mention, path: str) -> None:
+    def _take(self, start: int, end: int, path: str) -> None:
         self._show(None, [])
-        self.post_message(self.Taken(mention, f"@{written(path)}"))
+        self.post_message(self.Taken(start, end, f"@{written(path)}"))
