@@ -11,7 +11,7 @@ import click
 
 from localvlm.cli.app import App
 from localvlm.cli.fit import check_fit
-from localvlm.cli.inputs import choose_pair
+from localvlm.cli.inputs import check_images, choose_pair
 from localvlm.cli.options import ConfiguredCommand, engine_options, files, output_options, pair_options, setting
 from localvlm.cli.output import Reporter
 from localvlm.cli.values import ShareType, WholeType
@@ -52,6 +52,7 @@ def calibrate(ctx: click.Context, /, data: tuple[str, ...], **params: Any) -> No
     pair = choose_pair(ctx, reporter)
     if pair.guide is None or pair.model is None:
         raise UsageError("a guide and a model are needed", "pass --guide and --model, or --pair")
+    check_images((example.image for example in examples), reporter)
     with ctx.ensure_object(App).pipeline(pair, params) as pipeline:
         check_fit(pipeline, params, reporter)
         try:

@@ -10,7 +10,7 @@ import click
 from localvlm.cli.app import App, load_options
 from localvlm.cli.files import target_of, write_text
 from localvlm.cli.fit import check_fit
-from localvlm.cli.inputs import choose_pair
+from localvlm.cli.inputs import check_images, choose_pair
 from localvlm.cli.options import ConfiguredCommand, engine_options, files, output_options, pair_options, setting
 from localvlm.cli.output import Reporter
 from localvlm.cli.values import LookType, SharesType, WholeType
@@ -102,7 +102,10 @@ def _run(
         raise UsageError("--private keeps no answers to go on from", "name a folder for them with --work")
     folder = Path(work).expanduser() if work else directories().state / "eval" / digest(inputs)[:32]
     n, names = len(dataset.questions), [cell.name for cell in plan]
-    with Journal(folder / "answers.jsonl", inputs, restart=params["restart"]) as journal:
+    target = folder / "answers.jsonl"
+    if params["restart"] or not target.exists():  # else they were checked when it was begun
+        check_images((image for question in dataset.questions for image in question.images), reporter)
+    with Journal(target, inputs, restart=params["restart"]) as journal:
         if before := journal.answered(names):
             reporter.note(f"{before} of {n} questions were answered before, in '{journal.path}'; --restart asks anew")
         try:

@@ -6,7 +6,7 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from localvlm.references import Reference
     from localvlm.sources import Source
 
-__all__ = ["EXAMPLE", "choose_pair", "exit_threshold", "find_images", "full_question", "load_image",
+__all__ = ["EXAMPLE", "check_images", "choose_pair", "exit_threshold", "find_images", "full_question", "load_image",
            "load_images"]  # fmt: skip
 
 EXAMPLE = "example"
@@ -116,6 +116,24 @@ def load_image(source: Source, reporter: Reporter) -> Image:
     if reporter.verbose:
         reporter.note(f"image {image.name!r}: {image.size[0]}x{image.size[1]} pixels")
     return image
+
+
+def check_images(names: Iterable[str], reporter: Reporter) -> None:
+    """Decodes files once each, before hours of questions about them: one that is damaged is told now, not then.
+
+    Raises:
+        ImageError: one cannot be read.
+    """
+    from localvlm.images import load
+
+    files = [name for name in dict.fromkeys(names) if name != "-"]  # which can be read but once
+    progress = reporter.progress(0, len(files), "pictures checked")
+    try:
+        for done, name in enumerate(files):
+            progress(done)
+            load(name)
+    finally:
+        reporter.clear()
 
 
 def full_question(question: str, images: Sequence[str], reporter: Reporter) -> str:

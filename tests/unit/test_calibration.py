@@ -194,6 +194,16 @@ def _home(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALVLM_HOME", str(tmp_path / "home"))
 
 
+def test_a_damaged_picture_is_told_before_the_first_question(cli, data):
+    (cli.folder / "b.png").write_bytes((cli.folder / "a.png").read_bytes()[:40])
+    with data.open("a") as file:
+        file.write(json.dumps({"image": "b.png", "question": "What?", "answer": "x"}))
+    run = cli("calibrate", data, *cli.pair)
+    assert run.code == 6
+    assert "b.png' is a truncated" in run.err
+    assert cli.engine is None
+
+
 def test_calibrate_lets_ask_exit(cli, data):
     assert cli.ask().out == MODEL_SAYS + "\n"
     run = cli("calibrate", data, *cli.pair)

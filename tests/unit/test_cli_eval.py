@@ -250,6 +250,28 @@ def test_what_cannot_be_done_is_said_before_anything_is_loaded(cli, data, args, 
     assert cli.engine is None
 
 
+def test_a_damaged_picture_is_told_before_the_first_question(cli, data, tmp_path, monkeypatch):
+    whole = (tmp_path / "5.png").read_bytes()
+    (tmp_path / "5.png").write_bytes(whole[:60])
+    cli.engine = None
+    run = cli("eval", data, *cli.pair, "--work", tmp_path / "work")
+    assert (run.code, run.out) == (6, "")
+    assert f"image '{tmp_path / '5.png'}' is a truncated" in run.err
+    assert cli.engine is None
+    (tmp_path / "5.png").write_bytes(whole)
+    assert cli("eval", data, *cli.pair, "--work", tmp_path / "work").code == 0
+    kept = (tmp_path / "work" / "answers.jsonl").read_bytes()
+    (tmp_path / "5.png").write_bytes(whole[:60])
+    assert cli("eval", data, *cli.pair, "--work", tmp_path / "work", "--restart").code == 6
+    assert (tmp_path / "work" / "answers.jsonl").read_bytes() == kept
+    (tmp_path / "5.png").write_bytes(whole)
+    opened = []
+    decode = PIL.Image.open
+    monkeypatch.setattr(PIL.Image, "open", lambda *a, **k: opened.append(a) or decode(*a, **k))
+    assert cli("eval", data, *cli.pair, "--work", tmp_path / "work").code == 0
+    assert opened == []  # answered: there is nothing to check
+
+
 def test_a_bar_is_for_terminals_alone(cli, data, monkeypatch):
     assert "[" not in cli("eval", data, *cli.pair, "--methods", "grid", "--keep", "0.5").err
     monkeypatch.setenv("TERM", "xterm")
