@@ -83,7 +83,8 @@ def _get(ctx: click.Context, key: str | None) -> None:
     name, options = _named(key)
     for other in (name, *options[0].names):
         if other in settings:
-            click.echo(sanitize(str(settings[other])))
+            found = settings[other]
+            click.echo(sanitize(found if isinstance(found, str) else _as_toml(found)))
             return
     raise UsageError(f"{key!r} is not set in '{config_file()}'", f"localvlm config set {key} VALUE")
 

@@ -18,7 +18,7 @@ def check_writable(target: Path) -> None:
     Raises:
         StorageError: ``target`` is a directory, or its folder does not exist or is closed.
     """
-    folder = target.absolute().parent
+    folder = _place(target).parent
     if target.is_dir():
         raise StorageError(f"'{target}' is a directory", "give the name of a file")
     if not folder.is_dir():
@@ -49,7 +49,7 @@ def write_text(target: Path, text: str) -> None:
 
 
 def write_whole(target: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Lets ``write`` fill a file so that ``target`` is either complete or as it was.
+    """Lets ``write`` fill a file so that ``target`` is either complete or as it was. A symbolic link stays one.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written to.
@@ -57,19 +57,25 @@ def write_whole(target: Path, write: Callable[[IO[bytes]], object]) -> None:
     import tempfile
 
     temporary: Path | None = None
+    place = _place(target)
     try:
-        with tempfile.NamedTemporaryFile(dir=target.absolute().parent, prefix=".localvlm-", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".localvlm-", delete=False) as file:
             temporary = Path(file.name)
             write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
-        temporary.replace(target)
+        temporary.replace(place)
     except OSError as error:
         raise StorageError(f"{str(target)!r} cannot be written: {error.strerror or error}", "save elsewhere") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _place(target: Path) -> Path:
+    """Where the file lies that ``target`` names or, as a symbolic link, leads to; that need not be there."""
+    return Path(os.path.realpath(target))  # pathlib's raises for a loop of them
 
 
 def _umask() -> int:

@@ -76,14 +76,41 @@ class Setting(click.Option):
         """The built-in default: ``--help`` shows it without reading the settings file."""
         return self.default
 
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, ParameterSource]:
+        """A value of the settings file that another command's option of this name takes, and this one does not, is not
+        meant for this one. Where the name is of a flag of `ask`, the file has the flag.
+        """
+        value, source = super().consume_value(ctx, opts)
+        if source is ParameterSource.DEFAULT_MAP and not self._takes(ctx, value):
+            others = known_settings()[self.name or ""]
+            if any(other.is_flag == others[0].is_flag and other._takes(ctx, value) for other in others):
+                return self.get_default(ctx), ParameterSource.DEFAULT
+        return value, source
+
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
         """Refuses TOML values of another type, which click would bend into shape."""
         if ctx.get_parameter_source(self.name or "") is ParameterSource.DEFAULT_MAP:
-            expected, words = self._toml_types()
-            if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
-                raise click.BadParameter(f"{value!r} is not {words}.", ctx=ctx, param=self)
-            value = (int(value) if self.count else value) if isinstance(value, bool) else str(value)
+            return self._of_file(ctx, value)
         return super().type_cast_value(ctx, value)
+
+    def _takes(self, ctx: click.Context, value: Any) -> bool:
+        try:
+            self._of_file(ctx, value)
+        except click.BadParameter:
+            return False
+        return True
+
+    def _of_file(self, ctx: click.Context, value: Any) -> Any:
+        """What a value of the settings file means.
+
+        Raises:
+            click.BadParameter: nothing, for this option.
+        """
+        expected, words = self._toml_types()
+        if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+            raise click.BadParameter(f"{value!r} is not {words}.", ctx=ctx, param=self)
+        value = (int(value) if self.count else value) if isinstance(value, bool) else str(value)
+        return super().type_cast_value(ctx, (value,) if self.multiple else value)
 
     def _toml_types(self) -> tuple[tuple[type, ...], str]:
         if self.is_flag:

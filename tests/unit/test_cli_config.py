@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 
+import click
 import pytest
 
 from localvlm.cli.config import changed
+from localvlm.cli.main import cli as cli_group
 from localvlm.config import config_file
 from localvlm.errors import UsageError
 
@@ -21,7 +25,7 @@ def test_what_is_set_is_got_and_used(cli):
     assert cli("config", "get").out == ""
     for key, value in (("keep", "0.5"), ("max-tokens", "3"), ("json", "true"), ("guide", 'a "b".gguf')):
         assert cli("config", "set", key, value).code == 0
-        assert cli("config", "get", key).out.strip() == value.replace("true", "True")
+        assert cli("config", "get", key).out.strip() == value
     assert tomllib.loads(config_file().read_text()) == {
         "keep": "0.5", "max-tokens": 3, "json": True, "guide": 'a "b".gguf',
     }  # fmt: skip
@@ -52,6 +56,58 @@ def test_what_no_option_would_take_is_refused(cli, key, value, said):
 def test_what_one_command_takes_is_taken(cli, key, value):
     assert cli("config", "set", key, value).code == 0
     assert cli("config", "get", key).out == f"{value}\n"
+
+
+@pytest.fixture
+def shaped(cli):
+    """An evaluation's questions, and model files that have a shape."""
+    from tests.unit.test_cli_eval import SCRIPTS, make
+
+    cli.scripts = dict(SCRIPTS)
+    return make(cli.folder, 2)
+
+
+def test_what_one_command_takes_leaves_the_others_at_their_defaults(cli, shaped):
+    for key, value in (("keep", "auto"), ("method", "grid"), ("json", "true")):
+        assert cli("config", "set", key, value).code == 0
+    assert json.loads(cli.ask("--keep", "0.5").out)["method"] == "grid"  # auto needs a guide
+    run = cli("eval", shaped, *cli.pair, "--methods", "grid")
+    assert (run.code, run.err) == (0, "")
+    for share in ("64%", "35%", "9%"):
+        assert re.search(rf"grid +{share} ", run.out)
+    run = cli("calibrate", shaped, *cli.pair)
+    assert "Usage" not in run.err
+    assert "curve" in json.loads(run.out)
+    assert cli("eval", shaped, *cli.pair, "--keep", "auto").code == 2  # of a flag it is told
+
+
+def test_what_no_command_takes_is_told_by_each(cli, shaped):
+    config_file().parent.mkdir(parents=True)
+    config_file().write_text("keep = 5\n")
+    for run in (cli.ask(), cli("eval", shaped, *cli.pair)):
+        assert run.code == 2
+        assert "'keep' in config file" in run.err
+
+
+def test_text_of_an_option_that_may_come_several_times_is_one_of_them(cli):
+    config_file().parent.mkdir(parents=True)
+    config_file().write_text('case = "plain"\n')
+    command = cli_group.get_command(click.Context(cli_group), "bench")
+    assert command.make_context("bench", []).params["case"] == ("plain",)
+
+
+def test_a_settings_file_that_is_a_link_stays_one(cli, tmp_path):
+    config_file().parent.mkdir(parents=True)
+    for place in (tmp_path / "dotfiles" / "localvlm.toml", tmp_path / "dotfiles" / "new.toml"):
+        place.parent.mkdir(exist_ok=True)
+        config_file().unlink(missing_ok=True)
+        config_file().symlink_to(place)
+        assert cli("config", "set", "keep", "0.5").code == 0
+        assert config_file().is_symlink()
+        assert place.read_text() == 'keep = "0.5"\n'
+    config_file().unlink()
+    config_file().symlink_to(config_file())
+    assert cli("config", "set", "keep", "0.4").code in (2, 8)
 
 
 def test_comments_and_pairs_stay():
