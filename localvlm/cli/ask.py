@@ -47,7 +47,7 @@ _TOO_FEW_TO_MEASURE = 0.2
 @click.argument("question")
 @input_options
 @pair_options(model=True)
-@answer_options
+@answer_options(planned=True)
 @engine_options
 @setting("--json", is_flag=True, help="One JSON object with the answer, tokens and timings.")
 @setting("--schema", metavar="FILE|FIELDS", help='The answer is JSON by a schema, or of fields as in "name, age int".')

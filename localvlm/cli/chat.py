@@ -40,7 +40,7 @@ DEMO_NOTE = "This is the demo pair, which knows drawn scenes only: /image exampl
 @click.command(cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
 @click.argument("images", metavar="IMAGE...", nargs=-1, shell_complete=files)
 @pair_options(model=True)
-@answer_options
+@answer_options(planned=False)
 @engine_options
 @setting("--theme", metavar="NAME", default="localvlm-dark", show_default=True,
          help="Colours: localvlm-dark, localvlm-light, or one of Textual's.")  # fmt: skip

@@ -306,25 +306,7 @@ def pair_options(*, model: bool) -> Callable[[_F], _F]:
     return _group(*roles)
 
 
-answer_options = _group(
-    setting(
-        "--method",
-        type=click.Choice(("auto", *METHODS)),
-        metavar="NAME",
-        default="auto",
-        show_default=True,
-        help="How image tokens are chosen; `localvlm methods` lists the names. auto: as the guide looks (sgl+) where "
-        "that is predicted to be clearly sooner than the model alone, else not at all.",
-    ),
-    setting(
-        "--accuracy",
-        type=click.Choice(ACCURACIES),
-        metavar="CLASS",
-        default="high",
-        show_default=True,
-        help="What auto may choose: high, a guide's choice or nothing pruned; fast, also a guide that sees less, and "
-        "methods without one.",
-    ),
+_answer_options = _group(
     setting(
         "--keep",
         type=KeepType(),
@@ -409,6 +391,32 @@ answer_options = _group(
     ),
     setting("--no-draft", is_flag=True, help="Decode token by token, not along the guide's answer."),
 )
+
+_ACCURACY = setting(
+    "--accuracy",
+    type=click.Choice(ACCURACIES),
+    metavar="CLASS",
+    default="high",
+    show_default=True,
+    help="What auto may choose: high, a guide's choice or nothing pruned; fast, also a guide that sees less, and "
+    "methods without one.",
+)
+
+
+def answer_options(*, planned: bool) -> Callable[[_F], _F]:
+    """How it is answered. ``planned``: for each question, how is the quickest way; else alike for all."""
+    where = "that is predicted to be clearly sooner than the model alone" if planned else "there is a guide"
+    method = setting(
+        "--method",
+        type=click.Choice(("auto", *METHODS)),
+        metavar="NAME",
+        default="auto",
+        show_default=True,
+        help="How image tokens are chosen; `localvlm methods` lists the names. auto: as the guide looks (sgl+) where "
+        f"{where}, else not at all.",
+    )
+    return _group(method, _ACCURACY, _answer_options) if planned else _group(method, _answer_options)
+
 
 image_token_options = _group(
     setting(

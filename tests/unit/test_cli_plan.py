@@ -187,3 +187,13 @@ def test_exits_are_expected_as_often_as_when_they_were_calibrated(timed):
 def test_the_classes_are_those_of_the_planner(cli):
     assert ACCURACIES == plans.ACCURACIES
     assert cli.ask("--accuracy=best").code == 2
+
+
+def test_the_chat_plans_nothing_and_does_not_say_so(cli):
+    helps = {name: " ".join(cli(name, "--help").out.split()) for name in ("ask", "chat")}
+    assert "sgl+) where there is a guide, else" in helps["chat"]
+    assert "--accuracy" not in helps["chat"]
+    assert "predicted to be clearly sooner" in helps["ask"]
+    assert "--accuracy CLASS" in helps["ask"]
+    refused = cli("chat", "--accuracy=fast")
+    assert (refused.code, "no such option" in refused.err) == (2, True)
