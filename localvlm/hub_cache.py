@@ -102,16 +102,19 @@ def digest_of(file: CachedFile, at: Callable[[int], None] | None = None) -> str:
 
 @dataclass(frozen=True)
 class Removal:
-    """What removing files would free, in bytes, and what does it."""
+    """What removing files would free, in bytes, and what does it. ``parts``: those of files that were not fetched whole,
+    which go too.
+    """
 
     n_bytes: int
     execute: Callable[[], None]
+    parts: tuple[CachedFile, ...] = ()
 
 
 def removal(files: Sequence[CachedFile], cache: Path | None = None) -> Removal:
     """How to remove files: content that others still use stays, and a repository without files goes.
 
-    Partial files of the same repositories go too.
+    Where no other model file of a repository stays, its parts of files go too: nothing else would remove them.
     """
     from huggingface_hub import scan_cache_dir
 
@@ -122,18 +125,25 @@ def removal(files: Sequence[CachedFile], cache: Path | None = None) -> Removal:
     if len(known) < len(paths):
         raise StorageError(f"the cache '{cache}' is damaged", "`hf cache verify` tells more; remove the folder by hand")
     plan = info.delete_files(*known)
-    folders = {folder_of(file.repo, cache) for file in files}
-    parts = [path for folder in folders for path in (folder / "blobs").glob("*.incomplete")]
+    repos = {file.repo for file in files}
+    folders = {folder_of(repo, cache) for repo in repos}
+    stay = {file.repo for file in cached_files(cache) if file.path not in paths}
+    parts = tuple(part for repo in sorted(repos - stay) for part in _parts(repo, cache))
 
     def execute() -> None:
         plan.execute()
-        for path in parts:
-            path.unlink(missing_ok=True)
+        for part in parts:
+            part.path.unlink(missing_ok=True)
         for folder in folders:
             if not any(path.is_file() for path in (folder / "snapshots").rglob("*")):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    return Removal(plan.expected_freed_size + sum(size_of(path) for path in parts), execute)
+    return Removal(plan.expected_freed_size + sum(part.size for part in parts), execute, parts)
+
+
+def _parts(repo: str, cache: Path) -> list[CachedFile]:
+    paths = sorted((folder_of(repo, cache) / "blobs").glob("*.incomplete"))
+    return [CachedFile(repo, "", path.name, path, size_of(path), "") for path in paths]
 
 
 def hasher(digest: str, size: int) -> Any:

@@ -220,6 +220,8 @@ def rm(ctx: click.Context, models: tuple[str, ...], yes: bool, quiet: bool, verb
     plan = removal(files)
     for file in files:
         click.echo(f"{gigabytes(file.size):>9}  {sanitize(file.repo)}  {sanitize(file.name)}", err=True)
+    for part in plan.parts:
+        click.echo(f"{gigabytes(part.size):>9}  {sanitize(part.repo)}  a file that was not fetched whole", err=True)
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"removing frees {gigabytes(plan.n_bytes)} and was not agreed to", "pass --yes")

@@ -175,6 +175,21 @@ def test_a_model_by_its_repository_and_quantization(cli, hub):
     assert "mmproj" in cli("rm", "-y", MODEL).err
 
 
+def test_what_is_half_fetched_stays_while_another_model_of_its_repository_does(cli, hub):
+    assert cli("pull", f"{MODEL}:Q2_K").code == cli("pull", MODEL).code == 0
+    (blobs,) = (cli.folder / "hub").glob("models--*/blobs")
+    part = blobs / f"{'0' * 64}.incomplete"
+    part.write_bytes(bytes(3_000_000))
+    run = cli("rm", "-y", f"{MODEL}:Q2_K")
+    assert run.code == 0
+    assert "not fetched whole" not in run.err
+    assert part.exists()
+    run = cli("rm", "-y", MODEL)
+    assert run.code == 0
+    assert re.search(rf"3 MB +{MODEL} +a file that was not fetched whole", run.err)
+    assert not part.exists()
+
+
 def test_a_file_by_its_address(cli, hub):
     run = cli("pull", f"{hub.endpoint}/{MODEL}/blob/main/mmproj-model-F16.gguf")
     assert run.code == 0, run.err

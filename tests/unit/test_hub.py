@@ -372,6 +372,7 @@ def test_removal_frees_what_it_says_and_keeps_what_others_use(server, hub):
     with pytest.raises(DownloadError):
         pull(hub, "model-Q4_K_M.gguf")
     rest = removal(cached_files(hub.cache), hub.cache)
+    assert [(part.repo, part.size) for part in rest.parts] == [(REPO, 1 << 20)]
     assert rest.n_bytes == 900 + (1 << 20)
     rest.execute()
     assert cached_files(hub.cache) == []
