@@ -24,6 +24,8 @@ TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "ima
 OSC_52_BYTES = 74_994
 """Of base64, that terminals commonly take."""
 TERMINAL = Path("/dev/tty")
+WAYLAND_SHOTS = (("spectacle", "-n", "-b", "-f", "-o"), ("gnome-screenshot", "-f"))
+"""Programs of desktops where grim cannot see the screen; they want a file's name behind."""
 
 
 def picture_of_clipboard() -> bytes | str:
@@ -92,13 +94,11 @@ def picture_of_screen() -> Image:
     import numpy as np
     from PIL import ImageGrab
 
-    from localvlm.images import Image
+    from localvlm.images import Image, load
 
+    if sys.platform != "darwin" and os.environ.get("WAYLAND_DISPLAY"):  # where X11's screen is black
+        return load(_wayland_screen(), "(screen)")
     try:
-        if os.environ.get("WAYLAND_DISPLAY") and (said := _said(["grim", "-"])):
-            from localvlm.images import load
-
-            return load(said, "(screen)")  # X11's screen is black there
         shown = ImageGrab.grab()
     except (OSError, subprocess.SubprocessError) as error:
         if sys.platform == "linux" and not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")):
@@ -107,6 +107,29 @@ def picture_of_screen() -> Image:
             why, hint = str(error), "install grim, gnome-screenshot or spectacle, or give a file"
         raise ImageError(f"no picture of the screen could be taken: {why}", hint) from error
     return Image(np.ascontiguousarray(shown.convert("RGB")), "(screen)")
+
+
+def _wayland_screen() -> bytes:
+    """A picture file of it.
+
+    Raises:
+        ImageError: no program takes it.
+    """
+    import tempfile
+
+    if said := _said(["grim", "-"]):
+        return said
+    for command in WAYLAND_SHOTS:
+        if shutil.which(command[0]):
+            with tempfile.TemporaryDirectory(prefix="localvlm-") as folder:
+                target = Path(folder, "screen.png")
+                _said([*command, str(target)])
+                if target.exists():
+                    return target.read_bytes()
+    raise ImageError(
+        "no picture of the screen could be taken: no program that sees this Wayland desktop is there",
+        "install spectacle (KDE), gnome-screenshot (GNOME) or grim (others), or give a file",
+    )
 
 
 def copy_text(text: str) -> str:

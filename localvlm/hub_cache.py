@@ -102,7 +102,7 @@ def digest_of(file: CachedFile, at: Callable[[int], None] | None = None) -> str:
 
 @dataclass(frozen=True)
 class Removal:
-    """What removing files would free, in bytes, and what does it. ``parts``: those of files that were not fetched whole,
+    """What removing files would free, in bytes, and what does it. ``parts``: of files that were not fetched whole,
     which go too.
     """
 

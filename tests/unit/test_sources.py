@@ -316,6 +316,21 @@ def test_a_picture_of_the_screen(tools, monkeypatch, tmp_path):
     assert clipboard.picture_of_screen().size == (64, 48)
 
 
+@pytest.mark.parametrize("program", ["spectacle", "gnome-screenshot"])
+def test_a_picture_of_the_screen_of_wayland_is_not_taken_of_x11(tools, monkeypatch, tmp_path, cli, program):
+    monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr("PIL.ImageGrab.grab", lambda: PIL.Image.new("RGB", (64, 48)))  # black
+    tools("grim", "echo compositor does not support it >&2; exit 1")
+    run = cli("ask", *cli.pair, "--screen", "What?")
+    assert run.code == 6
+    assert "no program that sees this Wayland desktop" in run.err
+    assert program in run.err
+    (tmp_path / "a.png").write_bytes(saved("PNG"))
+    tools(program, f'for name; do :; done; cat {tmp_path}/a.png > "$name"')
+    np.testing.assert_array_equal(clipboard.picture_of_screen().rgb, load(saved("PNG")).rgb)
+
+
 @pytest.mark.parametrize(
     ("variable", "name"), [("WAYLAND_DISPLAY", "wl-copy"), ("DISPLAY", "xclip"), ("DISPLAY", "xsel")]
 )
