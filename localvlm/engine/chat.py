@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -35,7 +37,9 @@ PICTURE = "<image>"
 MAX_OUTPUT = 1 << 20
 """Characters; texts are not counted, they are placeholders."""
 MAX_MEMORY = 1 << 28
-"""Bytes that a template may take. Its time is limited by the client."""
+"""Bytes that a template may take."""
+MAX_SECONDS = 5.0
+"""Of processor time that it may take: a busy machine makes none of them late."""
 
 
 @contextlib.contextmanager
@@ -58,6 +62,29 @@ def _little_memory() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@contextlib.contextmanager
+def _little_time() -> Iterator[None]:
+    """Bounds the processor time meanwhile, in the main thread, the only one that hears signals.
+
+    Raises:
+        ModelError: it was taken.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_: object) -> None:
+        raise ModelError(f"the model's chat template takes over {MAX_SECONDS:g} s of processor time")
+
+    before = signal.signal(signal.SIGVTALRM, late)
+    signal.setitimer(signal.ITIMER_VIRTUAL, MAX_SECONDS, 1.0)  # again, as Jinja hides what its constants raise
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 @lru_cache(maxsize=8)
@@ -101,7 +128,7 @@ def render(messages: Sequence[Message], template: str | None, family: str, bos: 
     for typed in (False, True):
         turns = _turns(messages, nonce, after, typed)
         try:
-            with _little_memory():
+            with _little_memory(), _little_time():
                 text = _expand(template, turns, bos, eos)
         except ModelError:
             raise

@@ -54,8 +54,8 @@ _BOOT = (
 """The worker finds packages where its client does, and never in the directory the user happens to stand in."""
 _QUICK_S = 25.0
 """Seconds after which a call that only looks at text or sizes counts as hung."""
-_TEMPLATE_S = 5.0
-"""Seconds a chat template, which is a program out of the model file, may take."""
+_TEMPLATE_S = 60.0
+"""Seconds after which a chat template counts as hung; its worker gives up earlier, by processor time."""
 _SLOWEST_READ = 10e6
 """Bytes a second of the slowest disk that a load is waited for."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from localvlm.engine import chat
 from localvlm.engine.api import Message, TextPart
 from localvlm.engine.chat import render
 from localvlm.errors import ModelError
@@ -145,6 +147,19 @@ def test_templates_cannot_escape_or_fail_otherwise(template: str) -> None:
 def test_the_templates_own_reason_is_told() -> None:
     with pytest.raises(ModelError, match="no system role"):
         render([Message("system", "x")], "{{ raise_exception('no system role') }}", "llava", "", "")
+
+
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_templates_that_never_end_are_ended_by_processor_time(monkeypatch) -> None:
+    before = signal.getsignal(signal.SIGVTALRM)
+    monkeypatch.setattr(chat, "MAX_SECONDS", 0.1)
+    for template in (ENDLESS, "{{ 9 ** (9 ** 9) }}"):
+        with pytest.raises(ModelError, match=r"chat template takes over 0\.1 s of processor time"):
+            render([Message("user", "x")], template, "llava", "", "")
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+    assert signal.getsignal(signal.SIGVTALRM) == before
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from localvlm.engine import client
 from localvlm.engine.api import Encoded, ImageLayout, Message, SamplingOptions, TextPart
 from localvlm.engine.client import Engine, RemoteVlm
 from localvlm.errors import (
@@ -265,7 +266,7 @@ def test_unusable_files_are_named(engine: Engine, files, tmp_path: Path) -> None
     assert qwen.row.text.hidden == llava.row.text.hidden, "or a case is missing above"
 
 
-def test_templates_that_never_end_cost_their_time_limit_alone(files, tmp_path: Path) -> None:
+def test_templates_that_never_end_cost_their_time_limit_alone(files, tmp_path: Path, monkeypatch) -> None:
     file = Gguf.parse(files["llava15"].model.read_bytes())
     loop = b"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}x"
     body = len(loop).to_bytes(8, "little") + loop
@@ -273,7 +274,12 @@ def test_templates_that_never_end_cost_their_time_limit_alone(files, tmp_path: P
     (tmp_path / "loop.gguf").write_bytes(file.bytes())
     with Engine() as engine:
         vlm = engine.load(tmp_path / "loop.gguf", files["llava15"].mmproj, ONE)
-        with pytest.raises(ModelError, match=r"chat template of 'llava15'.*'chat' in 5 s"):
+        worker = engine.pid
+        with pytest.raises(ModelError, match="chat template takes over 5 s of processor time"):
+            vlm.chat([Message("user", "x")])
+        assert engine.pid == worker
+        monkeypatch.setattr(client, "_TEMPLATE_S", 0.5)  # of one that no signal ends
+        with pytest.raises(ModelError, match=r"chat template of 'llava15'.*'chat' in"):
             vlm.chat([Message("user", "x")])
         assert ask(load(engine, files["llava15"]))
 
