@@ -69,7 +69,7 @@ def test_ctrl_c_keeps_what_was_printed_and_exits_130(command):
     assert err == b"localvlm: interrupted\n"
 
 
-def test_ctrl_c_where_the_engine_does_not_listen_is_ended_all_the_same(command):
+def test_ctrl_c_where_the_engine_does_not_listen_still_exits_within_a_second(command):
     encodes = (
         "FakeVlm.encode = lambda *args, encode=FakeVlm.encode, **more: "
         "print('encodes', file=sys.stderr, flush=True) or encode(*args, **more)\n"
