@@ -96,7 +96,10 @@ def _run(
     from localvlm.evaluation.runner import ask_all
 
     reporter.stage("reading the pictures")
-    inputs = inputs_of(dataset.questions, pair, options, *load_options(params, pair))
+    try:
+        inputs = inputs_of(dataset.questions, pair, options, *load_options(params, pair))
+    finally:
+        reporter.clear()
     work = params["work"]
     if params["private"] and not work:
         raise UsageError("--private keeps no answers to go on from", "name a folder for them with --work")

@@ -279,6 +279,8 @@ def test_a_bar_is_for_terminals_alone(cli, data, monkeypatch):
     shown = cli("eval", data, *cli.pair, "--methods", "grid", "--keep", "0.5", "--restart").err
     assert "[####################....] 5 of 6 questions, 0 s left" in shown
     assert shown.endswith("\r\x1b[K")
+    refused = cli("eval", data, *cli.pair, "--images", "nowhere").err
+    assert "\r\x1b[Kreading the pictures ...\r\x1b[Klocalvlm: image" in refused
     assert "[" not in cli("eval", data, *cli.pair, "--methods", "grid", "--keep", "0.5", "--restart", "-q").err
 
 
