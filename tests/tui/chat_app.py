@@ -20,6 +20,7 @@ from localvlm.tui.widgets.chips import Chips
 from localvlm.tui.widgets.composer import Composer
 from localvlm.tui.widgets.saw_panel import SawPanel
 from tests.tui.chatting import DEADLINE, HeldEngine, fake_opener
+from tests.tui.stage import idle, patient
 
 __all__ = ["answered", "ask", "attach", "chat_app", "ended", "last_exchange", "notes", "played_chat", "until"]
 
@@ -49,6 +50,7 @@ def played_chat(app: ChatApp, act: Act, size: tuple[int, int] = (120, 36), *, re
 
     async def play() -> None:
         async with app.run_test(size=size) as pilot:
+            patient(pilot)
             await until(pilot, lambda: not ready or (bool(app.query(SawPanel)) and app.options is not None))
             app.query_one(Composer).prompt.cursor_blink = False
             await act(pilot)
@@ -67,13 +69,13 @@ async def until(pilot: Pilot[int], true: Callable[[], bool]) -> None:
             await pilot.pause(0.01)
         pilot.app.call_after_refresh(drawn.set)
         await drawn.wait()
-    await pilot.pause()
+        await idle(pilot)
 
 
 async def attach(pilot: Pilot[int], *pictures: Attached) -> None:
     """Chips of pictures that were read."""
     await pilot.app.query_one(Chips).add(pictures)
-    await pilot.pause()
+    await idle(pilot)
 
 
 async def ask(pilot: Pilot[int], question: str) -> Exchange:

@@ -58,7 +58,7 @@ class Hostile(ChatApp):
     async def _begin(self) -> None:
         await super()._begin()
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(110):
                 await self._scene()
             self.exit(0)
         except TimeoutError:

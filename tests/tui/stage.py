@@ -13,12 +13,13 @@ from textual.screen import Screen
 
 from localvlm.tui.themes import DARK, THEMES, role_colours
 
-__all__ = ["SIZES", "Stage", "played", "press", "segments", "settled", "shown"]
+__all__ = ["SIZES", "Stage", "idle", "patient", "played", "press", "segments", "settled", "shown"]
 
 SIZES = ((40, 12), (80, 24), (300, 80))
 """Columns and rows of terminals that every screen can be used on."""
 
 
+ROUNDS = 20
 NAMED = {" ": "space", "/": "slash", ".": "full_stop", "~": "tilde"}
 
 
@@ -52,6 +53,7 @@ def played(
 
     async def play() -> None:
         async with app.run_test(size=size) as pilot:
+            patient(pilot)
             await settled(pilot)
             await act(pilot)
             await settled(pilot)
@@ -60,12 +62,39 @@ def played(
     return app.results
 
 
-async def settled(pilot: Pilot[Any]) -> None:
-    """Waits until nothing is being looked up any more."""
+def patient(pilot: Pilot[Any]) -> Pilot[Any]:
+    """A pilot that goes on when no message waits any more after a key."""
+    press = pilot.press
+
+    async def pressed(*keys: str) -> None:
+        await press(*keys)
+        await _emptied(pilot)
+
+    pilot.press = pressed  # type: ignore[method-assign]
+    return pilot
+
+
+async def idle(pilot: Pilot[Any]) -> None:
+    """Waits until nothing works and no message waits, if that comes to be at all: something may be streamed."""
     await pilot.pause()
+    await _emptied(pilot)
+
+
+async def _emptied(pilot: Pilot[Any]) -> None:
+    """A pause alone ends, too, where the process gets no processor."""
+    for _ in range(ROUNDS):
+        nodes = [pilot.app, *pilot.app.screen.walk_children(with_self=True)]
+        if not any(node.message_queue_size for node in nodes):
+            return
+        await asyncio.sleep(0.01)
+
+
+async def settled(pilot: Pilot[Any]) -> None:
+    """Waits until nothing is being looked up any more, too."""
+    await idle(pilot)
     while any(not worker.is_finished for worker in pilot.app.workers):
         await pilot.pause(0.01)
-    await pilot.pause()
+        await idle(pilot)
 
 
 async def press(pilot: Pilot[Any], *keys: str) -> None:

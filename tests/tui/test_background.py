@@ -12,7 +12,7 @@ from textual.worker import WorkerFailed
 from localvlm.tui.screens.dialog import Dialog
 from localvlm.tui.screens.images import ImageBrowser, Place
 from tests.tui.chat_app import chat_app
-from tests.tui.stage import Stage
+from tests.tui.stage import Stage, idle
 
 
 def test_a_dialog_is_closed_while_a_folder_hangs(tmp_path, monkeypatch):
@@ -62,7 +62,7 @@ def test_what_is_missing_is_an_error_while_the_dialog_is_there(at_once):
     async def play():
         async with app.run_test() as pilot:
             await pilot.press("escape")
-            await pilot.pause()
+            await idle(pilot)
 
     if at_once:
         with pytest.raises(WorkerFailed, match="nowhere"):

@@ -31,6 +31,7 @@ def test_a_question_is_typed_and_answered():
     async def act(pilot):
         await attach(pilot, picture())
         await pilot.press(*"what?", "enter")
+        await until(pilot, lambda: pilot.app.conversation.exchanges)
         await ended(pilot, last_exchange(pilot))
         screen = shown(pilot.app)
         for said in (
@@ -122,7 +123,7 @@ def test_up_in_an_empty_text_edits_the_last_question():
         await pilot.press("up")
         await until(pilot, lambda: app.composer.editing)
         await pilot.press("escape")
-        assert (app.composer.editing, app.composer.text, len(app.query(Chip))) == (False, "", 0)
+        await until(pilot, lambda: (app.composer.editing, app.composer.text, len(app.query(Chip))) == (False, "", 0))
 
     played_chat(chat_app(), act)
 
@@ -130,7 +131,7 @@ def test_up_in_an_empty_text_edits_the_last_question():
 def test_lines_are_broken_by_ctrl_j_and_shift_enter():
     async def act(pilot):
         await pilot.press("a", "ctrl+j", "b", "shift+enter", "c")
-        assert pilot.app.composer.text == "a\nb\nc"
+        await until(pilot, lambda: pilot.app.composer.text == "a\nb\nc")
 
     played_chat(chat_app(), act)
 
@@ -392,8 +393,8 @@ def test_everything_has_room(size):
         side = app.query_one("#side")
         assert side.display == (size[0] >= 100)
         await pilot.press("f2")
-        assert side.display == (size[0] < 100)
+        await until(pilot, lambda: side.display == (size[0] < 100))
         await pilot.press("f2")
-        assert app.composer.display
+        await until(pilot, lambda: app.composer.display)
 
     played_chat(chat_app(), act, size)

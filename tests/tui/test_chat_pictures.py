@@ -55,7 +55,7 @@ def paste(text):
 def test_other_pastes_are_text():
     async def act(pilot):
         pilot.app.composer.prompt.post_message(paste("two\r\nlines /no/such.png"))
-        await pilot.pause()
+        await until(pilot, lambda: pilot.app.composer.text != "")
         assert pilot.app.composer.text == "two\nlines /no/such.png"
 
     played_chat(chat_app(), act)
@@ -117,6 +117,7 @@ def test_a_question_that_waits_is_not_sent_where_somebody_stops_it_or_writes_on(
         await until(pilot, lambda: app.query_one(Chips).attached)
         assert (app.conversation.exchanges, app.composer.text) == ([], left)
         await pilot.press("enter")
+        await until(pilot, lambda: app.conversation.exchanges)
         exchange = last_exchange(pilot)
         await ended(pilot, exchange)
         assert (exchange.question, len(exchange.images)) == (left, 1)

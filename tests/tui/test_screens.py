@@ -25,7 +25,7 @@ from localvlm.tui.screens.images import ImageBrowser, Place
 from localvlm.tui.screens.pairs import PairScreen
 from localvlm.tui.screens.settings import ChatSettings, SettingsScreen
 from localvlm.tui.themes import DARK, THEMES, contrast
-from tests.tui.stage import SIZES, Stage, played, press, segments, settled, shown
+from tests.tui.stage import SIZES, Stage, patient, played, press, segments, settled, shown
 
 GB = 10**9
 NOW = 1_790_000_000.0
@@ -213,7 +213,7 @@ def test_it_looks_as_it_did(name, shot, snap_compare):
     size, _, keys = shot.partition(":")
 
     async def before(pilot):
-        await settled(pilot)  # what is listed, before keys choose of it
+        await settled(patient(pilot))  # what is listed, before keys choose of it
         await press(pilot, *keys.split())
         await still(pilot)
 
@@ -224,6 +224,7 @@ def test_it_looks_as_it_did(name, shot, snap_compare):
 @pytest.mark.parametrize("name", ["history", "settings", "pairs"])
 def test_it_looks_as_it_did_in_the_light_theme(name, snap_compare):
     async def before(pilot):
+        await settled(patient(pilot))
         await press(pilot, "down")
         await still(pilot)
 

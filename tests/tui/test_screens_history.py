@@ -11,7 +11,7 @@ from textual.widgets import Input
 from localvlm.errors import StorageError
 from localvlm.history import History, StoredTurn
 from localvlm.tui.screens.history import HistoryScreen
-from tests.tui.stage import played, press, settled, shown
+from tests.tui.stage import idle, played, press, settled, shown
 
 HOSTILE = "[red]x[/] [@click=app.quit]y[/] \x1b]0;title\x07\x1b[31mz\n\u202eevil"
 
@@ -124,10 +124,10 @@ def test_a_database_that_takes_its_time_holds_nothing_up(tmp_path):
 
     async def act(pilot):
         await pilot.press(*"abc")
-        await pilot.pause()
+        await idle(pilot)
         assert pilot.app.screen.query_one(Input).value == "abc"
         await pilot.press("escape")
-        await pilot.pause()
+        await idle(pilot)
 
     app_results = []
 

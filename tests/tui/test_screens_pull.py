@@ -13,7 +13,7 @@ from localvlm.hub import Hub, HubFile
 from localvlm.references import Reference
 from localvlm.tui.screens.pull import PullProgress, PullScreen
 from tests.hub_server import PIECE, HubServer
-from tests.tui.stage import Stage, press, settled, shown
+from tests.tui.stage import Stage, idle, press, settled, shown
 
 pytestmark = pytest.mark.loopback
 DEMO = Path(catalog.models_folder()) / "demo"
@@ -88,10 +88,10 @@ def test_esc_stops_keeps_the_part_and_r_goes_on_where_it_was(hub, tmp_path):
     async def act(pilot):
         await until(pilot, lambda: reached.is_set() and pilot.app.screen._progress.total()[0] >= 3 * PIECE)
         pilot.app.screen.show_progress()
-        await pilot.pause()
+        await idle(pilot)
         assert "esc stop" in shown(pilot.app)
         await pilot.press("escape")
-        await pilot.pause()
+        await idle(pilot)
         assert not pilot.app.results, "it says what became of it first"
         text = shown(pilot.app)
         assert "stopped; 197 kB of" in text

@@ -23,9 +23,9 @@ from localvlm.tui.widgets.composer import Composer
 from localvlm.tui.widgets.message import AnswerMessage
 from localvlm.tui.widgets.saw_panel import SawPanel
 from localvlm.tui.widgets.stage_bars import StageBars
-from tests.tui.chat_app import answered, ask, attach, chat_app, ended, until
+from tests.tui.chat_app import answered, ask, attach, chat_app, ended, notes, until
 from tests.tui.chatting import HELD, scene
-from tests.tui.stage import shown
+from tests.tui.stage import idle, patient, shown
 
 FOCUS = (0.55, 0.05, 0.95, 0.5)
 GUIDE, MODEL = Script("red", focus=FOCUS), Script("dark red", focus=FOCUS)
@@ -55,6 +55,7 @@ def seen(snap_compare, monkeypatch, tmp_path):
         )
 
         async def before(pilot):
+            patient(pilot)
             await until(pilot, lambda: bool(app.query(SawPanel)) and app.options is not None)
             app.query_one(Composer).prompt.cursor_blink = False
             app.query_one(StageBars)._clock = lambda: 0.0
@@ -62,7 +63,7 @@ def seen(snap_compare, monkeypatch, tmp_path):
             await act(pilot)
             for field in app.screen.query(Input):
                 field.cursor_blink = False
-            await pilot.pause()
+            await idle(pilot)
 
         try:
             return snap_compare(app, run_before=before, terminal_size=size)
@@ -145,7 +146,7 @@ def test_the_engine_died(seen):
         model = next(vlm for vlm in app.engine.loaded if vlm.info.name == "model")
         object.__setattr__(model, "_script", Script("dark red", crash_at=model._steps))
         await ended(pilot, await ask(pilot, "And the square?"))
-        await until(pilot, lambda: "ready" in shown(app))
+        await until(pilot, lambda: "runs again" in notes(app) and "ready" in shown(app))
 
     assert seen(act)
 
