@@ -60,7 +60,7 @@ class ChatActions(PictureActions, HistoryActions):
         if command.takes and not command.takes.startswith("["):
             self.composer.write(f"/{command.name} ")
         else:
-            self.run_worker(self.run_command(command.action))
+            self.call_later(self.run_command, command.action)
 
     async def run_command(self, action: str, argument: str = "") -> None:
         """Runs what a command or the palette names."""

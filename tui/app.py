@@ -169,7 +169,7 @@ class ChatApp(ChatActions):
 
     def _pause_from(self, started: float) -> None:
         if pause := pause_s(time.perf_counter() - started, self.typist):
-            self.set_timer(pause, self._go_on)
+            self.set_timer(pause, lambda: self.call_later(self._go_on))  # in turn with questions that are being shown
         else:
             self.call_later(self._go_on)
 

@@ -67,7 +67,7 @@ class PictureActions(ChatParts):
             question, self._waits = self._waits, None
             if self.composer.text.strip() == question:  # else somebody writes on: it is sent when they say so
                 self.composer.prompt.load_text("")
-                await self.send(question)
+                self.call_later(self.send, question)  # what comes of it is told behind that it is shown
 
     @on(Chips.Changed)
     def _pictures_changed(self) -> None:
