@@ -16,7 +16,7 @@ from localvlm.errors import LocalvlmError, UsageError
 
 from .background import in_thread
 from .commands import COMMANDS, Command, begun, parsed
-from .conversation import Exchange
+from .exchange import Exchange
 from .history_actions import HistoryActions
 from .keymap import KEYS
 from .picture_actions import PictureActions

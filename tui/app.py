@@ -89,7 +89,7 @@ class ChatApp(ChatActions):
         self.typist = Typist()
         self._held: deque[events.Event] = deque()
         """What the conversation told, and waits to be shown."""
-        self._showing = self._pausing = False
+        self._pausing = False
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         return [*super().get_line_filters(), self._safe_lines]
@@ -156,16 +156,13 @@ class ChatApp(ChatActions):
             await self._show_told()
 
     async def _show_told(self) -> None:
-        """Shows all that was told; then, while somebody types, nothing for a while."""
-        if self._showing:  # which takes what has come since, too
-            return
-        started, self._showing, self._pausing = time.perf_counter(), True, True
-        try:
-            while self._held:
-                await self._show_event(self._held.popleft())
-        finally:
-            self._showing = False
-            self.call_after_refresh(self._pause_from, started)
+        """Shows all that was told; then, while somebody types, nothing for a while. Called by messages of the app,
+        which are handled one by one.
+        """
+        started, self._pausing = time.perf_counter(), True
+        while self._held:
+            await self._show_event(self._held.popleft())
+        self.call_after_refresh(self._pause_from, started)
 
     def _pause_from(self, started: float) -> None:
         if pause := pause_s(time.perf_counter() - started, self.typist):

@@ -12,22 +12,22 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from localvlm import errors
 from localvlm.tui import events
-from localvlm.tui.attachments import Attached
+from localvlm.tui.exchange import Exchange
 from localvlm.tui.pacing import Pacer
 
 if TYPE_CHECKING:
     from localvlm.answers import Answer, AskOptions
     from localvlm.engine.api import VlmInfo
-    from localvlm.images import Image
     from localvlm.pipeline import Pipeline, Session, Turn
+    from localvlm.tui.attachments import Attached
 
-__all__ = ["Conversation", "Exchange", "Opener", "Recorder"]
+__all__ = ["Conversation", "Opener", "Recorder"]
 
 Opener = Callable[[str | None, bool], tuple["Pipeline", "AskOptions"]]
 """Opens a pair by name, None: the one that the app was started with; and whether nothing may be written. Called by the
@@ -39,39 +39,6 @@ WATCH_S = 0.25
 """How often an idle engine is looked at."""
 OTHER_TEMP = 0.7
 """Temperature of an answer that is to be another one than the last."""
-
-
-@dataclass(eq=False)
-class Exchange:
-    """A question and what came of it.
-
-    Attributes:
-        status: "waiting", "done", "interrupted" or "failed".
-        text: the answer as the model wrote it, as far as it came.
-        guide_text: what the guide said, None if it did not look.
-        options: what it was asked with.
-        kept: it is in the history.
-        cancelled: the user wants no more of it.
-        handed_on: it failed, and its pictures come with the question behind it.
-    """
-
-    turn: int
-    question: str
-    attached: tuple[Attached, ...] = ()
-    status: str = "waiting"
-    text: str = ""
-    guide_text: str | None = None
-    answer: Answer | None = None
-    error: errors.LocalvlmError | None = None
-    options: AskOptions | None = None
-    kept: bool = False
-    cancelled: bool = field(default=False, repr=False)
-    handed_on: bool = field(default=False, repr=False)
-
-    @property
-    def images(self) -> tuple[Image, ...]:
-        """The pictures that came with it."""
-        return tuple(each.image for each in self.attached)
 
 
 class Recorder(Protocol):

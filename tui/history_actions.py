@@ -13,7 +13,7 @@ from localvlm.errors import ImageError, LocalvlmError, StorageError, UsageError
 
 from .attachments import from_stored
 from .background import in_thread
-from .conversation import Exchange
+from .exchange import Exchange
 from .parts import ChatParts
 from .recorder import HistoryRecorder, exchange_of
 from .text import shown_path
@@ -76,11 +76,10 @@ class HistoryActions(ChatParts):
 
     @on(Earlier.Wanted)
     async def _earlier_wanted(self) -> None:
-        before = self.log_view.turns
+        folded = self._folded(math.inf)
         await self.show_earlier()
-        newest = [m for m in self.log_view.query("AnswerMessage") if getattr(m, "turn", 0) not in before]
-        if newest:
-            newest[-1].focus()
+        if folded and (newest := self.log_view.answer(folded[-1].turn)) is not None:
+            newest.focus()
 
     async def show_earlier(self, before: float = math.inf) -> None:
         """Shows more of the turns that are folded; of those older than ``before`` if none is shown."""
@@ -101,8 +100,9 @@ class HistoryActions(ChatParts):
     async def taken_back(self, turn: int) -> None:
         """A turn's messages go; where no other is left, those before it come."""
         await self.log_view.remove_turn(turn)
-        self.count_folded(turn)
-        if not self.log_view.turns:
+        if self.log_view.turns:
+            self.count_folded()
+        else:
             await self.show_earlier(turn)
 
     def action_save(self, folder: str = "") -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from localvlm.errors import StorageError, UsageError
 
 from .attachments import Attached
-from .conversation import Exchange
+from .exchange import Exchange
 from .text import one_line
 
 if TYPE_CHECKING:

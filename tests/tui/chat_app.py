@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from textual import events
 from textual.pilot import Pilot
 
 from localvlm.answers import AskOptions
@@ -14,7 +15,7 @@ from localvlm.engine.fake import Script
 from localvlm.history import History
 from localvlm.tui.app import ChatApp
 from localvlm.tui.attachments import Attached
-from localvlm.tui.conversation import Exchange
+from localvlm.tui.exchange import Exchange
 from localvlm.tui.setup import ChatSetup
 from localvlm.tui.widgets.chips import Chips
 from localvlm.tui.widgets.composer import Composer
@@ -22,7 +23,8 @@ from localvlm.tui.widgets.saw_panel import SawPanel
 from tests.tui.chatting import DEADLINE, HeldEngine, fake_opener
 from tests.tui.stage import idle, patient
 
-__all__ = ["answered", "ask", "attach", "chat_app", "ended", "last_exchange", "notes", "played_chat", "until"]
+__all__ = ["answered", "ask", "attach", "chat_app", "ended", "last_exchange", "notes", "played_chat", "pressed_at_once",
+           "until"]  # fmt: skip
 
 Act = Callable[[Pilot[int]], Awaitable[None]]
 
@@ -115,3 +117,9 @@ def last_exchange(pilot: Pilot[int]) -> Exchange:
 def notes(app: ChatApp) -> str:
     """What was told in passing."""
     return " ".join(note.message for note in app._notifications)
+
+
+def pressed_at_once(app: ChatApp, *keys: str) -> None:
+    """As from a terminal while the app was busy."""
+    for key in keys:
+        app.post_message(events.Key(key, key if len(key) == 1 else None))

@@ -15,7 +15,8 @@ from localvlm.images import Image
 from localvlm.pipeline import Pipeline
 from localvlm.tui import events
 from localvlm.tui.attachments import Attached
-from localvlm.tui.conversation import Conversation, Exchange, Recorder
+from localvlm.tui.conversation import Conversation, Recorder
+from localvlm.tui.exchange import Exchange
 
 __all__ = ["DEADLINE", "HELD", "Heard", "HeldEngine", "fake_opener", "open_conversation", "pair_of", "picture", "scene"]
 

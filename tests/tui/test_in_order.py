@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from textual import events
 
-from tests.tui.chat_app import chat_app, last_exchange, played_chat, until
+from tests.tui.chat_app import chat_app, last_exchange, played_chat, pressed_at_once, until
 
 NAMES = {"\n": "ctrl+j", "\r": "enter", "\x7f": "backspace", "\x15": "ctrl+u", "\x17": "ctrl+w", "\x01": "home"}
 
 
 def pressed(app, keys):
-    """All at once, as from a terminal while the app was busy."""
-    for key in keys:
-        app.post_message(events.Key(NAMES.get(key, key), None if key in NAMES else key))
+    pressed_at_once(app, *(NAMES.get(key, key) for key in keys))
 
 
 @pytest.mark.parametrize(

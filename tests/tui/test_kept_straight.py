@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 
 import pytest
-from textual import events
 
 from localvlm.engine.fake import FakeEngine, Script
 from localvlm.errors import ModelError, ModelNotFound
@@ -14,7 +13,18 @@ from localvlm.tui import history_actions
 from localvlm.tui.conversation import Conversation
 from localvlm.tui.events import Failed
 from localvlm.tui.widgets.chips import Chip, Chips
-from tests.tui.chat_app import answered, ask, attach, chat_app, ended, last_exchange, notes, played_chat, until
+from tests.tui.chat_app import (
+    answered,
+    ask,
+    attach,
+    chat_app,
+    ended,
+    last_exchange,
+    notes,
+    played_chat,
+    pressed_at_once,
+    until,
+)
 from tests.tui.chatting import DEADLINE, HELD, Heard, fake_opener, open_conversation, picture
 from tests.tui.stage import shown
 
@@ -24,12 +34,6 @@ A, B = picture(1), picture(2)
 
 def chips(app):
     return app.query_one(Chips).attached
-
-
-def pressed(app, *keys):
-    """All at once, as from a terminal while the app was busy."""
-    for key in keys:
-        app.post_message(events.Key(key, key if len(key) == 1 else None))
 
 
 @pytest.mark.parametrize("do", ["regenerate", "undo", "edit_last"])
@@ -50,7 +54,7 @@ def test_a_chip_that_is_removed_twice_goes_once():
         app = pilot.app
         await attach(pilot, A, B)
         app.query(Chip).first().focus()
-        pressed(app, "backspace", "backspace")
+        pressed_at_once(app, "backspace", "backspace")
         await until(pilot, lambda: len(chips(app)) < 2)
         chip = Chip("gone", A)
         await app.query_one(Chips).drop(chip)
@@ -167,7 +171,7 @@ def test_the_pictures_of_a_stopped_question_come_once_and_stay_where_its_edit_is
 def test_what_is_written_behind_enter_is_not_sent_with_it(keys, questions, left):
     async def act(pilot):
         app = pilot.app
-        pressed(app, *keys)
+        pressed_at_once(app, *keys)
         await until(pilot, lambda: [e.question for e in app.conversation.exchanges] == questions)
         await until(pilot, lambda: app.composer.text == left)
 
@@ -180,7 +184,7 @@ def test_commands_that_are_typed_at_once_are_run_in_turn():
         for question in ("one?", "two?", "three?"):
             await answered(pilot, question)
         app.composer.write("")
-        pressed(app, *"/undo", "enter", "ctrl+u", *"/undo", "enter")
+        pressed_at_once(app, *"/undo", "enter", "ctrl+u", *"/undo", "enter")
         await until(pilot, lambda: [e.question for e in app.conversation.exchanges] == ["one?"])
 
     played_chat(chat_app(), act)

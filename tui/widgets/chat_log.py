@@ -119,22 +119,23 @@ class ChatLog(VerticalScroll, can_focus=False):
 
     async def add(self, turn: int, question: str, images: Sequence[Image]) -> AnswerMessage:
         """A question, and the message in which its answer will be; what is more than MOST goes (:meth:`fold`)."""
-        from .message import AnswerMessage, Question  # with Markdown, which the first frame does not wait for
-
-        self.query(Welcome).set(display=False)
-        answer = AnswerMessage(turn)
-        await self.mount_all([Question(turn, question, images), answer])
+        answer = await self._mounted(turn, question, images)
         await self._remove(self.turns[:-MOST])
         self.anchor()
         return answer
 
     async def add_earlier(self, turn: int, question: str, images: Sequence[Image]) -> AnswerMessage:
         """The same above all that are shown: the newest of the turns that are folded."""
-        from .message import AnswerMessage, Question
+        return await self._mounted(turn, question, images, after=self.query_one(Earlier))
+
+    async def _mounted(
+        self, turn: int, question: str, images: Sequence[Image], after: Earlier | None = None
+    ) -> AnswerMessage:
+        from .message import AnswerMessage, Question  # with Markdown, which the first frame does not wait for
 
         self.query(Welcome).set(display=False)
         answer = AnswerMessage(turn)
-        await self.mount_all([Question(turn, question, images), answer], after=self.query_one(Earlier))
+        await self.mount_all([Question(turn, question, images), answer], after=after)
         return answer
 
     @property

@@ -131,7 +131,7 @@ class Chips(HorizontalScroll, can_focus=False):
     def take(self) -> list[Attached]:
         """The pictures that were read, at once; their chips go."""
         attached = self.attached
-        self._remove([chip for chip in self.chips if chip.attached is not None])
+        self.untake(attached)
         return attached
 
     def untake(self, attached: Sequence[Attached]) -> None:

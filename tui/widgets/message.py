@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from localvlm.answers import Answer
     from localvlm.images import Image
 
-    from ..conversation import Exchange
+    from ..exchange import Exchange
 
 __all__ = ["AnswerMessage", "Question"]
 
