@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from textual import on
 
-from localvlm.errors import ImageError, LocalvlmError
+from localvlm.errors import LocalvlmError
 
 from .attachments import Attached, from_clipboard, from_name
 from .background import in_thread
@@ -46,20 +46,22 @@ class PictureActions(ChatParts):
         for chip in self.query_one(Chips).first:
             self._read(chip, partial(from_name, chip.named))
 
-    def _read(self, chip: Chip, read: Callable[[], list[Attached]]) -> None:
-        self.run_worker(self._reading(chip, read), group="pictures")
+    def _read(
+        self, chip: Chip, read: Callable[[], list[Attached]], failed: Callable[[LocalvlmError], None] | None = None
+    ) -> None:
+        """Reads beside what goes on; ``failed`` tells why that could not be, if not :meth:`warn`."""
+        self.run_worker(self._reading(chip, read, failed or partial(self.warn, severity="error")), group="pictures")
 
-    async def _reading(self, chip: Chip, read: Callable[[], list[Attached]]) -> None:
+    async def _reading(
+        self, chip: Chip, read: Callable[[], list[Attached]], failed: Callable[[LocalvlmError], None]
+    ) -> None:
+        chips = self.query_one(Chips)
         try:
             attached = await in_thread(read)
         except LocalvlmError as error:
             attached = []
             self._waits = None
-            self.warn(error, "error")
-        await self._read_into(chip, attached)
-
-    async def _read_into(self, chip: Chip, attached: list[Attached]) -> None:
-        chips = self.query_one(Chips)
+            failed(error)
         await chips.replace(chip, attached)
         for note in (f"{each.image.name}: {note}" for each in attached for note in each.image.notes):
             self.notify(one_line(note), markup=False)
@@ -91,18 +93,13 @@ class PictureActions(ChatParts):
     async def _pasting(self) -> None:
         """A picture, if the desktop's clipboard holds one; else the text that was copied here."""
         chip = await self.query_one(Chips).begin("(clipboard)")
-        self.run_worker(self._pasted(chip), group="pictures")
+        self._read(chip, from_clipboard, self._no_picture)
 
-    async def _pasted(self, chip: Chip) -> None:
-        attached = []
-        try:
-            attached = await in_thread(from_clipboard)
-        except ImageError as error:
-            if self.clipboard:
-                self.composer.prompt.paste_text()
-            else:
-                self.warn(error)
-        await self._read_into(chip, attached)
+    def _no_picture(self, error: LocalvlmError) -> None:
+        if self.clipboard:
+            self.composer.prompt.paste_text()
+        else:
+            self.warn(error)
 
     @on(Prompt.TooLong)
     def _too_long(self) -> None:

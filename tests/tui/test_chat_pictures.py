@@ -149,3 +149,25 @@ def test_ctrl_v_takes_a_picture_from_the_clipboard_else_text(photo, monkeypatch)
 
     monkeypatch.setattr("localvlm.clipboard.picture_of_clipboard", photo.read_bytes)
     played_chat(chat_app(), act)
+
+
+def test_a_question_sent_while_the_clipboard_is_read_is_not_asked_without_its_picture(monkeypatch):
+    read = threading.Event()
+
+    def closed():
+        read.wait(DEADLINE)
+        raise ImageError("there is no picture in the clipboard")
+
+    monkeypatch.setattr(picture_actions, "from_clipboard", closed)
+
+    async def act(pilot):
+        app = pilot.app
+        await pilot.press("ctrl+v")
+        await until(pilot, lambda: app.query(Chip))
+        await pilot.press(*"what?", "enter")
+        await until(pilot, lambda: "reading the picture" in shown(app))
+        read.set()
+        await until(pilot, lambda: "no picture in the clipboard" in notes(app) and not app.query(Chip))
+        assert (app.conversation.exchanges, app.composer.text) == ([], "what?")
+
+    played_chat(chat_app(), act)
