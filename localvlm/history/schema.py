@@ -210,9 +210,10 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     Raises:
         StorageError: it is newer than we are, or of another program.
     """
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (program,) = connection.execute("PRAGMA application_id").fetchone()
+    # tables first: another process that begins the file commits them with both numbers, maybe between our reads
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    (program,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
     if tables and program != APPLICATION_ID:
         raise StorageError(f"history '{path}' is a database of another program", _away(path))
     if version > len(STEPS):
