@@ -20,7 +20,7 @@ from tests.asking import ask
 from tests.bench import __main__ as command
 from tests.bench import rows, sweeps
 from tests.bench.rows import ROWS, Row, functions, nodes_of
-from tests.bench.run import Result, run
+from tests.bench.run import Case, Result, run
 
 PROMISED = (
     *("R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8"),
@@ -99,6 +99,18 @@ def test_a_sweep_that_breaks_has_failed(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert [case.reason for case in left.cases] == ["left with 2"]
 
 
+@pytest.mark.parametrize(
+    ("took", "outcome"),
+    [([3.0, 1.0], "passed"), ([3.0, 3.0, 3.0], "failed"), ([1.0], "passed")],
+)
+def test_a_slow_attempt_is_made_again(took: list[float], outcome: str) -> None:
+    left = iter(took)
+    case = Case.within(2.0, lambda: Case.of("one", "", next(left)))
+    assert (case.outcome, list(left)) == (outcome, [])
+    assert ("took 3.0 s" in case.reason) == (outcome == "failed")
+    assert Case.within(2.0, lambda: Case.of("one", "says no", 9.0)).reason == "says no"
+
+
 @pytest.mark.parametrize(("outcome", "code"), [("passed", 0), ("failed", 1), ("none", 1)])
 def test_the_command_leaves_with_what_came_of_it(
     monkeypatch: pytest.MonkeyPatch, capsys, outcome: str, code: int
@@ -117,9 +129,7 @@ def test_the_command_leaves_with_what_came_of_it(
         command.main(["--rows", "Z9"])
 
 
-def rows_case(outcome: str):
-    from tests.bench.run import Case
-
+def rows_case(outcome: str) -> Case:
     return Case("one", outcome, 0.1, "why")
 
 
