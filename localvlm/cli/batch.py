@@ -124,8 +124,14 @@ def _answers(
         say(planned, reporter)
     progress = reporter.progress(*counts, "pictures")
     with ctx.ensure_object(App).pipeline(pair, ctx.params) as pipeline:
-        check_fit(pipeline, ctx.params, reporter, [first[1]], question, planned.options)
-        for done, (name, picture) in enumerate(chain([first], pictures), counts[0]):
+        try:
+            check_fit(pipeline, ctx.params, reporter, [first[1]], question, planned.options)
+        except NotEnoughMemory as error:
+            check_fit(pipeline, ctx.params, reporter, None, question, planned.options)  # fits but for this picture
+            batch.fail(first[0], error)
+        else:
+            pictures = chain([first], pictures)
+        for done, (name, picture) in enumerate(pictures, counts[0]):
             progress(done)
             try:
                 answer = pipeline.ask([picture], question, planned.options)

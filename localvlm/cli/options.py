@@ -77,13 +77,13 @@ class Setting(click.Option):
         return self.default
 
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, ParameterSource]:
-        """A value of the settings file that another command's option of this name takes, and this one does not, is not
-        meant for this one. Where the name is of a flag of `ask`, the file has the flag.
+        """A value of the settings file or the environment that another command's option of this name takes, and this
+        one does not, is not meant for this one. Where the name is of a flag of `ask`, the file has the flag.
         """
         value, source = super().consume_value(ctx, opts)
-        if source is ParameterSource.DEFAULT_MAP and not self._takes(ctx, value):
+        if source in (ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT) and not self._takes(ctx, value, source):
             others = known_settings()[self.name or ""]
-            if any(other.is_flag == others[0].is_flag and other._takes(ctx, value) for other in others):
+            if any(other.is_flag == others[0].is_flag and other._takes(ctx, value, source) for other in others):
                 return self.get_default(ctx), ParameterSource.DEFAULT
         return value, source
 
@@ -93,9 +93,12 @@ class Setting(click.Option):
             return self._of_file(ctx, value)
         return super().type_cast_value(ctx, value)
 
-    def _takes(self, ctx: click.Context, value: Any) -> bool:
+    def _takes(self, ctx: click.Context, value: Any, source: ParameterSource) -> bool:
         try:
-            self._of_file(ctx, value)
+            if source is ParameterSource.DEFAULT_MAP:
+                self._of_file(ctx, value)
+            else:
+                super().type_cast_value(ctx, value)
         except click.BadParameter:
             return False
         return True

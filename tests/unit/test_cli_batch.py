@@ -153,6 +153,23 @@ def test_pictures_that_memory_is_short_of_are_left_out(cli, photos, monkeypatch)
     assert [line["image"] for line in lines()] == ["0.jpg", "1.jpg"]
 
 
+@pytest.mark.parametrize("usual", [True, False])
+def test_a_first_picture_that_does_not_fit_is_left_out(cli, photos, monkeypatch, usual: bool):
+    PIL.Image.new("RGB", (99, 99)).save("large.jpg")
+
+    def check(pipeline, params, reporter, pictures, question, options) -> None:
+        if pictures is None and usual:
+            return
+        if pictures is None or pictures[0].size == (99, 99):
+            raise NotEnoughMemory("the pair takes too much")
+
+    monkeypatch.setattr("localvlm.cli.batch.check_fit", check)
+    run = batch(cli, "large.jpg", "0.jpg", "1.jpg")
+    assert run.code == 5
+    assert ("'large.jpg' is left out: the pair takes too much" in run.err) == usual
+    assert [line["image"] for line in lines()] == (["0.jpg", "1.jpg"] if usual else [])
+
+
 def test_crashes_of_the_engine_in_a_row_end_it(cli, photos, monkeypatch):
     crashes = iter([True, False, True, True])
     encode = FakeVlm.encode

@@ -81,6 +81,17 @@ def test_what_one_command_takes_leaves_the_others_at_their_defaults(cli, shaped)
     assert cli("eval", shaped, *cli.pair, "--keep", "auto").code == 2  # of a flag it is told
 
 
+def test_the_environment_too(cli, shaped, monkeypatch):
+    monkeypatch.setenv("LOCALVLM_KEEP", "auto")
+    run = cli("eval", shaped, *cli.pair, "--methods", "grid")
+    assert (run.code, run.err) == (0, "")
+    assert json.loads(cli.ask("--json").out)["keep"] == "auto"
+    monkeypatch.setenv("LOCALVLM_KEEP", "most")
+    for run in (cli.ask(), cli("eval", shaped, *cli.pair)):
+        assert run.code == 2
+        assert "environment variable LOCALVLM_KEEP" in run.err
+
+
 def test_what_no_command_takes_is_told_by_each(cli, shaped):
     config_file().parent.mkdir(parents=True)
     config_file().write_text("keep = 5\n")
