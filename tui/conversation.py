@@ -87,7 +87,7 @@ class Conversation:
         self._options: AskOptions | None = None
         self._changes: dict[str, Any] = {}
         self._running: Exchange | None = None
-        self._watched = False
+        self._watched = self._closed = False
         self._done: list[Exchange] = []
         """What the session holds, or will hold once it is opened; the thread's own."""
         self.exchanges: list[Exchange] = []
@@ -100,10 +100,17 @@ class Conversation:
         self._commands.put(self._warm)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stops what is running, ends the engine, and waits for that."""
+        """Stops what is running, or loads, ends the engine, and waits for that."""
         self.cancel()
+        self._closed = True
         self._commands.put(None)
+        with self._lock:
+            if self._pipeline is not None:
+                self._pipeline.engine.cancel()
         if self._thread.ident is not None:
+            self._thread.join(GRACE_S)
+            if self._thread.is_alive():
+                self._end()
             self._thread.join(timeout)
 
     # what may be asked of it, from any thread
@@ -267,6 +274,8 @@ class Conversation:
 
     def _warm(self) -> bool:
         """Loads the VLM that looks first."""
+        if self._closed:
+            return False
         try:
             self._open()
             pipeline = self._pipeline
@@ -352,11 +361,11 @@ class Conversation:
         timer.daemon = True
         timer.start()
 
-    def _end(self, exchange: Exchange) -> None:
-        """Ends the engine's process if it did not stop by itself."""
+    def _end(self, exchange: Exchange | None = None) -> None:
+        """Ends the engine's process, if it did not stop ``exchange`` by itself; None: whatever it does."""
         with self._lock:
             pid = None if self._pipeline is None else getattr(self._pipeline.engine, "pid", None)
-            if self._running is exchange and pid is not None:
+            if pid is not None and exchange in (None, self._running):
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
 

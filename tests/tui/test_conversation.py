@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -9,10 +13,10 @@ import pytest
 
 from localvlm.answers import AskOptions
 from localvlm.engine.fake import FakeEngine, Script
-from localvlm.errors import ModelNotFound, StorageError
+from localvlm.errors import EngineCrashed, Interrupted, ModelNotFound, StorageError
 from localvlm.tui import events
 from localvlm.tui.conversation import Conversation
-from tests.tui.chatting import Heard, fake_opener, open_conversation, pair_of, picture
+from tests.tui.chatting import DEADLINE, Heard, fake_opener, open_conversation, pair_of, picture
 
 SLOW = 0.01
 FINAL = AskOptions(exit_at=0.0)
@@ -125,6 +129,32 @@ def test_a_stop_that_comes_too_late_does_not_stop_the_next_question():
         engine.cancel()
         conversation.ask("and?")
         assert heard.wait(events.Answered, 2).answer.text == "dark red"
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_closing_does_not_wait_for_a_model_that_loads(stops):
+    worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    loading = threading.Event()
+
+    class Loading(FakeEngine):
+        pid = worker.pid
+
+        def load(self, *_args, **_options):
+            loading.set()
+            if stops:
+                assert self.wait(DEADLINE)
+                raise Interrupted
+            worker.wait(DEADLINE)
+            raise EngineCrashed("the engine was ended by SIGKILL")
+
+    with worker:
+        conversation = Conversation(fake_opener(Loading()), Heard())
+        conversation.start()
+        assert loading.wait(DEADLINE)
+        conversation.close()
+        assert not conversation._thread.is_alive()
+        assert worker.poll() == (None if stops else -signal.SIGKILL)
+        worker.kill()
 
 
 def test_undo_and_edit_leave_no_trace_of_the_turn():
