@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ __all__ = [
     "cached_files",
     "digest_of",
     "folder_of",
+    "half_fetched",
     "hasher",
     "removal",
     "size_of",
@@ -111,10 +112,11 @@ class Removal:
     parts: tuple[CachedFile, ...] = ()
 
 
-def removal(files: Sequence[CachedFile], cache: Path | None = None) -> Removal:
+def removal(files: Sequence[CachedFile], repos: Iterable[str] = (), cache: Path | None = None) -> Removal:
     """How to remove files: content that others still use stays, and a repository without files goes.
 
-    Where no other model file of a repository stays, its parts of files go too: nothing else would remove them.
+    Where no other model file of a repository stays, its parts of files go too, and those of ``repos``: nothing else
+    would remove them.
     """
     from huggingface_hub import scan_cache_dir
 
@@ -125,10 +127,10 @@ def removal(files: Sequence[CachedFile], cache: Path | None = None) -> Removal:
     if len(known) < len(paths):
         raise StorageError(f"the cache '{cache}' is damaged", "`hf cache verify` tells more; remove the folder by hand")
     plan = info.delete_files(*known)
-    repos = {file.repo for file in files}
+    repos = {*repos, *(file.repo for file in files)}
     folders = {folder_of(repo, cache) for repo in repos}
     stay = {file.repo for file in cached_files(cache) if file.path not in paths}
-    parts = tuple(part for repo in sorted(repos - stay) for part in _parts(repo, cache))
+    parts = tuple(part for repo in sorted(repos - stay) for part in half_fetched(repo, cache))
 
     def execute() -> None:
         plan.execute()
@@ -141,7 +143,9 @@ def removal(files: Sequence[CachedFile], cache: Path | None = None) -> Removal:
     return Removal(plan.expected_freed_size + sum(part.size for part in parts), execute, parts)
 
 
-def _parts(repo: str, cache: Path) -> list[CachedFile]:
+def half_fetched(repo: str, cache: Path | None = None) -> list[CachedFile]:
+    """What there is of a repository's files that were not fetched whole."""
+    cache = cache or cache_folder()
     paths = sorted((folder_of(repo, cache) / "blobs").glob("*.incomplete"))
     return [CachedFile(repo, "", path.name, path, size_of(path), "") for path in paths]
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from localvlm.catalog import Entry
     from localvlm.facts import VlmFacts
     from localvlm.hub_cache import CachedFile
+    from localvlm.references import Reference
 
 __all__ = ["rm", "show"]
 
@@ -216,8 +217,8 @@ def rm(ctx: click.Context, models: tuple[str, ...], yes: bool, quiet: bool, verb
     reporter = Reporter(quiet=quiet, verbose=verbose)
     from localvlm.hub_cache import removal
 
-    files = list(dict.fromkeys(file for name in models for file in _to_remove(ctx, name, reporter)))
-    plan = removal(files)
+    files, repos = _to_remove(ctx, models, reporter)
+    plan = removal(files, repos)
     for file in files:
         click.echo(f"{gigabytes(file.size):>9}  {sanitize(file.repo)}  {sanitize(file.name)}", err=True)
     for part in plan.parts:
@@ -225,39 +226,53 @@ def rm(ctx: click.Context, models: tuple[str, ...], yes: bool, quiet: bool, verb
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"removing frees {gigabytes(plan.n_bytes)} and was not agreed to", "pass --yes")
-        if not click.confirm(
-            f"Remove {'it' if len(files) == 1 else 'them'} and free {gigabytes(plan.n_bytes)}?", err=True
-        ):
+        them = "it" if len(files) + len(plan.parts) == 1 else "them"
+        if not click.confirm(f"Remove {them} and free {gigabytes(plan.n_bytes)}?", err=True):
             raise Interrupted("nothing was removed")
     plan.execute()
     reporter.note(f"{gigabytes(plan.n_bytes)} freed")
 
 
-def _to_remove(ctx: click.Context, name: str, reporter: Reporter) -> list[CachedFile]:
-    """Files in the cache that a word of the command line means.
+def _to_remove(ctx: click.Context, names: Sequence[str], reporter: Reporter) -> tuple[list[CachedFile], set[str]]:
+    """Files in the cache that words of the command line mean, and repositories.
 
     Raises:
-        ModelNotFound: there are none.
-        UsageError: it is a pair of the user's own files, or a path.
+        ModelNotFound: there are none of one.
+        UsageError: see :func:`_wanted`.
     """
-    from localvlm.catalog import Pulled, entries, reference
+    from localvlm.catalog import Pulled, entries
+    from localvlm.hub_cache import half_fetched
 
     pulled = Pulled()
     known = {entry.name: entry for entry in entries(user_config(ctx).pairs, pulled)}
+    files: dict[CachedFile, None] = {}
+    repos = set()
+    for name in names:
+        wanted = _wanted(name, known)
+        found = [file for one in wanted for file in pulled.removable(one)]
+        if not found and not any(half_fetched(one.repo) for one in wanted):
+            raise ModelNotFound(f"nothing of {name!r} is in the cache", "`localvlm list` shows what there is")
+        files.update(dict.fromkeys(found))
+        repos |= {one.repo for one in wanted}
+        gone = {file.path for file in found}
+        for entry in known.values():
+            if entry.name != name and not entry.lacking and gone & set(entry.files.values()):
+                reporter.note(f"pair '{entry.name}' needs some of it too")
+    return list(files), repos
+
+
+def _wanted(name: str, known: Mapping[str, Entry]) -> list[Reference]:
+    """What a word of the command line is called on the hub.
+
+    Raises:
+        UsageError: it is a pair of the user's own files, or a path.
+    """
+    from localvlm.catalog import reference
+
     if name in known:
-        wanted = list(known[name].references.values())
-        if not wanted:
-            raise UsageError(f"pair {name!r} was not pulled from a hub", "remove its files by other means")
-    else:
-        one = reference(name)
-        if one is None:
-            raise UsageError(f"{name!r} is neither a pair nor a repository", "`localvlm list` shows what there is")
-        wanted = [one]
-    found = [file for one in wanted for file in pulled.removable(one)]
-    if not found:
-        raise ModelNotFound(f"nothing of {name!r} is in the cache", "`localvlm list` shows what there is")
-    gone = {file.path for file in found}
-    for entry in known.values():
-        if entry.name != name and not entry.lacking and gone & set(entry.files.values()):
-            reporter.note(f"pair '{entry.name}' needs some of it too")
-    return found
+        if wanted := list(known[name].references.values()):
+            return wanted
+        raise UsageError(f"pair {name!r} was not pulled from a hub", "remove its files by other means")
+    if (one := reference(name)) is None:
+        raise UsageError(f"{name!r} is neither a pair nor a repository", "`localvlm list` shows what there is")
+    return [one]

@@ -190,6 +190,18 @@ def test_what_is_half_fetched_stays_while_another_model_of_its_repository_does(c
     assert not part.exists()
 
 
+@pytest.mark.parametrize("name", [MODEL, f"{MODEL}:Q2_K"])
+def test_a_repository_of_one_half_fetched_file_goes(cli, hub, name):
+    assert cli("rm", "-y", name).code == 3
+    folder = cli.folder / "hub" / f"models--{MODEL.replace('/', '--')}"
+    part = folder / "blobs" / f"{'0' * 64}.incomplete"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(bytes(3_000_000))
+    run = cli("rm", "-y", name)
+    assert (run.code, folder.exists()) == (0, False)
+    assert run.err.endswith("3 MB freed\n")
+
+
 def test_a_file_by_its_address(cli, hub):
     run = cli("pull", f"{hub.endpoint}/{MODEL}/blob/main/mmproj-model-F16.gguf")
     assert run.code == 0, run.err

@@ -363,15 +363,15 @@ def test_removal_frees_what_it_says_and_keeps_what_others_use(server, hub):
     pull(hub, "model-Q4_K_M.gguf")
     models = [f for f in cached_files(hub.cache) if f.name.startswith("model")]
     assert len(models) == 2
-    assert removal(models[:1], hub.cache).n_bytes == 0
-    both = removal(models, hub.cache)
+    assert removal(models[:1], cache=hub.cache).n_bytes == 0
+    both = removal(models, cache=hub.cache)
     assert both.n_bytes == len(BIG)
     both.execute()
     assert [f.name for f in cached_files(hub.cache)] == ["mmproj-model-F16.gguf"]
     server.faults += [Fault(cut=1 << 20), Fault(status=404)]
     with pytest.raises(DownloadError):
         pull(hub, "model-Q4_K_M.gguf")
-    rest = removal(cached_files(hub.cache), hub.cache)
+    rest = removal(cached_files(hub.cache), cache=hub.cache)
     assert [(part.repo, part.size) for part in rest.parts] == [(REPO, 1 << 20)]
     assert rest.n_bytes == 900 + (1 << 20)
     rest.execute()
