@@ -259,7 +259,8 @@ def go_on(path: Path) -> None:
             for step in STEPS_TAKEN:
                 try:
                     if step == "remove":
-                        history.remove_last(conversation)
+                        newest = max((kept.id or 0 for kept in history.turns(conversation)), default=0)
+                        history.remove(conversation, newest)
                     else:
                         history.add(conversation, turn("t", int(step[4:])))
                     print("done", flush=True)

@@ -46,7 +46,9 @@ class Recorder(Protocol):
 
     def add(self, exchange: Exchange, pair: str | None) -> None: ...
 
-    def remove_last(self) -> None: ...
+    def remove(self, exchange: Exchange) -> None:
+        """Takes back one that was added."""
+        ...
 
     def go_on(self, stored: int | None) -> None:
         """What comes next belongs to the conversation of that number; None: to a new one."""
@@ -344,8 +346,8 @@ class Conversation:
             if self._session is not None:
                 self._session.undo()
                 self._session.waiting.clear()
-        if exchange.kept:
-            self._keep("remove_last")
+        if exchange.kept is not None:
+            self._keep("remove", exchange)
         self._emit(events.Undone(exchange.turn))
 
     def _stop(self, exchange: Exchange) -> None:

@@ -24,7 +24,7 @@ class Exchange:
         text: the answer as the model wrote it, as far as it came.
         guide_text: what the guide said, None if it did not look.
         options: what it was asked with.
-        kept: it is in the history.
+        kept: its number in the history, None where it is not there.
         cancelled: the user wants no more of it.
         handed_on: it failed, and its pictures come with the question behind it.
     """
@@ -38,7 +38,7 @@ class Exchange:
     answer: Answer | None = None
     error: LocalvlmError | None = None
     options: AskOptions | None = None
-    kept: bool = False
+    kept: int | None = None
     cancelled: bool = field(default=False, repr=False)
     handed_on: bool = field(default=False, repr=False)
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from localvlm.errors import StorageError, UsageError
+from localvlm.errors import UsageError
 
 from .attachments import Attached
 from .exchange import Exchange
@@ -51,26 +51,25 @@ class HistoryRecorder:
             return self._history
 
     def add(self, exchange: Exchange, pair: str | None) -> None:
-        history = self.history()
-        if self._conversation is None:
-            title = one_line(exchange.question, LONGEST_TITLE)
-            system = self._system if exchange.options is None else exchange.options.system
-            self._conversation = history.begin(title, pair, system)
-        try:
-            history.add(self._conversation, _stored(exchange, pair))
-        except UsageError:  # it was removed meanwhile, and what is said from now on begins another
-            self._conversation = None
-            raise StorageError(
-                "the conversation was removed from the history", "what comes next is kept as another"
-            ) from None
-        exchange.kept = True
-
-    def remove_last(self) -> None:
+        history, turn = self.history(), _stored(exchange, pair)
         if self._conversation is not None:
             try:
-                self.history().remove_last(self._conversation)
-            except UsageError:  # it is gone already
+                exchange.kept = history.add(self._conversation, turn)
+                return
+            except UsageError:  # it was removed meanwhile, and what is said from now on is another
                 self._conversation = None
+        system = self._system if exchange.options is None else exchange.options.system
+        self._conversation, exchange.kept = history.begin_with(turn, _title(exchange.question), pair, system)
+
+    def remove(self, exchange: Exchange) -> None:
+        if self._conversation is None or exchange.kept is None:
+            return
+        try:
+            stays = self.history().remove(self._conversation, exchange.kept, _title)
+        except UsageError:  # it is gone already
+            stays = False
+        if not stays:
+            self._conversation = None
 
     def go_on(self, stored: int | None) -> None:
         self._conversation = stored
@@ -79,6 +78,10 @@ class HistoryRecorder:
         with self._lock:
             if self._history is not None:
                 self._history.close()
+
+
+def _title(question: str) -> str:
+    return one_line(question, LONGEST_TITLE)
 
 
 def _stored(exchange: Exchange, pair: str | None) -> StoredTurn:
@@ -110,7 +113,7 @@ def exchange_of(turn: StoredTurn, attached: tuple[Attached, ...]) -> Exchange:
     from localvlm.answers import Answer, TokenCounts
 
     exchange = Exchange(0, turn.question, attached, status=turn.status, text=turn.answer, guide_text=turn.guide_text)
-    exchange.kept = True
+    exchange.kept = turn.id
     if turn.status == "done":
         exchange.answer = Answer(
             text=turn.answer,

@@ -71,6 +71,7 @@ class StoredTurn:
         pair: that answered, if it has a name.
         method, keep, tokens, score, threshold, ms: as in :class:`localvlm.answers.Answer`.
         created: seconds since 1970, UTC.
+        id: in the history; None until it is read from there.
     """
 
     question: str
@@ -87,6 +88,7 @@ class StoredTurn:
     threshold: float | None = None
     ms: Mapping[str, float] = field(default_factory=dict)
     created: float = field(default_factory=time.time)
+    id: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -200,6 +202,7 @@ def turn_of(row: Mapping[str, Any], images: Sequence[StoredImage]) -> StoredTurn
         details["threshold"],
         details["ms"],
         row["created"],
+        row["id"],
     )
 
 

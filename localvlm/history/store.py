@@ -103,9 +103,19 @@ class History:
 
     def begin(self, title: str, pair: str | None = None, system: str | None = None) -> int:
         """A new conversation, without turns yet; gives its id, which no other one ever gets."""
-        now = time.time()
-        values = {"title": pack(title), "pair": pack(pair), "system": pack(system), "folded": folded(title)}
-        return self._write(lambda c: _insert(c, "conversation", {**values, "created": now, "updated": now}))
+        return self._write(lambda c: _insert(c, "conversation", _begun(title, pair, system)))
+
+    def begin_with(
+        self, turn: StoredTurn, title: str, pair: str | None = None, system: str | None = None
+    ) -> tuple[int, int]:
+        """A new conversation and its first turn, both or neither; gives the ids of the two."""
+        adds = _adds(turn)
+
+        def write(connection: sqlite3.Connection) -> tuple[int, int]:
+            conversation = _insert(connection, "conversation", _begun(title, pair, system))
+            return conversation, adds(connection, conversation)
+
+        return self._write(write)
 
     def add(self, conversation: int, turn: StoredTurn) -> int:
         """Adds a turn, its pictures with it; gives the turn's id.
@@ -113,14 +123,11 @@ class History:
         Raises:
             UsageError: there is no such conversation; it may have been removed by another process.
         """
-        values, images = turn_row(turn), [image_row(image) for image in turn.images]
+        adds = _adds(turn)
 
         def write(connection: sqlite3.Connection) -> int:
             _touch(connection, conversation)
-            added = _insert(connection, "turn", {**values, "conversation": conversation})
-            for image in images:
-                _insert(connection, "image", {**image, "turn": added})
-            return added
+            return adds(connection, conversation)
 
         return self._write(write)
 
@@ -130,14 +137,7 @@ class History:
         Raises:
             UsageError: there is no such conversation.
         """
-
-        def write(connection: sqlite3.Connection) -> None:
-            values = pack(title), folded(title), conversation
-            done = connection.execute("UPDATE conversation SET title = ?, folded = ? WHERE id = ?", values)
-            if not done.rowcount:
-                raise _unknown(conversation)
-
-        self._write(write, sweep=True)
+        self._write(lambda c: _rename(c, conversation, title), sweep=True)
 
     # ---- reading
 
@@ -207,17 +207,26 @@ class History:
 
     # ---- removing
 
-    def remove_last(self, conversation: int) -> bool:
-        """Takes the last turn back; whether there was one.
+    def remove(self, conversation: int, turn: int, titled: Callable[[str], str] = str) -> bool:
+        """Takes a turn back, if it is there; whether the conversation still is.
+
+        A title that ``titled`` makes of the turn's question goes with it: the conversation is called by the first
+        question that stays, and goes itself where none does. Another title, given by hand, stays.
 
         Raises:
             UsageError: there is no such conversation.
         """
 
         def write(connection: sqlite3.Connection) -> bool:
+            _require(connection, conversation)
+            where = "FROM turn WHERE id = ? AND conversation = ?"
+            gone = connection.execute(f"SELECT question {where}", (turn, conversation)).fetchone()
+            if gone is None:
+                return True
+            connection.execute(f"DELETE {where}", (turn, conversation))
             _touch(connection, conversation)
-            last = "SELECT max(id) FROM turn WHERE conversation = ?"
-            return connection.execute(f"DELETE FROM turn WHERE id = ({last})", (conversation,)).rowcount > 0  # noqa: S608
+            with self._decoding():
+                return _retitled(connection, conversation, unpack(gone["question"]), titled)
 
         return self._write(write, sweep=True)
 
@@ -354,6 +363,45 @@ def _insert(connection: sqlite3.Connection, table: str, values: dict[str, Any]) 
     done = connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(values.values()))  # noqa: S608
     assert done.lastrowid is not None
     return done.lastrowid
+
+
+def _begun(title: str, pair: str | None, system: str | None) -> dict[str, Any]:
+    """The columns of a conversation that begins now."""
+    values = {"title": pack(title), "pair": pack(pair), "system": pack(system), "folded": folded(title)}
+    return values | dict.fromkeys(("created", "updated"), time.time())
+
+
+def _adds(turn: StoredTurn) -> Callable[[sqlite3.Connection, int], int]:
+    """What adds the rows of a turn, made before others have to wait for it; gives the turn's id."""
+    values, images = turn_row(turn), [image_row(image) for image in turn.images]
+
+    def write(connection: sqlite3.Connection, conversation: int) -> int:
+        added = _insert(connection, "turn", {**values, "conversation": conversation})
+        for image in images:
+            _insert(connection, "image", {**image, "turn": added})
+        return added
+
+    return write
+
+
+def _retitled(connection: sqlite3.Connection, conversation: int, gone: str, titled: Callable[[str], str]) -> bool:
+    """Leaves nothing of the question that is gone in the title; whether the conversation is still there."""
+    (title,) = connection.execute("SELECT title FROM conversation WHERE id = ?", (conversation,)).fetchone()
+    if unpack(title) != titled(gone):
+        return True
+    questions = "SELECT question FROM turn WHERE conversation = ? ORDER BY id"
+    first = connection.execute(questions, (conversation,)).fetchone()
+    if first is None:
+        connection.execute("DELETE FROM conversation WHERE id = ?", (conversation,))
+        return False
+    _rename(connection, conversation, titled(unpack(first["question"])))
+    return True
+
+
+def _rename(connection: sqlite3.Connection, conversation: int, title: str) -> None:
+    values = pack(title), folded(title), conversation
+    if not connection.execute("UPDATE conversation SET title = ?, folded = ? WHERE id = ?", values).rowcount:
+        raise _unknown(conversation)
 
 
 def _touch(connection: sqlite3.Connection, conversation: int) -> None:

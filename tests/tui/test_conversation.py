@@ -325,17 +325,17 @@ class Kept:
     """A recorder in memory."""
 
     def __init__(self, error=None):
-        self.added, self.removed, self.places, self.closed, self.error = [], 0, [], False, error
+        self.added, self.removed, self.places, self.closed, self.error = [], [], [], False, error
 
     def add(self, exchange, pair):
         if self.error:
             raise self.error
         self.added.append(replace(exchange))
-        exchange.kept = True
+        exchange.kept = len(self.added)
         self.pair = pair
 
-    def remove_last(self):
-        self.removed += 1
+    def remove(self, exchange):
+        self.removed.append(exchange.question)
 
     def go_on(self, stored):
         self.places.append(stored)
@@ -365,7 +365,7 @@ def test_turns_that_are_done_or_stopped_or_failed_are_kept():
         ("stopped?", "interrupted"), ("done?", "done"), ("failed?", "failed")
     ]  # fmt: skip
     assert kept.added[0].text.startswith("d")
-    assert (kept.removed, kept.places, kept.closed, kept.pair) == (1, [7], True, "fake")
+    assert (kept.removed, kept.places, kept.closed, kept.pair) == (["failed?"], [7], True, "fake")
 
 
 def test_what_cannot_be_kept_is_told_and_the_answer_is_there():

@@ -168,7 +168,7 @@ def test_a_conversation_that_is_not_there_is_told(history, tmp_path):
         lambda: history.turns(7),
         lambda: history.conversation(7),
         lambda: history.rename(7, "x"),
-        lambda: history.remove_last(7),
+        lambda: history.remove(7, 1),
         lambda: history.export(7, tmp_path),
         lambda: history.as_json(7),
     ):
@@ -185,15 +185,44 @@ def test_ids_are_never_given_again(history):
     assert history.begin("third") > first + 1
 
 
-def test_the_last_turn_is_taken_back(history):
-    conversation = history.begin("t")
-    one, two = turn("one"), turn("two", images=(image(),))
-    history.add(conversation, one)
-    history.add(conversation, two)
-    assert history.remove_last(conversation)
-    assert (history.turns(conversation), history.conversation(conversation).images) == ([one], 0)
-    assert history.remove_last(conversation)
-    assert not history.remove_last(conversation)
+def test_a_turn_is_taken_back_and_no_other(history):
+    conversation, other = history.begin("t"), history.begin("other")
+    one, two, three = turn("one"), turn("two", images=(image(),)), turn("three")
+    first, second, third = (history.add(conversation, each) for each in (one, two, three))
+    apart = history.add(other, turn("apart"))
+    assert [kept.id for kept in history.turns(conversation)] == [first, second, third]
+    assert history.remove(conversation, second)
+    assert (history.turns(conversation), history.conversation(conversation).images) == ([one, three], 0)
+    assert history.remove(conversation, second)
+    assert history.remove(conversation, apart)
+    assert (len(history.turns(conversation)), len(history.turns(other))) == (2, 1)
+
+
+def test_a_title_that_is_a_question_goes_with_it(history):
+    conversation, first = history.begin_with(turn("sign-of-one, and more"), "sign-of-one")
+    titled = {"sign-of-one, and more": "sign-of-one", "two": "two"}.__getitem__
+    second = history.add(conversation, turn("two"))
+    assert history.remove(conversation, first, titled)
+    assert titles(history) == titles(history, "two") == ["two"]
+    assert not history.remove(conversation, second, titled)
+    assert titles(history) == []
+    assert not left(history.path.parent, ["sign-of-one"])
+    conversation, first = history.begin_with(turn("two"), "two")
+    history.rename(conversation, "by hand")
+    assert history.remove(conversation, first, titled)
+    assert titles(history) == ["by hand"]
+
+
+def test_a_conversation_begins_with_its_first_turn_or_not_at_all(history):
+    asked = turn("what?", images=(image(),))
+    conversation, added = history.begin_with(asked, "what?", "demo", "Be brief.")
+    found = history.conversation(conversation)
+    assert (found.title, found.pair, found.system, found.turns, found.images) == ("what?", "demo", "Be brief.", 1, 1)
+    assert [(kept, kept.id) for kept in history.turns(conversation)] == [(asked, added)]
+    history._connection.execute("CREATE TRIGGER full BEFORE INSERT ON image BEGIN SELECT RAISE(ABORT, 'full'); END")
+    with pytest.raises(StorageError):
+        history.begin_with(asked, "a sign")
+    assert titles(history) == ["what?"]
 
 
 def test_what_tells_of_a_picture_is_found_and_removed(history):
@@ -262,13 +291,13 @@ def test_each_way_to_remove_sweeps(history):
     ways = {
         "delete": history.delete,
         "clear": lambda _: history.clear(),
-        "remove_last": history.remove_last,
+        "remove": lambda conversation: history.remove(conversation, history.turns(conversation)[-1].id),
         "forget_image": lambda _: history.forget_image(b"\1" * 32),
         "rename": lambda conversation: history.rename(conversation, "other"),
     }
     for way, remove in ways.items():
         sign = f"sign-of-{way}"
-        conversation = history.begin(sign if way != "remove_last" else "t")
+        conversation = history.begin(sign if way != "remove" else "t")
         history.add(conversation, turn("q" if way == "rename" else sign, images=(image(),)))
         assert left(history.path.parent, [sign]), way
         remove(conversation)
