@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatApp"]
 
+OF_THE_CHAT = frozenset(key.action for key in KEYS if key.name != "quit")
+"""Actions that do nothing while a dialog is open; the app can be left at any time."""
+
 
 class ChatApp(ChatActions):
     """Shows a conversation. ``run()`` returns when it is left; :meth:`close` then ends the engine."""
@@ -96,6 +99,12 @@ class ChatApp(ChatActions):
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return role_colours(self.current_theme)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Keys of the chat are not those of a dialog over it: Textual would ask the app first."""
+        if action in OF_THE_CHAT and self.screen.is_modal:
+            return False
+        return super().check_action(action, parameters)
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="body"):

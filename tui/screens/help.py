@@ -121,7 +121,7 @@ class HelpScreen(Dialog[None]):
         Binding("up", "scroll('up')", show=False, priority=True),
         Binding("pagedown", "scroll('page_down')", show=False, priority=True),
         Binding("pageup", "scroll('page_up')", show=False, priority=True),
-        Binding("f1", "close", show=False),
+        Binding("f1", "close", id="help", show=False),  # whatever key has opened it
     ]
 
     def __init__(self, sections: Sequence[HelpSection]) -> None:
