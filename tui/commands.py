@@ -59,7 +59,8 @@ def begun(text: str) -> list[Command]:
 
 
 def parsed(text: str) -> tuple[Command, str] | None:
-    """The command and its argument; None: it is a question. A path that exists is a picture to be added.
+    """The command and its argument; None: it is a question. A path that exists is a picture to be added,
+    unless it is called as a command is: macOS has /private.
 
     Raises:
         UsageError: there is no such command, or its argument is missing or not wanted.
@@ -68,9 +69,9 @@ def parsed(text: str) -> tuple[Command, str] | None:
     if not first.startswith("/") or "\n" in text.strip():
         return None
     name, argument = first[1:], rest.strip()
-    if "/" in name or (name and os.path.lexists(first)):
-        return (_NAMED["image"], text.strip()) if os.path.lexists(text.strip()) else None
     command = _NAMED.get(ALIASES.get(name, name))
+    if command is None and ("/" in name or (name and os.path.lexists(first))):
+        return (_NAMED["image"], text.strip()) if os.path.lexists(text.strip()) else None
     if command is None:
         close = get_close_matches(name, [*_NAMED, *ALIASES], 1)
         raise UsageError(
