@@ -24,6 +24,7 @@ from . import events
 from .actions import ChatActions
 from .background import in_thread
 from .conversation import Conversation
+from .hangup import TERMINATED, when_terminated
 from .keymap import KEYS
 from .palette import CommandProvider
 from .recorder import HistoryRecorder
@@ -118,6 +119,7 @@ class ChatApp(ChatActions):
     # life
 
     def on_mount(self) -> None:
+        when_terminated(self._terminated)
         self.set_keymap(dict(self.setup.keymap))
         self.query_one(Composer).prompt.focus()
         self.call_after_refresh(lambda: self.run_worker(self._begin(), name="begin"))
@@ -137,6 +139,10 @@ class ChatApp(ChatActions):
     def close(self) -> None:
         """Ends the engine, and waits for that; after ``run()``."""
         self.conversation.close()
+
+    def _terminated(self) -> None:
+        self.conversation.cancel()
+        self.exit(return_code=TERMINATED)
 
     def now(self) -> float:
         """Seconds, that only go on."""

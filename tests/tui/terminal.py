@@ -47,6 +47,11 @@ class Terminal:
             os.close(self._fd)
             self._fd = -1
 
+    @property
+    def lines(self) -> int:
+        """Whether lines are edited and echoed, and more, as termios has it."""
+        return int(termios.tcgetattr(self._fd)[3])
+
     def type(self, keys: bytes) -> None:
         os.write(self._fd, keys)
 

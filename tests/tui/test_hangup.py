@@ -1,8 +1,9 @@
-"""A terminal that is closed ends the chat, and with it the worker."""
+"""A terminal that is closed ends the chat, and its worker; a chat that is ended leaves the terminal in order."""
 
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -42,3 +43,16 @@ def test_a_terminal_that_is_closed_ends_the_chat(tmp_path: Path, how: str) -> No
                 assert time.monotonic() < end
                 time.sleep(0.01)
             t.pid = 0
+
+
+def test_sigterm_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
+    with Terminal(["-m", "localvlm", "chat", "--pair", "demo"], env={"LOCALVLM_HOME": str(tmp_path)}) as t:
+        before = t.lines
+        t.until(b"ready")
+        assert t.lines != before
+        said = len(t.said)
+        os.kill(t.pid, signal.SIGTERM)
+        assert t.ended() == 143
+        for taken_back in (b"\x1b[?1049l", b"\x1b[?1000l", b"\x1b[?25h"):  # other screen, mouse, hidden cursor
+            assert taken_back in t.said[said:]
+        assert t.lines == before
