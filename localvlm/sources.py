@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from localvlm.errors import ImageError
 from localvlm.images import Image, load
 
-__all__ = ["MAX_PAGES", "Source", "is_url", "sources", "unwrapped"]
+__all__ = ["MAX_PAGES", "Source", "is_url", "place_of", "sources", "unwrapped"]
 
 MAX_PAGES = 1000
 """Most pages that one name stands for."""
@@ -75,8 +75,14 @@ def sources(name: str, *, apart: bool = False) -> list[Source]:
 
 def _file(path: str, page: int | None = None, *, apart: bool = False) -> Source:
     name = path if page is None else f"{path}#{page}"
-    place = None if is_url(path) else Path(_home(path)).absolute()
+    place = None if is_url(path) else place_of(_home(path))
     return Source(name, partial(load, _home(path), name, page, apart=apart), place, page)
+
+
+def place_of(path: str | Path) -> Path:
+    """Where a file lies, absolute; ``..`` behind a link to a folder means what it means to the system."""
+    place = Path(path).absolute()
+    return Path(os.path.realpath(place.parent), place.name) if ".." in place.parts else place
 
 
 def _home(path: str) -> str:

@@ -55,7 +55,9 @@ class StoredImage:
     @classmethod
     def of(cls, image: Image, path: Path | None, page: int | None = None) -> StoredImage:
         """What is kept of ``image``."""
-        return cls(image.name, None if path is None else path.absolute(), image.content, *image.size, page)
+        from localvlm.sources import place_of
+
+        return cls(image.name, None if path is None else place_of(path), image.content, *image.size, page)
 
 
 @dataclass(frozen=True)

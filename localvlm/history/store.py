@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -43,9 +44,9 @@ SELECT c.id, c.title, c.pair, c.system, c.created, c.updated,
 FROM conversation AS c"""
 _HAS_WORD = """(instr(c.folded, ?)
     OR EXISTS (SELECT 1 FROM turn WHERE conversation = c.id AND instr(turn.folded, ?)))"""
-_SHOWN = (
-    "SELECT turn.conversation FROM turn JOIN image ON image.turn = turn.id WHERE image.sha256 = ? OR image.path = ?"
-)
+_SHOWN = """
+SELECT turn.conversation, image.sha256, image.path FROM turn JOIN image ON image.turn = turn.id
+WHERE image.sha256 = ? OR instr(image.path, ?)"""
 _TURNS = """
 SELECT id, created, question, answer, guide_text, answered_by, status, pair, method, details
 FROM turn WHERE conversation = ? ORDER BY id"""
@@ -244,18 +245,38 @@ class History:
         self._write(lambda c: c.execute("DELETE FROM conversation"), sweep=True)
 
     def with_image(self, sha256: bytes | None = None, path: Path | None = None) -> list[ConversationSummary]:
-        """Conversations in which a picture of these pixels (``Image.content``), or from this path, was shown."""
-        found = self._read(
-            f"{_SUMMARY} WHERE c.id IN ({_SHOWN}) ORDER BY c.updated DESC, c.id DESC", _key(sha256, path)
-        )
-        return self._summaries(found)
+        """Conversations in which a picture of these pixels (``Image.content``), or from this path, was shown; however
+        the path is written, and whether or not a file is there still.
+        """
+
+        def read(connection: sqlite3.Connection) -> list[sqlite3.Row]:
+            shown = self._shown(connection, sha256, path)
+            return [row for one in shown for row in connection.execute(f"{_SUMMARY} WHERE c.id = ?", (one,))]
+
+        return sorted(self._summaries(self._snapshot(read)), key=lambda one: (one.updated, one.id), reverse=True)
 
     def forget_image(self, sha256: bytes | None = None, path: Path | None = None) -> int:
         """Removes those conversations for good, since any turn of them may tell of the picture; gives their number."""
-        remove = f"DELETE FROM conversation WHERE id IN ({_SHOWN})"  # noqa: S608
-        return self._write(lambda c: int(c.execute(remove, _key(sha256, path)).rowcount), sweep=True)
+
+        def write(connection: sqlite3.Connection) -> int:
+            shown = self._shown(connection, sha256, path)
+            connection.executemany("DELETE FROM conversation WHERE id = ?", [(one,) for one in shown])
+            return len(shown)
+
+        return self._write(write, sweep=True)
 
     # ---- how
+
+    def _shown(self, connection: sqlite3.Connection, sha256: bytes | None, path: Path | None) -> list[int]:
+        """Conversations with such a picture."""
+        wanted = set() if path is None else _spellings(str(path))
+        name = None if path is None else pack(path.name)
+        with self._decoding():
+            found = connection.execute(_SHOWN, (sha256, name)).fetchall()
+            of_it = (
+                r for r in found if r["sha256"] == sha256 or (r["path"] and wanted & _spellings(unpack(r["path"])))
+            )
+            return list(dict.fromkeys(row["conversation"] for row in of_it))
 
     def _read(self, query: str, values: Sequence[object]) -> list[sqlite3.Row]:
         return self._run(lambda c: c.execute(query, values).fetchall())
@@ -419,8 +440,12 @@ def _unknown(conversation: int) -> UsageError:
     return UsageError(f"there is no conversation {conversation} in the history", "it may have been removed meanwhile")
 
 
-def _key(sha256: bytes | None, path: Path | None) -> tuple[bytes | None, bytes | None]:
-    return sha256, None if path is None else pack(str(path.absolute()))
+def _spellings(path: str) -> set[str]:
+    """How a file's path may be written: by its folder as it is written, without ``..``, and without links."""
+    plain = os.path.abspath(path)  # noqa: PTH100 - pathlib's keeps ".."
+    with suppress(OSError, ValueError):  # no name of a file, or links in a circle
+        return {plain, str(Path(os.path.realpath(Path(path).parent), Path(path).name))}
+    return {plain}
 
 
 def _summary(row: sqlite3.Row) -> ConversationSummary:

@@ -240,6 +240,32 @@ def test_what_tells_of_a_picture_is_found_and_removed(history):
     assert history.forget_image(**wanted) == 0
 
 
+def test_a_picture_is_found_however_its_path_is_written(history, tmp_path, monkeypatch):
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "deep")
+    monkeypatch.chdir(tmp_path / "work")
+    shown = Image(np.zeros((4, 6, 3), np.uint8), "photo.png")
+    kept = {"up": "../photo.png", "behind": "../link/../photo.png", "linked": "../link/photo.png"}
+    for title, written in kept.items():
+        history.begin_with(turn(images=(StoredImage.of(shown, Path(written)),)), title)
+    history.begin_with(turn(images=(image(path=f"{tmp_path}/work/../photo.png"),)), "old")
+    for path, expected in (
+        ("photo.png", ["old", "up"]),
+        ("far/photo.png", ["behind"]),
+        ("link/../photo.png", ["behind", "old", "up"]),
+        ("far/deep/photo.png", ["linked"]),
+        ("link/photo.png", ["linked"]),
+        ("work/../far/../photo.png", ["old", "up"]),
+        ("other/photo.png", []),
+        ("hoto.png", []),
+    ):
+        found = history.with_image(path=tmp_path / path)
+        assert sorted(one.title for one in found) == expected, path
+    assert [turn.images[0].path for turn in history.turns(2)] == [tmp_path / "far" / "photo.png"]
+    assert history.forget_image(path=Path("../photo.png")) == 2
+
+
 # ---- nothing is left
 
 

@@ -197,6 +197,19 @@ def titles() -> list[str]:
         return [found.title for found in history.conversations()]
 
 
+def test_a_picture_that_is_gone_is_found_by_a_path_written_otherwise(home, canary, cli, monkeypatch, tmp_path):
+    from localvlm.sources import sources
+
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    (source,) = sources(f"../{canary.name}")
+    chat(canary, source.path)
+    canary.unlink()
+    assert "nothing is kept" in cli("forget", canary.with_name("other.png")).err
+    assert cli("forget", canary, "--yes").code == 0
+    assert titles() == []
+
+
 def test_history_goes_with_all(home, canary, cli):
     chat(canary)
     assert left(home)
