@@ -50,16 +50,17 @@ class Given:
     def more(
         self, turn: int, wanted: Sequence[Int32 | None], room: int | None = None, *, in_order: bool = False
     ) -> Given:
-        """With those of ``wanted`` (None: all) that are not there yet, at most ``room`` of them, those attended to most
-        first. ``in_order``: not added, but put where the picture stands, together with those that were there.
+        """With those of ``wanted`` (None: all) that are not there yet. Of pictures that something was given of, at most
+        ``room`` are added, those attended to most first, less what the other pictures get. ``in_order``: not added, but
+        put where the picture stands, together with those that were there.
         """
         counts = [len(a) for a in self.attended]
         groups = (*self.groups, *[()] * (len(counts) - len(self.groups)))
         had = [*self.tokens, *[np.zeros(0, np.int32)] * (len(counts) - len(self.groups))]
         all_of = [np.arange(n, dtype=np.int32) if w is None else w for w, n in zip(wanted, counts, strict=True)]
         new = [np.setdiff1d(w, h).astype(np.int32) for w, h in zip(all_of, had, strict=True)]
-        if room is not None and sum(map(len, new)) > room:
-            new = self._most(new, room)
+        if room is not None:
+            new = self._within(room, had, new)
         if in_order:
             joined = [np.union1d(*both).astype(np.int32) for both in zip(had, new, strict=True)]
             return replace(self, groups=tuple((Group(turn, tokens),) for tokens in joined))
@@ -67,6 +68,14 @@ class Given:
             self,
             groups=tuple((*g, Group(turn, n)) if len(n) or not g else g for g, n in zip(groups, new, strict=True)),
         )
+
+    def _within(self, room: int, had: Sequence[Int32], new: Sequence[Int32]) -> list[Int32]:
+        """Nothing would be seen of a picture that has no tokens yet, so it gets all that were chosen."""
+        left = max(0, room - sum(len(n) for n, h in zip(new, had, strict=True) if not len(h)))
+        begun = [n if len(h) else n[:0] for n, h in zip(new, had, strict=True)]
+        if sum(map(len, begun)) > left:
+            begun = self._most(begun, left)
+        return [b if len(h) else n for b, n, h in zip(begun, new, had, strict=True)]
 
     def _most(self, tokens: Sequence[Int32], n: int) -> list[Int32]:
         scores = np.concatenate([a[t] for a, t in zip(self.attended, tokens, strict=True)])

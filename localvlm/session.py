@@ -12,8 +12,9 @@ of two modes:
 In history the guide must pay. Plain llama.cpp, which keeps its cache too, prefills all N image tokens once. Here the
 model has been given C of them, and the guide has cost G of the model's rows. It looks again only if G and another look
 like the last are within M - C, where M is N less a RESERVE, and a question gets at most M - C - G new tokens. So once
-the first look has paid, C + G exceeds M by no more than a look takes longer than the one before. The bound does not
-hold where rows cannot be added behind text: there, the C of before come on top of it.
+the first look has paid, C + G exceeds M by no more than a look takes longer than the one before. The first look at a
+picture is always taken, and what it chooses of it given: else the picture would not be seen. The bound does not hold
+where rows cannot be added behind text: there, the C of before come on top of it.
 """
 
 from __future__ import annotations
@@ -173,8 +174,9 @@ class Session:
         if guided:
             max_tokens = min(options.max_tokens, options.guide_max_tokens)
             check = guiding(method) if may_exit else None
+            before = self._guide.n_tiles
             look = self._look(messages, max_tokens, clock, keep=options.guide_keep, check=check, schema=options.schema)
-            self._looked(look)
+            self._looked(look, self._guide.n_tiles - before)
             if on_look is not None:
                 on_look(look)
             if look.score is not None and exits(look.score, options.exit_at, look.answer.finish):
@@ -243,12 +245,13 @@ class Session:
         led = begun and (saliency is not None or kept is None)
         room = max(0, int(self._room(counts))) if led else None
         wanted = [None] * len(counts) if kept is None else kept
+        if begun and layer:
+            return known.more(len(self.turns), wanted, room, in_order=True)
         later = known.more(len(self.turns), wanted, room)
-        if not begun or sum(map(len, later.tokens)) == sum(map(len, before.tokens)):
-            return later
-        if self._model.vlm.info.mrope:
+        added = any(len(now) > len(then) for now, then in zip(later.tokens, before.tokens, strict=False))
+        if added and self._model.vlm.info.mrope:
             return known.more(len(self.turns), [None] * len(counts), in_order=True)
-        return known.more(len(self.turns), wanted, room, in_order=True) if layer else later
+        return later
 
     def _room(self, counts: Sequence[int], more: float = 0.0) -> float:
         """Image tokens that the model may still be given, ``more`` spent on the guide."""
@@ -256,23 +259,29 @@ class Session:
         return (1 - RESERVE) * sum(counts) - sum(map(len, self._given.tokens)) - spent
 
     def _guide_pays(self) -> bool:
-        """Whether another look costs no more than what pruning has saved. The first one is always taken."""
-        if not any(len(tokens) for tokens in self._given.tokens):
+        """Whether another look costs no more than what pruning has saved. The first at a picture is always taken."""
+        given = self._given.tokens
+        if len(given) < len(self.images) or not all(map(len, given)):
             return True
         counts = [self._model.vlm.layout(*image.size).n_tokens for image in self.images]
         return self._room(counts, self._last) >= 0
 
-    def _looked(self, look: Look) -> None:
-        """Notes what a look of the guide cost."""
+    def _looked(self, look: Look, tiles: int) -> None:
+        """Notes what a look of the guide cost, for which ``tiles`` were encoded."""
         guide = self._guide.vlm.info
         text = look.prompt.n_past - look.prompt.n_kept
         checked = 0
         if look.score is not None:
             checked = text + round(CONSISTENCY_KEEP * look.prompt.n_image) + len(look.answer.ids)
         rows = look.prompt.n_run + DECODED * len(look.answer.ids) + checked
-        new = slice(len(look.encoded) - len(self.waiting), None)
-        self._last = guide.n_params * (rows - sum(look.shown[new]))
-        self._spent += guide.n_params * (rows + guide.tile_price * sum(image.n_tiles for image in look.encoded[new]))
+        self._last = guide.n_params * (rows - look.prompt.n_run + self._text_run(look, text))
+        self._spent += guide.n_params * (rows + guide.tile_price * tiles)
+
+    def _text_run(self, look: Look, text: int) -> int:
+        """Rows of text that a look ran, as far as that is told: those of pictures may have been there."""
+        n_run = look.prompt.n_run
+        of_pictures = sum(look.shown[len(look.encoded) - len(self.waiting) :])
+        return min(n_run - of_pictures if n_run >= of_pictures else n_run, text)
 
     # stages
 

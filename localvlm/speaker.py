@@ -43,13 +43,18 @@ class Shown:
 
 
 class Speaker:
-    """The "guide" or the "model" of a pipeline, and the pictures it has encoded, by content."""
+    """The "guide" or the "model" of a pipeline, and the pictures it has encoded, by content.
+
+    Attributes:
+        n_tiles: how often a tile was encoded.
+    """
 
     def __init__(self, pipeline: Pipeline, role: str) -> None:
         self._pipeline, self._role = pipeline, role
         self._encoded: dict[bytes, Encoded] = {}
         self._shown: dict[tuple[bytes, float | Tokens | None], Shown] = {}
         self._of: Vlm | None = None
+        self.n_tiles = 0
 
     @property
     def vlm(self) -> Vlm:
@@ -73,7 +78,8 @@ class Speaker:
             key, keep = image.content, None if kept is None else kept[i]
             begun = self._encoded.get(key)
             if begun is None or begun.n_tiles < begun.layout.n_tiles or (tower and begun.tower is None):
-                self._encoded[key] = vlm.encode(image.rgb, tower=tower, keep=keep, onto=begun)
+                now = self._encoded[key] = vlm.encode(image.rgb, tower=tower, keep=keep, onto=begun)
+                self.n_tiles += now.n_tiles - (0 if begun is None else begun.n_tiles)
         return tuple(self._encoded[image.content] for image in images)
 
     def shown(self, images: Sequence[Image], keep: float | Tokens | None) -> list[Shown]:

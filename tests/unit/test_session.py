@@ -15,7 +15,7 @@ from localvlm.given import Given
 from localvlm.images import Image
 from localvlm.pipeline import AskOptions, Pair, Pipeline, Session, VlmFiles
 from localvlm.pruning import Tokens
-from localvlm.session import RESERVE
+from localvlm.session import RESERVE, Turn
 
 PAIR = Pair("fake", *(VlmFiles(Path(f"{role}.gguf"), Path("mmproj.gguf")) for role in ("guide", "model")))
 FEW = AskOptions(keep=0.2)
@@ -303,15 +303,77 @@ def test_image_tokens_and_the_guide_never_cost_more_than_all_image_tokens(cost: 
 
 def test_what_was_looked_at_most_goes_first():
     a = np.array([0, 5, 1, 3, 0, 2], np.float32)
-    given = Given().seen(a, [4, 2]).more(0, [np.array([1], np.int32), np.array([], np.int32)])
-    assert [t.tolist() for t in given.tokens] == [[1], []]
+    given = Given().seen(a, [4, 2]).more(0, [np.array([1], np.int32), np.array([0], np.int32)])
+    assert [t.tolist() for t in given.tokens] == [[1], [0]]
     filled = given.more(1, [None, None], 2)
-    assert [t.tolist() for t in filled.tokens] == [[1, 3], [1]]
+    assert [t.tolist() for t in filled.tokens] == [[1, 3], [0, 1]]
     assert [[g.turn for g in groups] for groups in filled.groups] == [[0, 1], [0, 1]]
     joined = given.more(1, [None, None], 2, in_order=True)
-    assert [[g.tokens.tolist() for g in groups] for groups in joined.groups] == [[[1, 3]], [[1]]]
+    assert [[g.tokens.tolist() for g in groups] for groups in joined.groups] == [[[1, 3]], [[0, 1]]]
     wider = filled.seen(np.ones(9, np.float32), [4, 2, 3]).more(2, [None, None, np.array([2], np.int32)])
     assert [t.tolist() for t in wider.tokens] == [[0, 1, 2, 3], [0, 1], [2]]
+
+
+def test_a_picture_that_nothing_was_given_of_is_outside_the_room():
+    given = Given().seen(np.ones(4, np.float32), [4]).more(0, [np.array([1], np.int32)])
+    both = given.seen(np.arange(7, dtype=np.float32), [4, 3])
+    for room, left in ((3, [1, 3]), (2, [1]), (0, [1])):
+        later = both.more(1, [np.array([0, 3], np.int32), np.array([0, 2], np.int32)], room)
+        assert [t.tolist() for t in later.tokens] == [left, [0, 2]]
+
+
+@pytest.mark.parametrize(("cost", "turns"), [(5, 12), (50, 2), (200, 1)])
+@pytest.mark.parametrize("exit_at", [None, 2.0])
+def test_no_picture_is_answered_blind(cost: int, turns: int, exit_at: float | None):
+    """Whatever the guide has cost, and however often it is asked again."""
+    _, pipeline = opened(**sizes(cost, 100))
+    few = replace(FEW, exit_at=exit_at)
+    with pipeline, pipeline.session([picture(1)]) as session:
+        for turn in range(turns):
+            look_elsewhere(pipeline, FOCI[turn % len(FOCI)])
+            session.ask("where?", few)
+        session.add(picture(2))
+        seen = []
+        for _ in range(4):
+            answer = session.ask("and here?", few)
+            seen.append(sum(i >= N for i in answer.kept_indices))
+            session.undo()
+        assert min(seen) > 0
+        assert len(set(seen)) == 1
+
+
+@pytest.mark.parametrize("last", [AskOptions(preset="paper-9"), AskOptions(keep=1e-9, layer=2)])
+def test_tokens_are_dropped_at_a_layer_after_turns_that_dropped_them_before(last: AskOptions):
+    engine, pipeline = opened()
+    with pipeline, pipeline.session([picture(1)]) as session:
+        for focus in (LEFT, RIGHT):
+            look_elsewhere(pipeline, focus)
+            before = session.ask("where?", FEW)
+        answer = session.ask("where?", last)
+        assert set(before.kept_indices) <= set(answer.kept_indices)
+        assert len(answer.kept_indices) < N
+        assert answer.layer > 0
+        (place,) = [p for p in engine.loaded[1].prompts[-1] if isinstance(p, ImagePart)]
+        assert place.again is None  # tokens behind text cannot go into such a prompt
+        assert session.ask("where?", FEW).text == "dark red"
+
+
+def test_what_a_look_costs_is_the_same_in_a_conversation_that_goes_on():
+    _, pipeline = opened(**sizes(1, 1000))
+    with pipeline, pipeline.session([picture(1)]) as session:
+        first = session.ask("what?", FEW)
+        session.ask("and where?", FEW)
+        fresh = session._last
+        session.undo()
+        session.undo()
+        assert session.ask("what?", FEW).kept_indices == first.kept_indices
+        assert session._last >= 0
+        assert session._guide.n_tiles == 1
+    _, pipeline = opened(**sizes(1, 1000))
+    with pipeline, pipeline.session() as session:
+        session.restore([Turn("what?", (picture(1),), first)])
+        session.ask("and where?", FEW)
+        assert fresh <= session._last < fresh + N  # all of the text, and no row of a picture
 
 
 def test_a_model_without_a_guide_has_conversations_too():
