@@ -120,9 +120,10 @@ def removal(files: Sequence[CachedFile], repos: Iterable[str] = (), cache: Path 
     """
     from huggingface_hub import scan_cache_dir
 
-    cache = cache or cache_folder()
+    named = cache or cache_folder()
+    cache = named.resolve()  # as the library writes paths; links below it are what is removed
     info = scan_cache_dir(cache)
-    paths = {file.path for file in files}
+    paths = {cache / file.path.relative_to(named) for file in files}
     known = [f for r in info.repos for v in r.revisions for f in v.files if f.file_path in paths]
     if len(known) < len(paths):
         raise StorageError(f"the cache '{cache}' is damaged", "`hf cache verify` tells more; remove the folder by hand")

@@ -357,6 +357,20 @@ def test_the_commit_that_main_means_comes_first(server, hub):
     assert [f.size for f in found if f.name.startswith("model")] == [3, len(BIG)]
 
 
+@pytest.mark.parametrize("way", ["link", "relative"])
+def test_removal_works_where_the_cache_is_reached_by_a_link(server, hub, way, tmp_path, monkeypatch):
+    pull(hub)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(hub.cache)
+    there = tmp_path / "link" if way == "link" else Path("link")
+    plan = removal([f for f in cached_files(there) if f.name.startswith("model")], cache=there)
+    assert plan.n_bytes == len(BIG)
+    plan.execute()
+    assert [f.name for f in cached_files(hub.cache)] == ["mmproj-model-F16.gguf"]
+    removal(cached_files(there), cache=there).execute()
+    assert cached_files(hub.cache) == []
+
+
 def test_removal_frees_what_it_says_and_keeps_what_others_use(server, hub):
     pull(hub)
     server.add(REPO, FILES | {"README.md": b"changed"})  # a commit with the same models
