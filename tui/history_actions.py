@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from textual import on
 
 from localvlm.errors import ImageError, LocalvlmError, StorageError, UsageError
 
-from .attachments import from_stored
+from .attachments import Attached, from_stored
 from .background import in_thread
 from .exchange import Exchange
 from .parts import ChatParts
@@ -68,6 +69,7 @@ class HistoryActions(ChatParts):
         await self.log_view.clear()
         await self.show_earlier()
         self.log_view.anchor()
+        await self.query_one(Chips).add(_unanswered(exchanges))
         self.show_pictures()
         for each in lost:
             self.warn(each)
@@ -138,3 +140,12 @@ def _restored(turns: list[StoredTurn]) -> tuple[list[Exchange], list[LocalvlmErr
                 lost.append(error)
         exchanges.append(exchange_of(turn, tuple(attached)))
     return exchanges, lost
+
+
+def _unanswered(exchanges: list[Exchange]) -> list[Attached]:
+    """Pictures of the last questions, as far as none of them was answered: they come with the next one. Each once, as
+    the newest has it.
+    """
+    last = [*takewhile(lambda exchange: exchange.status != "done", reversed(exchanges))]
+    pictures = (each for exchange in reversed(last) for each in exchange.attached)
+    return list({(each.image.name, each.image.content): each for each in pictures}.values())

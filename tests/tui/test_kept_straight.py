@@ -13,6 +13,7 @@ from localvlm.tui import history_actions
 from localvlm.tui.conversation import Conversation
 from localvlm.tui.events import Failed
 from localvlm.tui.widgets.chips import Chip, Chips
+from localvlm.tui.widgets.status_line import StatusLine
 from tests.tui.chat_app import (
     answered,
     ask,
@@ -215,6 +216,35 @@ def test_what_is_written_while_a_conversation_is_read_stays_and_is_asked_in_it(t
 
     played_chat(chat_app(history=tmp_path / "history.db"), first)
     played_chat(chat_app(history=tmp_path / "history.db"), second)
+
+
+def test_the_picture_of_a_question_that_was_stopped_comes_with_the_next_one_on_another_day(tmp_path, photo):
+    async def first(pilot):
+        app = pilot.app
+        for question in (f"what? @'{photo}'", "and?"):
+            exchange = await ask(pilot, question)
+            await pilot.press("escape")
+            await ended(pilot, exchange)
+            await until(pilot, lambda: len(chips(app)) == 1)
+
+    async def second(pilot):
+        app = pilot.app
+        await app._resume(1)
+        await until(pilot, lambda: len(app.conversation.exchanges) == 2 and chips(app))
+        assert [each.path for each in chips(app)] == [photo]
+        exchange = await answered(pilot, "now?")
+        assert exchange.answer.tokens.image == 144
+        await until(pilot, lambda: not chips(app))
+
+    async def third(pilot):
+        app = pilot.app
+        await app._resume(1)
+        await until(pilot, lambda: "the conversation goes on" in app.query_one(StatusLine).told)
+        assert (len(app.conversation.exchanges), chips(app)) == (3, [])
+
+    played_chat(chat_app(model=HOLDS, history=tmp_path / "history.db"), first)
+    played_chat(chat_app(history=tmp_path / "history.db"), second)
+    played_chat(chat_app(history=tmp_path / "history.db"), third)
 
 
 def test_a_pair_that_there_is_not_leaves_the_one_that_is_open():
