@@ -81,6 +81,7 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
         ask_each(ctx, lines, find_images(images, params), text, pair, options, reporter)
         return
     planned = plan_answer(ctx, pair, pictures, text, options, reporter)
+    params = ctx.params  # the plan may have set the guide's bound
     if reporter.verbose:
         from localvlm.cli.tokens import say_seen
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from localvlm.cli.options import rank, user_config
+from localvlm.cli.options import on_command_line, rank, user_config
 from localvlm.cli.output import Reporter
 from localvlm.errors import ImageError, UsageError
 
@@ -206,13 +206,16 @@ def exit_threshold(ctx: click.Context, pair: Pair, reporter: Reporter) -> float 
     """The score from which the guide's answer is final, None for never: as set, else as calibrated.
 
     A method that is not SGL's turns early exit off, unless --exit-at was set at the same place or nearer to the user;
-    so do --guide-keep and --schema what was calibrated, which is of free answers.
+    so do --guide-keep and --schema what was calibrated, which is of free answers. Without a guide, only the command
+    line's --exit-at is asked for, and refused later.
     """
     method, value = ctx.params["method"], ctx.params["exit_at"]
     other = ctx.params["guide_keep"] is not None or ctx.params.get("schema") is not None
     if method == "auto":
         method = "sgl+"
     follows = method in ("sgl", "sgl+")
+    if pair.guide is None and not on_command_line(ctx, "exit_at"):
+        return None
     if value is not None and (follows or rank(ctx, "exit_at") >= rank(ctx, "method")):
         return None if value == "off" else float(value)
     if not follows or pair.guide is None or pair.model is None or other:

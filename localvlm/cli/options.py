@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 __all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "Setting", "answer_options", "any_of", "budget_of",
-           "engine_options", "files", "image_token_options", "input_options", "known_settings", "output_options",
-           "pair_options", "pairs", "preset_of", "pulled", "rank", "setting", "user_config"]  # fmt: skip
+           "engine_options", "files", "image_token_options", "input_options", "known_settings", "on_command_line",
+           "output_options", "pair_options", "pairs", "preset_of", "pulled", "rank", "setting", "user_config"]  # fmt: skip
 
 METHODS = (
     "sgl+", "sgl", "fastervlm", "vtc-cls", "divprune", "cdpruner", "scope", "visionzip", "vispruner", "tome",
@@ -243,6 +243,11 @@ def rank(ctx: click.Context, name: str) -> int:
     source = ctx.get_parameter_source(name)
     order = [ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT, ParameterSource.COMMANDLINE]
     return order.index(source) + 1 if source in order else 0
+
+
+def on_command_line(ctx: click.Context, name: str) -> bool:
+    """Whether an option was given with the command itself."""
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def budget_of(ctx: click.Context) -> Keep:

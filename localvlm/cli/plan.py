@@ -11,7 +11,7 @@ import click
 from localvlm.cli.app import App, load_options
 from localvlm.cli.inputs import exit_threshold
 from localvlm.cli.interrupt import Interrupts
-from localvlm.cli.options import budget_of, preset_of, rank
+from localvlm.cli.options import budget_of, on_command_line, preset_of
 from localvlm.cli.output import Reporter
 
 if TYPE_CHECKING:
@@ -26,13 +26,18 @@ __all__ = ["method_asked", "options_asked", "plan_answer", "say", "shown"]
 def method_asked(ctx: click.Context, pair: Pair) -> str:
     """The method that --method names, auto as it is where nothing can be planned: a guide leads if there is one.
 
-    Without a guide, and without a word on the budget, nothing is pruned.
+    Without a guide nothing is pruned, unless the command line says how much: that is left to the guide that is missing,
+    or to a method without one where --accuracy allows it.
     """
     method: str = ctx.params["method"]
     if method != "auto":
         return method
-    budgets = any(rank(ctx, name) for name in ("keep", "keep_tokens", "layer", "preset", "exit_at"))
-    return "sgl+" if pair.guide is not None or budgets else "none"
+    if pair.guide is not None:
+        return "sgl+"
+    budgets = ("keep", "keep_tokens", "layer", "preset", "exit_at")
+    if not any(on_command_line(ctx, name) and ctx.params[name] not in (0, "off") for name in budgets):
+        return "none"
+    return "fastervlm" if ctx.params.get("accuracy") == "fast" and ctx.params["exit_at"] in (None, "off") else "sgl+"
 
 
 def options_asked(ctx: click.Context, pair: Pair, reporter: Reporter, schema: str = "") -> AskOptions:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 from localvlm import calibration
@@ -17,7 +19,7 @@ from localvlm.errors import EngineCrashed
 from localvlm.planning import choice, plans
 from localvlm.planning.memory import RateMemory
 from tests.unit.cli_help import GUIDE_SAYS, MODEL_SAYS
-from tests.unit.planning_help import GUIDE028, LLAVA7, QWEN3B, QWEN7B, Real, files_of, rates
+from tests.unit.planning_help import GUIDE028, LLAVA7, QWEN3B, QWEN7B, SMOL22B, SMOL256, Real, files_of, rates
 
 
 def memory() -> RateMemory:
@@ -109,6 +111,43 @@ def test_without_a_guide_nothing_is_pruned_unless_asked(timed):
     run = cli("ask", *model, "--keep=0.2", cli.image, "What?")
     assert run.code == 2
     assert "needs a guide" in run.err
+
+
+@pytest.mark.parametrize(
+    "set_", [["exit-at", "0.9"], ["exit-at", "off"], ["keep", "0.5"], ["keep-tokens", "64"], ["layer", "2"]]
+)
+@pytest.mark.parametrize("place", ["environment", "settings"])
+def test_a_budget_that_was_set_for_all_leaves_a_model_without_a_guide_as_it_is(cli, monkeypatch, set_, place):
+    key, value = set_
+    if place == "settings":
+        assert cli("config", "set", key, value).code == 0
+    else:
+        monkeypatch.setenv(f"LOCALVLM_{key.upper().replace('-', '_')}", value)
+    answer = json.loads(cli("ask", "--model", cli.pair[3], "--json", cli.image, "What?").out)
+    assert (answer["method"], answer["tokens"]["kept"]) == ("none", 144)
+
+
+def test_what_says_nothing_of_a_budget_needs_no_guide(cli):
+    for flags in (["--exit-at=off"], ["--layer=0"]):
+        assert cli("ask", "--model", cli.pair[3], *flags, cli.image, "What?").code == 0
+    for flags in (["--exit-at=0.9"], ["--layer=2"], ["--preset=paper-9"]):
+        run = cli("ask", "--model", cli.pair[3], *flags, cli.image, "What?")
+        assert (run.code, "needs a guide" in run.err) == (2, True)
+    run = cli("ask", "--model", cli.pair[3], "--json", "--accuracy=fast", "--keep=0.2", cli.image, "What?")
+    answer = json.loads(run.out)  # too small a model to plan for
+    assert (answer["method"], answer["tokens"]["kept"]) == ("fastervlm", 29)
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_guide_sees_what_was_planned(timed, lines):
+    cli = timed(SMOL22B, SMOL256)
+    PIL.Image.new("RGB", (1600, 1200)).save(cli.folder / "large.png")
+    for accuracy, bound in (("high", 512), ("fast", 256)):
+        flags = ["--jsonl", str(cli.folder / f"{accuracy}.jsonl")] if lines else ["-v"]
+        run = cli("ask", *cli.pair, f"--accuracy={accuracy}", *flags, str(cli.folder / "large.png"), "What?")
+        assert run.code == 0
+        assert lines or re.search(rf"plan: guided, at most {bound} tokens.*\(chosen\)", run.err)
+        assert [vlm.options.image_tokens for vlm in cli.engine.loaded] == [bound, 0]
 
 
 def test_a_machine_is_timed_once(timed, monkeypatch, tmp_path):
