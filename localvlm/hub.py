@@ -12,13 +12,13 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from localvlm.errors import DownloadError, LocalvlmError, StorageError, UsageError
-from localvlm.hub_cache import DIGEST, PIECE, cache_folder, folder_of, hasher, size_of
+from localvlm.hub_cache import DIGEST, PIECE, cache_folder, drop_part, folder_of, hasher, locked, size_of
 from localvlm.references import Reference, choose
 
 __all__ = ["Hub", "HubFile", "Listing", "Progress"]
@@ -170,8 +170,7 @@ class Hub:
             check_name(file.name)
         try:
             missing = [file for file in files if not self._pointer(file).exists()]
-            for listing, _ in wanted:
-                self._drop_stale(listing)
+            self._drop_stale([listing for listing, _ in wanted])
             self._check_room(missing)
             self.progress.begin(files)
             for file in files:
@@ -194,12 +193,13 @@ class Hub:
                 f"'{repo}' is not asked for, as --offline or HF_HUB_OFFLINE is set", "unset it to reach the hub"
             )
 
-    def _drop_stale(self, listing: Listing) -> None:
-        """Removes parts of files that the repository no longer has."""
-        digests = {file.digest for file in listing.files}
-        for part in (self._folder(listing.repo) / "blobs").glob("*.incomplete"):
-            if DIGEST.fullmatch(part.stem) and part.stem not in digests:
-                part.unlink(missing_ok=True)
+    def _drop_stale(self, listings: Sequence[Listing]) -> None:
+        """Removes parts of files that the repositories no longer have."""
+        digests = {file.digest for listing in listings for file in listing.files}
+        for repo in {listing.repo for listing in listings}:
+            for part in (self._folder(repo) / "blobs").glob("*.incomplete"):
+                if DIGEST.fullmatch(part.stem) and part.stem not in digests:
+                    drop_part(part)
 
     def _check_room(self, files: Iterable[HubFile]) -> None:
         need = sum(max(file.size - size_of(self._part(file)), 0) for file in files if not self._blob(file).exists())
@@ -240,19 +240,13 @@ class Hub:
 
     @contextmanager
     def _locked(self, file: HubFile) -> Iterator[None]:
-        """Holds the lock that the library takes for this file too, so that two processes do the work once."""
-        from contextlib import ExitStack
-
-        from huggingface_hub.utils import WeakFileLock
-
-        path = self.cache / ".locks" / self._folder(file.repo).name / f"{file.digest}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Holds the file's lock; says so where that takes long."""
         with ExitStack() as held:
             try:
-                held.enter_context(WeakFileLock(path, timeout=0.2))
+                held.enter_context(locked(self._blob(file), 0.2))
             except TimeoutError:
                 self.progress.note(f"another process is fetching '{file.name}'; waiting for it")
-                held.enter_context(WeakFileLock(path))
+                held.enter_context(locked(self._blob(file)))
             yield
 
     def _fetch(self, file: HubFile, path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,19 @@ __all__ = [
     "cache_folder",
     "cached_files",
     "digest_of",
+    "drop_part",
     "folder_of",
     "half_fetched",
     "hasher",
+    "locked",
     "removal",
     "size_of",
 ]
 
 PIECE = 1 << 18
 """Bytes that are read from a file at a time."""
+_AT_ONCE_S = 0.05
+"""How long a lock that is free may take."""
 DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 """SHA-256 of a file that the hub stores by LFS, or the SHA-1 by which git knows it."""
 
@@ -104,12 +109,13 @@ def digest_of(file: CachedFile, at: Callable[[int], None] | None = None) -> str:
 @dataclass(frozen=True)
 class Removal:
     """What removing files would free, in bytes, and what does it. ``parts``: of files that were not fetched whole,
-    which go too.
+    which go too; ``busy``: those that stay, as another process is fetching them.
     """
 
     n_bytes: int
     execute: Callable[[], None]
     parts: tuple[CachedFile, ...] = ()
+    busy: tuple[CachedFile, ...] = ()
 
 
 def removal(files: Sequence[CachedFile], repos: Iterable[str] = (), cache: Path | None = None) -> Removal:
@@ -131,17 +137,20 @@ def removal(files: Sequence[CachedFile], repos: Iterable[str] = (), cache: Path 
     repos = {*repos, *(file.repo for file in files)}
     folders = {folder_of(repo, cache) for repo in repos}
     stay = {file.repo for file in cached_files(cache) if file.path not in paths}
-    parts = tuple(part for repo in sorted(repos - stay) for part in half_fetched(repo, cache))
+    halves = [part for repo in sorted(repos - stay) for part in half_fetched(repo, cache)]
+    busy = tuple(part for part in halves if _is_fetched(part.path))
+    parts = tuple(part for part in halves if part not in busy)
 
     def execute() -> None:
         plan.execute()
         for part in parts:
-            part.path.unlink(missing_ok=True)
+            drop_part(part.path)
         for folder in folders:
-            if not any(path.is_file() for path in (folder / "snapshots").rglob("*")):
+            used = *(folder / "snapshots").rglob("*"), *(folder / "blobs").glob("*.incomplete")
+            if not any(path.is_file() for path in used):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    return Removal(plan.expected_freed_size + sum(part.size for part in parts), execute, parts)
+    return Removal(plan.expected_freed_size + sum(part.size for part in parts), execute, parts, busy)
 
 
 def half_fetched(repo: str, cache: Path | None = None) -> list[CachedFile]:
@@ -149,6 +158,48 @@ def half_fetched(repo: str, cache: Path | None = None) -> list[CachedFile]:
     cache = cache or cache_folder()
     paths = sorted((folder_of(repo, cache) / "blobs").glob("*.incomplete"))
     return [CachedFile(repo, "", path.name, path, size_of(path), "") for path in paths]
+
+
+@contextmanager
+def locked(blob: Path, wait_s: float | None = None) -> Iterator[None]:
+    """Holds the lock that the library takes for the content ``blob`` too, so that two processes do the work once.
+
+    Raises:
+        TimeoutError: another process has it still after so many seconds; None: it is waited for.
+    """
+    from huggingface_hub.utils import WeakFileLock
+
+    path = _lock_of(blob)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(path, timeout=wait_s):
+        yield
+
+
+def drop_part(path: Path) -> None:
+    """Removes the part of a file, unless another process is fetching it."""
+    with suppress(TimeoutError), locked(_blob_of(path), _AT_ONCE_S):
+        path.unlink(missing_ok=True)
+
+
+def _is_fetched(path: Path) -> bool:
+    """Whether another process is fetching the file of this part."""
+    blob = _blob_of(path)
+    if not _lock_of(blob).exists():
+        return False
+    try:
+        with locked(blob, _AT_ONCE_S):
+            return False
+    except TimeoutError:
+        return True
+
+
+def _blob_of(part: Path) -> Path:
+    return part.with_name(part.name.partition(".")[0])
+
+
+def _lock_of(blob: Path) -> Path:
+    folder = blob.parent.parent
+    return folder.parent / ".locks" / folder.name / f"{blob.name}.lock"
 
 
 def hasher(digest: str, size: int) -> Any:

@@ -21,7 +21,7 @@ from localvlm.cli.options import (
     user_config,
 )
 from localvlm.cli.output import Reporter, print_table
-from localvlm.errors import Interrupted, ModelNotFound, NotGguf, UsageError
+from localvlm.errors import Interrupted, ModelNotFound, NotGguf, StorageError, UsageError
 from localvlm.sanitize import sanitize
 
 if TYPE_CHECKING:
@@ -223,6 +223,10 @@ def rm(ctx: click.Context, models: tuple[str, ...], yes: bool, quiet: bool, verb
         click.echo(f"{gigabytes(file.size):>9}  {sanitize(file.repo)}  {sanitize(file.name)}", err=True)
     for part in plan.parts:
         click.echo(f"{gigabytes(part.size):>9}  {sanitize(part.repo)}  a file that was not fetched whole", err=True)
+    for part in plan.busy:
+        reporter.note(f"{sanitize(part.repo)}: a file stays, as another process is fetching it")
+    if not (files or plan.parts):
+        raise StorageError("nothing was removed", "wait for the process that is fetching it, or end it")
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"removing frees {gigabytes(plan.n_bytes)} and was not agreed to", "pass --yes")

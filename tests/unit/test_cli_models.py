@@ -202,6 +202,20 @@ def test_a_repository_of_one_half_fetched_file_goes(cli, hub, name):
     assert run.err.endswith("3 MB freed\n")
 
 
+def test_what_another_process_fetches_is_not_removed(cli, hub, tmp_path):
+    from localvlm.hub_cache import locked
+
+    hub.faults += [Fault(cut=1 << 20), Fault(status=404)]
+    assert cli("pull", MODEL).code == 7
+    (part,) = (tmp_path / "hub").rglob("*.incomplete")
+    with locked(part.with_suffix("")):
+        run = cli("rm", "-y", MODEL)
+        assert (run.code, part.exists()) == (8, True)
+        assert f"{MODEL}: a file stays, as another process is fetching it" in run.err
+    assert cli("rm", "-y", MODEL).code == 0
+    assert not part.exists()
+
+
 def test_a_file_by_its_address(cli, hub):
     run = cli("pull", f"{hub.endpoint}/{MODEL}/blob/main/mmproj-model-F16.gguf")
     assert run.code == 0, run.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -310,6 +311,61 @@ def test_two_at_once_do_the_work_once(server, hub):
     assert "another process" in heard.notes[0]
     assert server.served == len(BIG)
     assert visible(hub) == visible(twin) == ["model-Q4_K_M.gguf"]
+
+
+@contextmanager
+def half_way(server: HubServer, hub: Hub):
+    """While a thread has fetched half of the model."""
+    begun, free = threading.Event(), threading.Event()
+
+    def pace(served: int) -> None:
+        if served >= 1 << 20 and not begun.is_set():
+            begun.set()
+            free.wait(20)
+
+    server.pace = pace
+    fetched: list[Path] = []
+    thread = threading.Thread(target=lambda: fetched.extend(pull(hub, "model-Q4_K_M.gguf")))
+    thread.start()
+    assert begun.wait(20)
+    yield fetched
+    free.set()
+    thread.join(20)
+
+
+def test_what_is_being_fetched_is_not_stale(server, hub):
+    other = Hub(hub.endpoint, hub.cache, "hf_right", offline=False)
+    with half_way(server, hub) as fetched:
+        server.add(REPO, {"README.md": b"# No model any more"})
+        pull(other, "README.md")
+        assert len(parts(hub)) == 1
+    assert [path.read_bytes() for path in fetched] == [BIG]
+    assert not hub.progress.notes
+
+
+def test_what_is_being_fetched_is_not_removed(server, hub):
+    pull(hub, "README.md")
+    with half_way(server, hub) as fetched:
+        plan = removal([], [REPO], hub.cache)
+        assert (len(plan.parts), len(plan.busy), plan.n_bytes) == (0, 1, 0)
+        plan.execute()
+        later = removal([], [REPO], hub.cache)
+    assert [path.read_bytes() for path in fetched] == [BIG]
+    later.execute()
+    assert fetched[0].exists()
+
+
+def test_parts_of_two_revisions_that_are_pulled_together_stay(server, hub):
+    old = hub.listing(REPO)
+    server.add(REPO, FILES | {"model-Q4_K_M.gguf": BIG[::-1]})
+    new = hub.listing(REPO)
+    blobs = hub.cache / "models--user--model-GGUF" / "blobs"
+    blobs.mkdir(parents=True)
+    named = {file.digest for listing in (old, new) for file in listing.files if file.name.startswith("model")}
+    for digest in (*named, "0" * 64):
+        (blobs / f"{digest}.incomplete").write_bytes(b"x")
+    hub.pull([(listing, [file for file in listing.files if file.name == "README.md"]) for listing in (old, new)])
+    assert {path.stem for path in parts(hub)} == named
 
 
 BAD = ["../x.gguf", "/etc/x.gguf", "a/../../x.gguf", "a\0.gguf", "a\\..\\x.gguf", "x" * 300 + ".gguf", "a//b.gguf", "",
