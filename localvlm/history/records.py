@@ -24,6 +24,7 @@ __all__ = [
     "folded",
     "image_of",
     "image_row",
+    "moment",
     "pack",
     "turn_of",
     "turn_row",
@@ -139,6 +140,13 @@ class ConversationSummary:
 
 # ---- columns -----------------------------------------------------------------------------------------------------
 
+_LATEST = 253_402_214_400
+"""A day before the year 10,000, which no calendar shows, in any zone of time."""
+_BEYOND = 1e15
+"""No count and no time comes to it."""
+_MAY_LACK = ("kept", "mean_kept", "guide")
+"""Of TokenCounts."""
+
 
 def pack(text: str | None) -> bytes | None:
     """Text as it is kept: exactly, lone surrogates and NUL too, which SQLite's own text does not hold."""
@@ -189,21 +197,22 @@ def turn_of(row: Mapping[str, Any], images: Sequence[StoredImage]) -> StoredTurn
     from localvlm.early_exit import Score
 
     details = json.loads(row["details"])
+    tokens, score, threshold, keep = (details[name] for name in ("tokens", "score", "threshold", "keep"))
     return StoredTurn(
         unpack(row["question"]),
         unpack(row["answer"]),
-        row["answered_by"],
+        None if row["answered_by"] is None else _kind(row["answered_by"], str),
         row["status"],
         _maybe(row["guide_text"]),
         tuple(images),
         _maybe(row["pair"]),
-        row["method"],
-        details["keep"],
-        None if details["tokens"] is None else TokenCounts(**details["tokens"]),
-        None if details["score"] is None else Score(**details["score"]),
-        details["threshold"],
-        details["ms"],
-        row["created"],
+        _kind(row["method"], str),
+        keep if isinstance(keep, str) else _number(keep),
+        None if tokens is None else TokenCounts(**{k: _number(n, k in _MAY_LACK) for k, n in tokens.items()}),
+        None if score is None else Score(**{name: float(_kind(share, int, float)) for name, share in score.items()}),
+        None if threshold is None else float(_kind(threshold, int, float)),
+        {stage: _number(ms) for stage, ms in details["ms"].items()},
+        moment(row["created"]),
         row["id"],
     )
 
@@ -223,4 +232,27 @@ def image_row(image: StoredImage) -> dict[str, Any]:
 def image_of(row: Mapping[str, Any]) -> StoredImage:
     """The picture in a row of its table."""
     path = None if row["path"] is None else Path(unpack(row["path"]))
-    return StoredImage(unpack(row["name"]), path, row["sha256"], row["width"], row["height"], row["page"])
+    width, height = (_kind(row[name], int) for name in ("width", "height"))
+    page = None if row["page"] is None else _kind(row["page"], int)
+    return StoredImage(unpack(row["name"]), path, _kind(row["sha256"], bytes), width, height, page)
+
+
+def moment(value: Any) -> float:
+    """A column's seconds since 1970, if a calendar has them."""
+    if not 0 <= _number(value) < _LATEST:
+        raise ValueError(value)
+    return float(value)
+
+
+def _number(value: Any, may_lack: bool = False) -> Any:
+    """A column's number, if it can be reckoned with."""
+    if not (value is None and may_lack) and not abs(_kind(value, int, float)) < _BEYOND:
+        raise ValueError(value)
+    return value
+
+
+def _kind(value: Any, *kinds: type) -> Any:
+    """A column's value, if it is of one of these kinds; SQLite itself takes any."""
+    if not isinstance(value, kinds):
+        raise TypeError(value)
+    return value

@@ -21,6 +21,7 @@ from localvlm.history.records import (
     folded,
     image_of,
     image_row,
+    moment,
     pack,
     turn_of,
     turn_row,
@@ -290,7 +291,7 @@ class History:
         """Tells values that their columns cannot hold as damage of the file."""
         try:
             yield
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise damaged(self.path, f"a row holds what it cannot ({type(error).__name__})") from error
 
     def _snapshot(self, read: Callable[[sqlite3.Connection], T]) -> T:
@@ -451,4 +452,5 @@ def _spellings(path: str) -> set[str]:
 def _summary(row: sqlite3.Row) -> ConversationSummary:
     pair, system = (None if row[name] is None else unpack(row[name]) for name in ("pair", "system"))
     counts = row["turns"], row["images"]
-    return ConversationSummary(row["id"], unpack(row["title"]), pair, system, *counts, row["created"], row["updated"])
+    times = moment(row["created"]), moment(row["updated"])
+    return ConversationSummary(row["id"], unpack(row["title"]), pair, system, *counts, *times)

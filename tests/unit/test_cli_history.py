@@ -99,6 +99,14 @@ def test_a_damaged_history_is_told(cli, two):
         assert (done.code, "damaged" in done.err) == (8, True)
 
 
+def test_a_time_that_no_calendar_has_is_told(cli, two):
+    with History.open() as history:
+        history._connection.execute("UPDATE conversation SET updated = 1e18")
+    for args in ((), ("rm", two[0], "-y"), ("export", two[0])):
+        done = cli("history", *args)
+        assert (done.code, "damaged" in done.err) == (8, True), done.err
+
+
 def test_ids_are_completed(cli, two, monkeypatch, capsys):
     monkeypatch.setenv("_LOCALVLM_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", "localvlm history show ")

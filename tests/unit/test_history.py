@@ -404,6 +404,42 @@ def test_a_closed_history_says_so(history):
         history.conversations()
 
 
+ODD = (1e18, -1.0, float("inf"), "soon", b"\0", 253402300800, 1 << 62)
+
+
+@pytest.mark.parametrize("column", ["conversation.created", "conversation.updated", "turn.created"])
+@pytest.mark.parametrize("value", ODD, ids=ascii)
+def test_times_that_no_calendar_has_are_told(history, column, value):
+    conversation, _ = history.begin_with(turn(), "t")
+    table, name = column.split(".")
+    history._connection.execute(f"UPDATE {table} SET {name} = ?", (value,))
+    with pytest.raises(StorageError, match="is damaged: a row holds what it cannot"):
+        history.turns(conversation) if table == "turn" else history.conversations()
+
+
+def test_other_odd_values_are_told(history):
+    conversation, _ = history.begin_with(turn(score=Score(0.5, 0.5), tokens=TokenCounts(9, None, 9, 1)), "t")
+    (kept,) = history._connection.execute("SELECT details FROM turn").fetchone()
+    details = json.loads(kept)
+    odd = [{**details, name: value} for name in details for value in ([], {"image": "x"}, {"total": None}, True)]
+    odd = [each for each in odd if each["keep"] is not True and each["threshold"] is not True]
+    odd += [{**details, "ms": {"total": value}} for value in ("1", None, 10**400, float("nan"), float("inf"))]
+    odd += [{**details, "tokens": {**details["tokens"], "image": value}} for value in (None, "9", [])]
+    odd += [{**details, "score": {**details["score"], "confidence": 10**400}}]
+    for text in (*map(json.dumps, odd), "[" * 100_000, "7", "{}", ""):
+        history._connection.execute("UPDATE turn SET details = ?", (text,))
+        with pytest.raises(StorageError, match="is damaged: a row holds what it cannot"):
+            history.turns(conversation)
+    history._connection.execute("UPDATE turn SET details = ?", (kept,))
+    for column, value in (("method", b"x"), ("answered_by", b"x"), ("question", "text"), ("status", "over")):
+        (before,) = history._connection.execute(f"SELECT {column} FROM turn").fetchone()
+        history._connection.execute(f"UPDATE turn SET {column} = ?", (value,))
+        with pytest.raises(StorageError, match="is damaged: a row holds what it cannot"):
+            history.turns(conversation)
+        history._connection.execute(f"UPDATE turn SET {column} = ?", (before,))
+    assert len(history.turns(conversation)) == 1
+
+
 # ---- the file goes
 
 
