@@ -21,6 +21,8 @@ Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
 _EMPTY = "nothing has been prefilled yet"
+CUT = -1
+"""No end of a batch."""
 
 
 def _nothing() -> None:
@@ -52,13 +54,18 @@ class Cache:
         self.keys: Int32 = np.zeros((0, 6), np.int32)
         """(cells in use, 6) what those of ``main`` hold: :attr:`PromptRows.keys`."""
         self.stops: list[int] = []
-        """Ends of the batches that ran."""
+        """Ends of the batches that ran; CUT where rows are kept of one that went on."""
         self.prompt = 0
         """Rows of the last prompt."""
         self._used = 0
         self.tapping = self.staged = False
         self.last: Float32 | None = None
         self.mend: Callable[[], object] = _nothing
+
+    def settle(self) -> None:
+        """Puts right the cells that an answer left as they were; nothing may be run after them before."""
+        mend, self.mend = self.mend, _nothing
+        mend()
 
     def clear(self) -> None:
         self._reset()
@@ -161,7 +168,8 @@ class Cache:
         self.mend = _nothing
         self.context.trim(int(self.keys[n - 1, -3]) + 1 if self._model.mrope else n)
         self.keys = self.keys[:n]
-        self.stops = [stop for stop in self.stops if stop < n] + [n]
+        whole = n in self.stops
+        self.stops = [*(stop for stop in self.stops if 0 <= stop < n), n if whole else CUT]
 
     def ran(self, keys: Int32) -> None:
         """A batch went into the cache."""

@@ -40,6 +40,7 @@ class Decoder:
         """See :meth:`localvlm.engine.api.Vlm.generate`."""
         started = time.perf_counter()
         cache, vocabulary = self._cache, self._model.vocabulary
+        cache.settle()
         logits = cache.logits
         sampler = Sampler(sampling, Grammar(vocabulary, sampling.schema) if sampling.schema else None)
         likely = self._usable(draft, max_tokens, sampling)
@@ -88,12 +89,14 @@ class Decoder:
 
     def feed(self, ids: Int32) -> None:
         """See :meth:`localvlm.engine.api.Vlm.feed`."""
+        self._cache.settle()
         for token in ids:
             self._cache.last = self._cache.feed([int(token)])[0]
 
     def score(self, ids: Int32) -> Float32:
         """See :meth:`localvlm.engine.api.Vlm.score`."""
         cache = self._cache
+        cache.settle()
         out = [cache.logits[None]]
         tapping, cache.tapping = cache.tapping, False
         fed = 0

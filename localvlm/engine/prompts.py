@@ -16,7 +16,7 @@ from localvlm.engine.cache import Cache
 from localvlm.engine.families import NUMBER
 from localvlm.engine.llama import Model
 from localvlm.engine.native import REDUCTIONS
-from localvlm.engine.rows import Placed, PromptRows, Run, lay_rows
+from localvlm.engine.rows import SOURCE, Placed, PromptRows, Run, lay_rows
 from localvlm.engine.staged import Batch, Segment
 from localvlm.engine.token_table import TokenTable
 from localvlm.engine.tower import Picture
@@ -82,7 +82,7 @@ class Prompts:
         batches = self._batches(rows)
         stay = self._reusable(rows, batches, tap, reuse)
         if stay > cache.prompt:
-            cache.mend()
+            cache.settle()
         cache.last = None
         cache.keep(stay)
         cache.context.reserve(rows.n)
@@ -139,16 +139,21 @@ class Prompts:
         n = _agreeing(rows.keys[:n], cache.keys[:n])
         if reuse == "batches":
             same = _agreeing(np.array([b.stop for b in batches]), np.array(cache.stops))
-            n = max((b.stop for b in batches[:same] if b.stop <= n), default=0)
+            ends = [b.stop for b in batches[:same] if b.stop <= n]
+            n = max((end for end in ends if self._outside(rows, end) == end), default=0)
         else:
             n = self._outside(rows, n)
         return n if self._model.forgets or n == len(cache.keys) else 0
 
     def _outside(self, rows: PromptRows, n: int) -> int:
-        """The last place up to row ``n`` where a cache can be cut: not within rows that share a t or see each other."""
-        for run in rows.runs:
-            if run.picture is not None and run.start < n < run.stop and (self._model.mrope or not self._causal):
-                return run.start
+        """The last place up to row ``n`` where a cache can be cut: not within rows that share a t or see each other, be
+        they of the prompt or those that the cache holds.
+        """
+        if self._causal and not self._model.mrope:
+            return n
+        for source in (rows.source, self._cache.keys[:, SOURCE]):
+            while 0 < n < len(source) and source[n - 1] == source[n] >= 0:
+                n -= 1
         return n
 
     # rows

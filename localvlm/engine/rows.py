@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 from localvlm.engine.native import ROW_LAST, ROW_PROMPT
 from localvlm.engine.tower import Picture, Piece
 
-__all__ = ["Placed", "PromptRows", "Run", "lay_rows", "with_ends"]
+__all__ = ["SOURCE", "Placed", "PromptRows", "Run", "lay_rows", "with_ends"]
 
 Int32 = NDArray[np.int32]
+
+SOURCE = 1
+"""Column of :attr:`PromptRows.keys` that tells the picture; -1 for text."""
 
 
 @dataclass(frozen=True)

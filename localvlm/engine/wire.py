@@ -41,6 +41,8 @@ _DTYPES = {"float32", "int32", "uint8"}
 _HEAD = struct.Struct("<II")
 _SIZE = struct.Struct("<Q")
 MAX_JSON = 1 << 26
+MAX_ARRAYS = 1 << 16
+"""Of a frame: a picture of a prompt has up to four, and each turn of a conversation may add tokens of each."""
 MAX_ARRAY_BYTES = 1 << 33
 
 
@@ -96,7 +98,7 @@ def unpack(read: Callable[[int], bytes]) -> dict[str, Any]:
         ValueError: the frame is not one that :func:`pack` writes.
     """
     n_json, n_arrays = _HEAD.unpack(read(_HEAD.size))
-    if n_json > MAX_JSON or n_arrays > 64:
+    if n_json > MAX_JSON or n_arrays > MAX_ARRAYS:
         raise ValueError(f"frame of {n_json} bytes and {n_arrays} arrays")
     text = read(n_json)
     arrays = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from localvlm.engine.api import Encoded, ImagePart, Message, Part, Reuse, TextPart
 from localvlm.engine.client import Engine, RemoteVlm
+from localvlm.engine.rows import SOURCE
 from localvlm.engine.vlm import LlamaVlm
 from localvlm.errors import Interrupted, UsageError
 from tests import zoo
@@ -149,6 +151,72 @@ def test_attention_is_of_the_text_asked_about(llava: RemoteVlm) -> None:
     assert got.n_past - got.n_run > 36
     assert llava.attention().rows == want.rows
     np.testing.assert_allclose(llava.attention().prompt, want.prompt, atol=2e-2 * want.prompt.max())
+
+
+LARGE = replace(ONE, n_ctx=1536, image_tokens=1024)
+"""Pictures of more rows than a batch has."""
+
+
+def test_a_cache_is_not_cut_within_a_picture_whose_rows_share_a_place(folder: Path) -> None:
+    """A pruned prompt of Qwen is run in batches of 512 rows, so that one may end within the picture."""
+    model = zoo.build("qwen25vl", folder)
+    vlm, other = (LlamaVlm(model.model, model.mmproj, LARGE) for _ in range(2))
+    rgb = np.random.default_rng(0).integers(0, 255, (840, 840, 3), np.uint8)
+    seen, again = vlm.encode(rgb), other.encode(rgb)
+    keep = np.flatnonzero(np.random.default_rng(1).random(seen.layout.n_tokens) < 0.62).astype(np.int32)
+    for question in ("what is the thing in red?", "is it a cat?", "where is it?", "how many are there?"):
+        vlm.prefill([TextPart("Hello there "), ImagePart(seen, keep), TextPart(question)], reuse="batches")
+        want = fresh(other, [TextPart("Hello there "), ImagePart(again, keep), TextPart(question)])
+        assert np.array_equal(vlm.logits(), want)
+    vlm.close()
+    other.close()
+
+
+@pytest.mark.parametrize(("name", "off"), [("qwen25vl", 2e-3), ("gemma3", 0.0)])
+def test_fewer_tokens_of_a_picture_leave_none_of_those_before(name: str, off: float, folder: Path) -> None:
+    """What the cache holds after the first ones shares their place, or was seen by them."""
+    model = zoo.build(name, folder)
+    vlm = LlamaVlm(model.model, model.mmproj, ONE)
+    seen = vlm.encode(picture())
+    few = np.arange(seen.layout.n_tokens // 3, dtype=np.int32)
+    prompt = [TextPart("Hello there "), ImagePart(seen, few), TextPart("what?")]
+    want = fresh(vlm, prompt)
+    fresh(vlm, [TextPart("Hello there "), ImagePart(seen), TextPart("what?")])
+    vlm.prefill(prompt, reuse="rows")
+    assert float(np.abs(vlm.logits() - want).max()) <= off
+    vlm.close()
+
+
+def test_a_cut_is_no_end_of_a_batch(folder: Path) -> None:
+    """Rows that are kept of a larger batch are not those of a smaller one, bit for bit."""
+    model = zoo.build("llava15", folder)
+    vlm = LlamaVlm(model.model, model.mmproj, ONE)
+    seen = vlm.encode(picture())
+    few = np.arange(1, 36, dtype=np.int32)
+    whole = [TextPart("Hello there, what is it that you see? "), ImagePart(seen), TextPart("what?")]
+    want = fresh(vlm, whole)
+    vlm.prefill([whole[0], ImagePart(seen, few), whole[2]])  # text and picture in one batch
+    vlm._cache.keep(int(np.flatnonzero(vlm._cache.keys[:, SOURCE] >= 0)[0]))
+    assert vlm.prefill(whole, reuse="batches").n_run > 36
+    assert np.array_equal(vlm.logits(), want)
+    vlm.close()
+
+
+@pytest.mark.parametrize("way", ["feed", "generate", "score"])
+def test_an_answer_is_settled_before_anything_is_run_after_it(way: str, folder: Path) -> None:
+    model = zoo.build("llava15", folder)
+    vlm = LlamaVlm(model.model, model.mmproj, ONE)
+    prompt = parts(vlm, [vlm.encode(picture())], "what is the thing in red?")
+    ids = np.array([83, 266, 7], np.int32)
+    vlm.prefill(prompt)
+    vlm.generate(2)
+    settled: list[int] = []
+    vlm._cache.mend = lambda: settled.append(len(vlm._cache.keys))
+    before = len(vlm._cache.keys)
+    vlm.generate(2) if way == "generate" else getattr(vlm, way)(ids)
+    vlm.prefill(parts(vlm, [vlm.encode(picture())], "what is the thing in red?", "it", "and?"), reuse="rows")
+    assert settled == [before]
+    vlm.close()
 
 
 def test_what_was_decoded_along_a_draft_is_mended_before_it_is_gone_on_from(folder: Path) -> None:

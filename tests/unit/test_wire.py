@@ -121,6 +121,12 @@ def frame(value: Any, *arrays: bytes, n_json: int | None = None, n_arrays: int |
     return head + text + b"".join(struct.pack("<Q", len(a)) + a for a in arrays)
 
 
+def test_a_prompt_of_many_pictures_goes_through():
+    parts = [np.arange(3, dtype=np.int32) for _ in range(1000)]
+    framed = io.BytesIO(b"".join(wire.pack({"parts": parts})))
+    assert len(wire.unpack(framed.read)["parts"]) == 1000
+
+
 ND = {"$nd": 0, "dtype": "float32", "shape": [2]}
 HOSTILE = {
     "empty": b"",
