@@ -149,7 +149,8 @@ def draw_kept(picture: PIL.Image.Image, boxes: Float32, kept: Int32) -> PIL.Imag
 
 def _facts(answer: Answer) -> Iterator[str]:
     tokens = answer.tokens
-    seen = f"{tokens.image} image tokens" if tokens.kept is None else f"{tokens.kept} of {tokens.image} image tokens"
+    n_seen = tokens.kept if tokens.kept is not None or tokens.guide == tokens.image else tokens.guide
+    seen = f"{tokens.image} image tokens" if n_seen is None else f"{n_seen} of {tokens.image} image tokens"
     keep = answer.keep if isinstance(answer.keep, str) else f"{answer.keep:g}"
     yield f"answered by the {answer.answered_by} · {seen} · method {answer.method}, keep {keep}"
     if len(answer.steps) > 1 and tokens.mean_kept is not None:

@@ -68,7 +68,7 @@ def check_fit(
             tight = "" if taken <= TIGHT * free else "this is tight: "
             reporter.note(f"{tight}the pair takes {parts}, and {there} ({table(need)})")
         return
-    nearest = _nearest(pair, guide, model, asked, free, None if unified else gpu)
+    nearest = _nearest(pair, guide, model, asked, free, None if unified else gpu, low=pipeline.low_memory)
     raise NotEnoughMemory(f"the pair takes {parts}, and {there} ({table(need)})", nearest)
 
 
@@ -98,12 +98,14 @@ def _gpu(pipeline: Pipeline) -> tuple[int, bool]:
     return found.gpu_free, found.unified
 
 
-def _nearest(pair: Pair, guide: LoadOptions, model: LoadOptions, asked: Asked, free: int, gpu: int | None) -> str:
+def _nearest(
+    pair: Pair, guide: LoadOptions, model: LoadOptions, asked: Asked, free: int, gpu: int | None, *, low: bool
+) -> str:
     """What to pass so that it fits, the least change first."""
     from localvlm.memory import pair_need
 
-    for flags, changed, low in _changes(pair, guide, model, asked):
-        need = pair_need(pair, *changed, asked, low_memory=low)
+    for flags, changed, in_turn in _changes(pair, guide, model, asked, low):
+        need = pair_need(pair, *changed, asked, low_memory=in_turn)
         if _fits(need, free, gpu):
             return f"pass {flags}, which needs {told(need.host)}"
     return f"{_smaller(free)}; --max-memory 0 loads it all the same"
@@ -114,12 +116,14 @@ def _fits(need: Need, free: int, gpu: int | None) -> bool:
 
 
 def _changes(
-    pair: Pair, guide: LoadOptions, model: LoadOptions, asked: Asked
+    pair: Pair, guide: LoadOptions, model: LoadOptions, asked: Asked, low: bool
 ) -> Iterator[tuple[str, tuple[LoadOptions, LoadOptions], bool]]:
-    """Flags, what they make of the options, and whether the guide is unloaded: each alone, then all together."""
+    """Flags, what they make of the options, and whether the guide is unloaded, as it is anyway if ``low``: each alone,
+    then all together.
+    """
     cells = -(-(asked.text + asked.max_tokens + CONTEXT) // 256) * 256
     ways: list[tuple[str, dict[str, Any]]] = []
-    if pair.guide is not None and pair.model is not None:
+    if pair.guide is not None and pair.model is not None and not low:
         ways.append(("--low-memory", {}))
     if model.kv_type == "f16":
         ways.append(("--kv-type q8_0", {"kv_type": "q8_0"}))
@@ -134,7 +138,7 @@ def _changes(
     if model.gpu_layers:
         ways.append(("-ngl 0", {"gpu_layers": 0}))
     for flags, change in ways:
-        yield flags, (replace(guide, **change), replace(model, **change)), "--low-memory" in flags
+        yield flags, (replace(guide, **change), replace(model, **change)), low or "--low-memory" in flags
 
 
 def _smaller(free: int) -> str:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "Setting", "answer_options", "any_of", "budget_of",
            "engine_options", "files", "image_token_options", "input_options", "known_settings", "on_command_line",
-           "output_options", "pair_options", "pairs", "preset_of", "pulled", "rank", "setting", "user_config"]  # fmt: skip
+           "output_options", "pair_options", "pairs", "preset_of", "pulled", "rank", "setting",
+           "user_config"]  # fmt: skip
 
 METHODS = (
     "sgl+", "sgl", "fastervlm", "vtc-cls", "divprune", "cdpruner", "scope", "visionzip", "vispruner", "tome",

@@ -142,8 +142,9 @@ def _steps(answer: Answer) -> str:
 
 
 def _seen(answer: Answer) -> str:
+    """Image tokens that who answered saw, of its own."""
     tokens = answer.tokens
-    return f"{tokens.image if tokens.kept is None else tokens.kept} of {tokens.image}"
+    return f"{next(n for n in (tokens.kept, tokens.guide, tokens.image) if n is not None)} of {tokens.image}"
 
 
 class AnswerPrinter:

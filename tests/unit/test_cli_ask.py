@@ -113,6 +113,7 @@ def test_the_guide_sees_the_share_that_is_asked_for(cli, monkeypatch):
     tokens = json.loads(run.out)["tokens"]
     assert (tokens["guide"], tokens["kept"]) == (36, 50)
     assert "tokens: 50 of 144 image (36 of the guide's)" in run.err
+    assert "tokens: 36 of 144 image (36 of the guide's)" in cli.ask("-v", "--exit-at", "always").err
     assert json.loads(cli.ask("--json", "--guide-keep", "all").out)["tokens"]["guide"] == 144
     assert json.loads(cli.ask("--json", "--method", "grid").out)["tokens"]["guide"] is None
     refused = cli.ask("--guide-keep", "auto")

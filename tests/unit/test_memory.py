@@ -130,6 +130,9 @@ def test_what_cannot_fit_is_refused_with_what_does(cli):
     assert (run.code, "pass --low-memory, which needs" in run.err) == (5, True)
     run = cli(*demo, "--low-memory", "--max-memory", most / 1e9)
     assert (run.code, "this is tight" in run.err) == (0, True)
+    less = pair_need(pair_named("demo"), PLAIN, PLAIN, asked, low_memory=True).total - 100_000
+    run = cli(*demo, "--low-memory", "--max-memory", less / 1e9)
+    assert (run.code, "pass --kv-type q8_0, which needs" in run.err) == (5, True)
 
 
 def test_another_pair_is_proposed_where_no_flag_helps(cli, monkeypatch):
