@@ -85,8 +85,9 @@ class Header:
         return int(value) if isinstance(value, (int, bool)) else default
 
     def integers(self, key: str) -> tuple[int, ...]:
+        """The array of integers under ``key``; empty where it is none, or of floats, which may be infinite."""
         value = self.values.get(key)
-        return tuple(int(v) for v in value) if isinstance(value, tuple) else ()
+        return tuple(int(v) for v in value if not isinstance(v, float)) if isinstance(value, tuple) else ()
 
 
 def shown(text: str, most: int = 80) -> str:

@@ -49,6 +49,8 @@ _TYPES = {
     "clip.vision.window_size": _U32,
 }
 """What llama.cpp's projector loader (``tools/mtmd/clip.cpp``) reads each key as; another type aborts it."""
+_LISTS = ("clip.vision.feature_layer", "clip.vision.image_grid_pinpoints", "clip.vision.wa_layer_indexes")
+"""Arrays that it reads as integers, whatever they are."""
 _PLAIN = (0, 1, 30)
 """F32, F16, BF16."""
 _BLOCK = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out", "ln1", "ln2", "ffn_up", "ffn_gate", "ffn_down")
@@ -79,6 +81,13 @@ class _Check:
         if not isinstance(value, int) or not low <= value <= high:
             self.fail(f"'{key}' is {str(value)[:40]}, not {low} to {high}")
         return value
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        """The array of integers under ``key``; empty where it is absent."""
+        value = self.header.values.get(key)
+        if isinstance(value, tuple) and any(isinstance(v, float) for v in value):
+            self.fail(f"'{key}' is {str(list(value[:4]))[:40]}, which are no integers")
+        return self.header.integers(key)
 
     def epsilon(self, key: str) -> None:
         value = self.header.values.get(key)
@@ -133,7 +142,7 @@ def check_model(model: Header) -> None:
     tokens = "tokenizer.ggml"
     if model.text(f"{tokens}.model") == "llama" and f"{tokens}.scores" not in model.array_lengths:
         check.fail(f"'{tokens}.model' is 'llama' and '{tokens}.scores' is missing")
-    sections = model.integers(f"{prefix}.rope.dimension_sections")
+    sections = check.integers(f"{prefix}.rope.dimension_sections")
     if sections and not (min(sections) >= 0 < max(sections[:3])):
         check.fail(f"'{prefix}.rope.dimension_sections' is {list(sections)[:4]}, which turns nothing")
     _check_tokens(check, f"{tokens}.tokens")
@@ -161,6 +170,8 @@ def check_projector(mmproj: Header) -> None:
     for key, kind in _TYPES.items():
         if mmproj.types.get(key, kind) != kind:
             check.fail(f"'{key}' has type {mmproj.types[key]}, not {kind}")
+    for key in _LISTS:
+        check.integers(key)
     vision = "clip.vision"
     width = check.between(f"{vision}.embedding_length", 1, MAX_WIDTH)
     blocks = check.between(f"{vision}.block_count", 1, MAX_LAYERS)

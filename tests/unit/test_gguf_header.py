@@ -71,6 +71,7 @@ def test_values_and_tensors_are_those_that_were_written(sound: Path) -> None:
     assert header.values["a.float"] == 1.5
     assert header.values["a.bool"] is True
     assert header.integers("some.integers") == (3, 1, 2)
+    assert Header(sound, {"some.floats": (1.0, float("inf"))}).integers("some.floats") == ()
     assert header.array_lengths == {"some.integers": 3, "some.strings": 3}
     table = header.tensors["token_embd.weight"]
     assert (table.shape, table.n_bytes) == ((8, 5), 160)
@@ -338,6 +339,7 @@ def same_tokens(file: Gguf) -> None:
 
 U32 = struct.Struct("<I").pack
 VISION = "clip.vision."
+INFINITE, NO_NUMBER = struct.pack("<IQf", 6, 1, np.inf), struct.pack("<IQ2d", 12, 2, 1.0, np.nan)
 FOUR_ZEROS, MEGABYTE = struct.pack("<IQ4i", 5, 4, 0, 0, 0, 0), struct.pack("<Q", 1 << 20) + b"x" * (1 << 20)
 ABORTS = [
     ("llava15", "model", set_key("llama.block_count", 4, U32(0)), "llama.block_count"),
@@ -371,6 +373,15 @@ ABORTS = [
     ("qwen3vl", "mmproj", set_tensor("v.deepstack.1.fc2.weight", "v.deepstack.1.fc9.weight"), "deepstack.1.fc2"),
     ("qwen25vl", "model", set_key("qwen2vl.rope.dimension_count", 4, U32(16)), "dimension_count"),
     ("qwen25vl", "model", set_key("qwen2vl.rope.dimension_sections", 9, FOUR_ZEROS), "turns"),
+    ("qwen25vl", "model", set_key("qwen2vl.rope.dimension_sections", 9, INFINITE), r"sections' is \[inf\], which"),
+    (
+        "granitevision",
+        "mmproj",
+        set_key(VISION + "feature_layer", 9, NO_NUMBER),
+        r"feature_layer' is \[1.0, nan\], which",
+    ),
+    ("llavanext", "mmproj", set_key(VISION + "image_grid_pinpoints", 9, INFINITE), "pinpoints"),
+    ("minicpmv46", "mmproj", set_key(VISION + "wa_layer_indexes", 9, NO_NUMBER), "wa_layer_indexes"),
     ("qwen25vl", "mmproj", set_tensor("v.patch_embd.weight.1", "v.patch_embd.weighs.1"), "'v.patch_embd.weight.1' is"),
     ("qwen25vl", "mmproj", set_key(VISION + "attention.head_count", 4, U32(64)), "1 numbers a head"),
     ("llava15", "mmproj", set_tensor("mm.2.bias", "mm.2.bia"), "'mm.2.bias' is missing"),
