@@ -89,9 +89,14 @@ class Pulled:
 
         return cached_files()
 
-    def commits(self, repo: str) -> Iterator[list[CachedFile]]:
-        """Files of a repository, commit by commit, the newest first."""
-        mine = (file for file in self.files if file.repo == repo)
+    def commits(self, wanted: Reference) -> Iterator[list[CachedFile]]:
+        """Files of a repository, commit by commit, the newest first; of one alone where a revision is asked for."""
+        from localvlm.hub_cache import commit_of
+
+        mine = [file for file in self.files if file.repo == wanted.repo]
+        if wanted.revision != "main":
+            commit = commit_of(wanted.repo, wanted.revision)
+            mine = [file for file in mine if file.commit == commit]
         for _, found in groupby(mine, key=lambda file: file.commit):
             yield list(found)
 
@@ -99,7 +104,7 @@ class Pulled:
         """What can be asked for, of each repository's newest commit that has it; without a projector it cannot see."""
         found: dict[Reference, list[CachedFile]] = {}
         for repo in dict.fromkeys(file.repo for file in self.files):
-            for commit in self.commits(repo):
+            for commit in self.commits(Reference(repo)):
                 named = {file.name: file for file in commit}
                 for head in heads(named):
                     quants = [quant_of(name) for name in heads(named)]
@@ -110,7 +115,7 @@ class Pulled:
 
     def chosen(self, wanted: Reference) -> list[CachedFile]:
         """What a reference means of what is there: the model's files and, at the end, its projector; or nothing."""
-        for commit in self.commits(wanted.repo):
+        for commit in self.commits(wanted):
             named = {file.name: file for file in commit}
             try:
                 names, projector = choose(wanted, sorted(named))
@@ -123,19 +128,21 @@ class Pulled:
         """What there is of a reference that :meth:`chosen` does not find, and what is missing: PROJECTOR where it is
         the model alone; else all that is there of its repository, or nothing.
         """
-        for commit in self.commits(wanted.repo):
+        for commit in self.commits(wanted):
             named = {file.name: file for file in commit}
             try:
                 return [named[name] for name in files_of(wanted, sorted(named))], PROJECTOR
             except ModelError:
                 continue
         missing = f"quantization {wanted.quant}" if wanted.quant else wanted.file or "a model"
-        return next(self.commits(wanted.repo), []), missing
+        return next(self.commits(wanted), []), missing
 
     def removable(self, wanted: Reference) -> list[CachedFile]:
-        """What removing a model removes: of all commits, its files, and projectors that no other model needs then."""
+        """What removing a model removes: of all commits, or of the one that is asked for, its files, and projectors
+        that no other model needs then.
+        """
         found: list[CachedFile] = []
-        for commit in self.commits(wanted.repo):
+        for commit in self.commits(wanted):
             named = {file.name: file for file in commit}
             if not (wanted.quant or wanted.file):
                 found += commit
@@ -272,9 +279,12 @@ def without_projector(entry: Entry, pulled: Pulled | None = None) -> dict[str, P
 
 def _spoken(wanted: Path | Reference) -> str:
     """As it is written on the command line."""
-    if isinstance(wanted, Reference) and wanted.file:
-        return f"https://huggingface.co/{wanted.repo}/resolve/{wanted.revision}/{wanted.file}"
-    return str(wanted)
+    if not isinstance(wanted, Reference) or (not wanted.file and wanted.revision == "main"):
+        return str(wanted)
+    repo = f"https://huggingface.co/{wanted.repo}"
+    if wanted.file:
+        return f"{repo}/resolve/{wanted.revision}/{wanted.file}"
+    return f"{repo}{f':{wanted.quant}' * bool(wanted.quant)}/tree/{wanted.revision}"
 
 
 def calibrations() -> dict[str, dict[str, Any]]:

@@ -20,6 +20,7 @@ __all__ = [
     "Removal",
     "cache_folder",
     "cached_files",
+    "commit_of",
     "digest_of",
     "drop_part",
     "folder_of",
@@ -85,11 +86,22 @@ def cached_files(cache: Path | None = None, suffix: str = ".gguf") -> list[Cache
 
 def _rank(folder: Path, snapshot: Path) -> tuple[bool, float]:
     """The commit that "main" means first, then the newest."""
+    return snapshot.name != _noted(folder, "main"), -snapshot.stat().st_mtime
+
+
+def commit_of(repo: str, revision: str, cache: Path | None = None) -> str:
+    """The commit that a branch or a tag meant when it was pulled; what is neither is taken for a commit."""
+    return _noted(folder_of(repo, cache or cache_folder()), revision) or revision
+
+
+def _noted(folder: Path, revision: str) -> str:
+    refs = folder / "refs"
+    if ".." in revision or not (refs / revision).is_relative_to(refs):
+        return ""
     try:
-        main = (folder / "refs" / "main").read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        main = ""
-    return snapshot.name != main, -snapshot.stat().st_mtime
+        return (refs / revision).read_text(encoding="ascii", errors="replace").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def digest_of(file: CachedFile, at: Callable[[int], None] | None = None) -> str:

@@ -31,7 +31,8 @@ class Reference:
     revision: str = "main"
 
     def __str__(self) -> str:
-        return f"{self.repo}{f':{self.quant}' if self.quant else ''}{f' ({self.file})' if self.file else ''}"
+        at = f" at {self.revision}" if self.revision != "main" else ""
+        return f"{self.repo}{f':{self.quant}' if self.quant else ''}{f' ({self.file})' if self.file else ''}{at}"
 
 
 def parse(text: str, hosts: Collection[str] = ()) -> Reference | None:

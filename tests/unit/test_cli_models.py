@@ -9,6 +9,7 @@ import pty
 import re
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -16,6 +17,7 @@ from localvlm import catalog
 from localvlm.answers import VlmFiles
 from localvlm.cli.output import print_table
 from localvlm.cost import LlmShape
+from localvlm.errors import ModelNotFound
 from localvlm.planning.shapes import VlmShape
 from tests import zoo
 from tests.hub_server import Fault, HubServer
@@ -224,6 +226,32 @@ def test_a_file_by_its_address(cli, hub):
     run = cli("ask", "--model", f"{MODEL}:Q8_0", cli.image, "What?")
     assert run.code == 3
     assert f"localvlm pull {MODEL}:Q8_0" in run.err
+
+
+def test_an_address_means_the_files_of_its_revision(cli, hub, contents):
+    old, _ = (Path(path) for path in cli("pull", f"{MODEL}:Q8_0").out.splitlines())
+    names = {"mmproj-model-F16.gguf": contents["model-mmproj"], "model-Q8_0.gguf": contents["model"] + bytes(32)}
+    hub.add(MODEL, names)
+    new, _ = (Path(path) for path in cli("pull", f"{MODEL}:Q8_0").out.splitlines())
+    folder = new.parents[2]
+    (folder / "refs" / "v1").write_text(old.parent.name)
+    (folder / "refs" / "pr").mkdir()
+    (folder / "refs" / "pr" / "7").write_text(old.parent.name)
+
+    def located(revision: str, kind: str = "resolve", file: str = "/model-Q8_0.gguf") -> Path:
+        return catalog.located({"model": catalog.reference(f"{hub.endpoint}/{MODEL}/{kind}/{revision}{file}")})["model"]
+
+    for revision, expected in (("main", new), (new.parent.name, new), (old.parent.name, old), ("v1", old)):
+        assert located(revision) == expected
+        assert located(revision, "tree", "") == expected
+    assert located("pr%2F7") == old
+    for revision in ("v2", "0" * 40, "..%2Fv1", "%2Fv1", "x" * 300):
+        with pytest.raises(ModelNotFound) as raised:
+            located(revision, "tree", "")
+        assert unquote(revision) in raised.value.hint
+    run = cli("rm", "-y", f"{hub.endpoint}/{MODEL}/resolve/v1/model-Q8_0.gguf")
+    assert (run.code, old.exists(), new.is_file()) == (0, False, True)
+    assert cli("rm", "-y", f"{hub.endpoint}/{MODEL}/resolve/v1/model-Q8_0.gguf").code == 3
 
 
 def test_a_projector_by_its_name(cli, hub):
