@@ -215,6 +215,7 @@ def answer_json(answer: Answer, more: Mapping[str, object] | None = None) -> str
             "answer_ids": list(answer.answer_ids),
             "kept_indices": list(answer.kept_indices),
             "answered_by": answer.answered_by,
+            "finish": answer.finish,
             "tokens": dataclasses.asdict(answer.tokens),
             "tiles": dataclasses.asdict(answer.tiles),
             "ms": {stage: round(ms, 3) for stage, ms in answer.ms.items()},

@@ -43,8 +43,8 @@ def test_json_has_exactly_the_promised_keys(cli):
     answer = json.loads(run.out)
     assert run.out.count("\n") == 1
     assert list(answer) == [
-        "answer", "answer_ids", "kept_indices", "answered_by", "tokens", "tiles", "ms", "method", "keep", "layer",
-        "steps", "pair",
+        "answer", "answer_ids", "kept_indices", "answered_by", "finish", "tokens", "tiles", "ms", "method", "keep",
+        "layer", "steps", "pair",
     ]  # fmt: skip
     assert answer["answer"] == MODEL_SAYS
     assert bytes(answer["answer_ids"]).decode() == MODEL_SAYS
@@ -56,6 +56,8 @@ def test_json_has_exactly_the_promised_keys(cli):
     assert answer["tokens"]["kept"] == len(answer["kept_indices"]) == round(0.35 * 144)
     assert tuple(answer["ms"]) == STAGES
     assert (answer["answered_by"], answer["method"], answer["keep"], answer["pair"]) == ("model", "sgl+", 0.35, None)
+    assert answer["finish"] == "stop"
+    assert json.loads(cli.ask("--json", "--max-tokens=1").out)["finish"] == "length"
 
 
 def test_json_is_plain_ascii_whatever_the_model_says(cli):
