@@ -172,6 +172,10 @@ def _subject(ctx: click.Context, reporter: Reporter) -> Iterator[tuple[str, Pair
         pair = choose_pair(ctx, reporter)
         if pair.model is None:
             raise UsageError("a model is needed", "pass --model, or --pair")
+        if params["growth"] and pair.guide is None:
+            raise UsageError(
+                "--growth compares the model with one that is guided, and no guide was given", "pass --guide"
+            )
         yield pair.name or pair.model.model.stem, pair, given or [drawn(672, 672)]
         return
     if params["pair"] or params["guide"] or params["model"]:

@@ -85,6 +85,8 @@ def _examples(data: Sequence[str], question: str | None) -> list[Example]:
     from localvlm.calibration import Example, read_examples
 
     if len(data) == 1 and data[0].endswith((".jsonl", ".ndjson")):
+        if question:
+            raise UsageError(f"--question was given, and '{data[0]}' holds its own", "leave one of them out")
         found = read_examples(Path(data[0]))
     elif not question:
         raise UsageError("nothing was given to ask about the images", "pass --question, or a file DATA.jsonl")

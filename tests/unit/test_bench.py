@@ -347,6 +347,12 @@ def test_wrong_arguments(cli, arguments, said):
     assert said in done.err
 
 
+def test_growth_without_a_guide_is_refused_before_anything_is_loaded(cli):
+    done = cli("bench", "--growth", "all", "--model", cli.pair[3])
+    assert (done.code, cli.engine) == (2, None)
+    assert "no guide was given" in done.err
+
+
 def test_only_some_cases(cli, tmp_path):
     out = tmp_path / "o.json"
     assert cli("bench", *cli.pair, "--runs", 1, "--case", "exit", "--case", "all", "--json", out).code == 0

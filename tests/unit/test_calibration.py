@@ -237,6 +237,11 @@ def test_without_labels_the_models_own_answer_counts(cli):
     assert (found["questions"], found["labelled"], found["share"], found["risk"]) == (100, False, 1.0, 0.0)
 
 
+def test_a_question_beside_a_file_of_questions_is_refused(cli, data):
+    run = cli("calibrate", data, "--question", "What?", *cli.pair)
+    assert (run.code, "holds its own" in run.err) == (2, True)
+
+
 def test_answers_cut_off_do_not_count_as_exits(cli, data):
     run = cli("calibrate", data, "--guide-max-tokens", 2, "--json", *cli.pair)
     assert run.code == 1
