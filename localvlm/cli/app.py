@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from localvlm.engine.api import Engine, LoadOptions
     from localvlm.pipeline import Pair, Pipeline, VlmFiles
 
-__all__ = ["App", "guide_image_tokens", "load_options"]
+__all__ = ["App", "guide_image_tokens", "is_large", "load_options"]
 
 
 TINY = 20_000_000
@@ -118,12 +118,22 @@ def guide_image_tokens(params: dict[str, Any], pair: Pair) -> int:
     return min(GUIDE_TOKENS[0], said or GUIDE_TOKENS[0])
 
 
+def is_large(vlm: VlmFiles) -> bool:
+    """Whether its tower takes long enough that fewer tokens are sooner seen; no where it cannot be read, which loading
+    it tells.
+    """
+    try:
+        return vlm.mmproj.stat().st_size >= TINY
+    except OSError:
+        return False
+
+
 def _takes_any_size(guide: VlmFiles | None) -> bool:
     """Whether its tower does; no where it is small, or cannot be read, which loading it tells."""
     from localvlm.errors import ModelError
 
     try:
-        if guide is None or guide.mmproj.stat().st_size < TINY:
+        if guide is None or not is_large(guide):
             return False
         from localvlm.engine.gguf_header import read_header
         from localvlm.planning.shapes import takes_any_size

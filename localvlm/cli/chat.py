@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from localvlm.cli.app import App, load_options
+from localvlm.cli.app import App, is_large, load_options
 from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import choose_pair
 from localvlm.cli.options import (
@@ -26,6 +26,8 @@ from localvlm.cli.plan import options_asked
 from localvlm.errors import NotEnoughMemory, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from localvlm.answers import AskOptions, Pair
     from localvlm.pipeline import Pipeline
     from localvlm.tui.conversation import Opener
@@ -105,6 +107,8 @@ def _opener(ctx: click.Context, given: Pair) -> Opener:
         params = {**ctx.params, "private": private}
         pair = given if name is None else as_pair(name, entry_named(name, user_config(ctx).pairs).files)
         reporter = Reporter(quiet=True)
+        options = options_asked(ctx, pair, reporter)
+        params["guide_image_max_tokens"] = _guide_bound(params, pair, options)
 
         def fitting(low_memory: bool) -> Pipeline:
             guide, model = load_options(params, pair)
@@ -123,10 +127,18 @@ def _opener(ctx: click.Context, given: Pair) -> Opener:
             if name is None or params["low_memory"]:
                 raise
             pipeline = fitting(low_memory=True)  # the list of pairs said "fits in turn"
-        try:
-            return pipeline, options_asked(ctx, pair, reporter)
-        except BaseException:
-            pipeline.close()
-            raise
+        return pipeline, options
 
     return opener
+
+
+def _guide_bound(params: Mapping[str, Any], pair: Pair, options: AskOptions) -> int:
+    """Most image tokens of the guide: of one that takes pictures in tiles as few as ``ask`` plans with, since looking
+    at all can take longer than it saves. All where exits were calibrated, which was on all.
+    """
+    said: int = params["guide_image_max_tokens"]
+    if said or params["image_max_tokens"] or params["method"] != "auto" or options.exit_at is not None:
+        return said
+    from localvlm.planning.plans import GUIDE_TOKENS
+
+    return GUIDE_TOKENS[0] if pair.guide is not None and is_large(pair.guide) else said

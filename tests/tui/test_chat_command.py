@@ -75,3 +75,21 @@ def test_a_pair_that_fits_in_turn_is_opened_so(monkeypatch):
         assert pipeline.low_memory
         pipeline.close()
     assert asked == [False, False, True]
+
+
+def test_a_guide_in_tiles_looks_at_as_few_tokens_as_ask_plans_with(monkeypatch):
+    """All where exits were calibrated on all, and what the user says in any case."""
+    monkeypatch.setattr("localvlm.cli.app.TINY", 0)
+    for pair, flags, bound in (
+        ("demo-tiles", [], 512),
+        ("demo-tiles", ["--guide-image-max-tokens", "99"], 99),
+        ("demo-tiles", ["--image-max-tokens", "600"], 600),
+        ("demo-tiles", ["--method", "sgl+"], 0),
+        ("demo", [], 0),
+        ("demo", ["--exit-at", "off"], 512),
+    ):
+        arguments = ["--pair", pair, *flags]
+        with command.chat.make_context("chat", arguments, obj=App(lambda verbose: FakeEngine())) as ctx:
+            pipeline, _ = command._opener(ctx, pair_named(pair))(None, False)
+            assert pipeline.options["guide"].image_tokens == bound, (pair, flags)
+            pipeline.close()
