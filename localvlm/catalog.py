@@ -236,9 +236,9 @@ def reference(text: str) -> Reference | None:
     if "://" in text:
         from urllib.parse import urlsplit
 
-        from huggingface_hub import constants
+        from localvlm.hub_cache import library_settings
 
-        hosts = [urlsplit(constants.ENDPOINT).netloc]
+        hosts = [urlsplit(library_settings().ENDPOINT).netloc]
     return parse(text, hosts)
 
 

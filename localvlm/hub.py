@@ -18,7 +18,17 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from localvlm.errors import DownloadError, LocalvlmError, StorageError, UsageError
-from localvlm.hub_cache import DIGEST, PIECE, cache_folder, drop_part, folder_of, hasher, locked, size_of
+from localvlm.hub_cache import (
+    DIGEST,
+    PIECE,
+    cache_folder,
+    drop_part,
+    folder_of,
+    hasher,
+    library_settings,
+    locked,
+    size_of,
+)
 from localvlm.references import Reference, choose
 
 __all__ = ["Hub", "HubFile", "Listing", "Progress"]
@@ -30,6 +40,9 @@ MAX_WAIT_S = 60.0
 NAME_BYTES, PATH_BYTES = 240, 1000
 """The longest part of a name and the longest name that is taken; file systems end at 255 and 4096."""
 _REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+_ADDRESS = re.compile(r"https?://[^\s/]+(?:/\S*)?", re.IGNORECASE)
+_STAYS = ("LocalProtocolError", "TooManyRedirects", "UnsupportedProtocol")
+"""Errors of httpx that come again however long one waits."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _T = TypeVar("_T")
 
@@ -85,15 +98,11 @@ class _CutOff(Exception):
 
 
 def _default_endpoint() -> str:
-    from huggingface_hub import constants
-
-    return str(constants.ENDPOINT)
+    return str(library_settings().ENDPOINT)
 
 
 def _default_offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.is_offline_mode())
+    return bool(library_settings().is_offline_mode())
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ class Hub:
         """The files of a repository.
 
         Raises:
-            UsageError: ``repo`` cannot be the name of one.
+            UsageError: ``repo`` cannot be the name of one, or HF_ENDPOINT no address.
             DownloadError: it does not exist, is closed to this user, or the hub cannot be reached or answers nonsense.
         """
         check_repo(repo)
@@ -192,6 +201,11 @@ class Hub:
             raise DownloadError(
                 f"'{repo}' is not asked for, as --offline or HF_HUB_OFFLINE is set", "unset it to reach the hub"
             )
+        if not _ADDRESS.fullmatch(self.endpoint):
+            raise UsageError(
+                f"HF_ENDPOINT {self.endpoint!r} is not the address of a hub", "write https://..., or unset it"
+            )
+        _check_session()
 
     def _drop_stale(self, listings: Sequence[Listing]) -> None:
         """Removes parts of files that the repositories no longer have."""
@@ -317,7 +331,11 @@ class Hub:
     def _wait(self, error: BaseException, failures: int) -> float | None:
         """Seconds until a call may be repeated; None where that is of no use."""
         status = _status(error)
-        if failures > RETRIES or (status is not None and status not in (408, 429) and status < 500):
+        if (
+            failures > RETRIES
+            or type(error).__name__ in _STAYS
+            or (status is not None and status not in (408, 429) and status < 500)
+        ):
             return None
         asked = _retry_after(error)
         if asked is not None:
@@ -370,6 +388,30 @@ class Hub:
 
     def _pointer(self, file: HubFile) -> Path:
         return self._folder(file.repo) / "snapshots" / file.commit / file.name
+
+
+def _check_session() -> None:
+    """Refuses proxies and certificates of the environment that no connection can be made with.
+
+    Raises:
+        DownloadError: it cannot.
+    """
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session()
+    except ImportError as error:  # of a package that httpx does without unless it is needed
+        raise DownloadError(
+            "the proxy that is set is of the kind SOCKS, for which a package is missing",
+            "`pip install socksio`, or set another in ALL_PROXY and HTTPS_PROXY",
+        ) from error
+    except LocalvlmError:  # Ctrl-C
+        raise
+    except Exception as error:  # each wrong setting raises another kind
+        raise DownloadError(
+            f"no connection can be made with the proxies or certificates that are set: {_reason(error)}",
+            "correct or unset ALL_PROXY, HTTP_PROXY, HTTPS_PROXY, SSL_CERT_FILE and SSL_CERT_DIR",
+        ) from error
 
 
 class _Part:

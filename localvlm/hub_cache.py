@@ -10,8 +10,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from localvlm.errors import StorageError
+from localvlm.errors import StorageError, UsageError
 
 __all__ = [
     "DIGEST",
@@ -26,6 +27,7 @@ __all__ = [
     "folder_of",
     "half_fetched",
     "hasher",
+    "library_settings",
     "locked",
     "removal",
     "size_of",
@@ -58,9 +60,25 @@ class CachedFile:
 
 def cache_folder() -> Path:
     """HF_HUB_CACHE, else the usual place below HF_HOME."""
-    from huggingface_hub import constants
+    return Path(library_settings().HF_HUB_CACHE)
 
-    return Path(constants.HF_HUB_CACHE)
+
+def library_settings() -> Any:
+    """The constants of huggingface_hub, which come from the environment.
+
+    Raises:
+        UsageError: there is one that it stumbles over.
+    """
+    try:
+        from huggingface_hub import constants
+
+        _ = urlsplit(constants.ENDPOINT).port
+    except ValueError as error:
+        raise UsageError(
+            f"huggingface_hub cannot read its settings in the environment: {error}",
+            "correct or unset HF_ENDPOINT and others that begin with HF_",
+        ) from error
+    return constants
 
 
 def folder_of(repo: str, cache: Path) -> Path:

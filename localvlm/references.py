@@ -57,7 +57,10 @@ def parse(text: str, hosts: Collection[str] = ()) -> Reference | None:
 
 
 def _of_address(address: str, hosts: Collection[str]) -> Reference:
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise UsageError(f"'{address}' is no address: {error}", "write user/repo, or user/repo:quant") from error
     if parts.scheme not in ("http", "https") or (parts.netloc not in hosts and parts.hostname not in hosts):
         raise UsageError(
             f"'{address}' is not on a Hugging Face hub, which tells the digest of each file",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +21,7 @@ from tests.hub_server import Fault, HubServer
 
 pytestmark = pytest.mark.loopback
 REPO = "user/model-GGUF"
+WITHOUT_SOCKS = pytest.mark.skipif(find_spec("socksio") is not None, reason="SOCKS proxies work here")
 BIG = bytes(range(256)) * 8192  # 2 MiB
 FILES = {"model-Q4_K_M.gguf": BIG, "mmproj-model-F16.gguf": b"projector" * 100, "README.md": b"# Model"}
 
@@ -159,6 +164,42 @@ def test_nobody_there(hub):
     with pytest.raises(DownloadError, match="could not be reached") as raised:
         dead.listing(REPO)
     assert "HF_ENDPOINT" in raised.value.hint
+
+
+@pytest.mark.parametrize("endpoint", ["foo", "", "ftp://x.y", "https://", "https://a b", "http:///x"])
+def test_an_endpoint_that_is_no_address_is_refused_at_once(hub, endpoint):
+    lost = Hub(endpoint, hub.cache, offline=False, progress=hub.progress)
+    with pytest.raises(UsageError, match="HF_ENDPOINT"):
+        lost.listing(REPO)
+    assert hub.progress.notes == []
+
+
+def test_an_error_that_waiting_does_not_mend_is_told_at_once(server, hub):
+    server.faults.append(Fault(status=302, headers={"Location": "ftp://127.0.0.1/x"}))
+    with pytest.raises(DownloadError, match="UnsupportedProtocol"):
+        pull(hub, "model-Q4_K_M.gguf")
+    assert hub.progress.notes == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code", "says"),
+    [
+        pytest.param("ALL_PROXY", "socks5://127.0.0.1:9", 7, "pip install socksio", marks=WITHOUT_SOCKS),
+        ("ALL_PROXY", "http://[::1", 7, "InvalidURL"),
+        ("HTTPS_PROXY", "ftp://127.0.0.1", 7, "HTTPS_PROXY"),
+        ("SSL_CERT_FILE", "/nonexistent", 7, "SSL_CERT_FILE"),
+        ("HF_ENDPOINT", "http://[::1", 2, "HF_ENDPOINT"),
+        ("HF_ENDPOINT", "http://x:99999", 2, "HF_ENDPOINT"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "soon", 2, "'soon'"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_told(tmp_path, name, value, code, says):
+    with HubServer() as server:
+        home = {"LOCALVLM_HOME": str(tmp_path), "HF_HOME": str(tmp_path), "HF_ENDPOINT": server.endpoint}
+        command = [sys.executable, "-m", "localvlm", "pull", REPO]
+        done = subprocess.run(command, env={**os.environ, **home, name: value}, capture_output=True, text=True)
+        assert (done.returncode, says in done.stderr, done.stderr.count("\n")) == (code, True, 1), done.stderr
+        assert server.requests == []
 
 
 def test_something_that_is_no_hub(server, hub):

@@ -37,7 +37,14 @@ def test_names(text, want):
 
 
 @pytest.mark.parametrize(
-    "text", ["https://example.com/x.gguf", "ftp://huggingface.co/user/repo", f"{HUB}/user", f"{HUB}/user/repo/wiki/x"]
+    "text",
+    [
+        "https://example.com/x.gguf",
+        "ftp://huggingface.co/user/repo",
+        f"{HUB}/user",
+        f"{HUB}/user/repo/wiki/x",
+        "https://[::1/a/b",
+    ],
 )
 def test_addresses_that_are_not_on_the_hub_are_refused(text):
     with pytest.raises(UsageError) as raised:
