@@ -33,8 +33,10 @@ _SET_FILTER, _ALL_THREADS = 1, 1
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 """Instructions of a classic BPF program, on 32 bits: load from the call, compare with a constant, return."""
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
-"""Offsets in the kernel's ``struct seccomp_data``, little-endian."""
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
+"""Offsets in the kernel's ``struct seccomp_data``, little-endian; of an argument's 8 bytes the first 4 are looked at."""
+_SET_OWNER, _SET_OWNER_EX = 8, 15
+"""F_SETOWN and F_SETOWN_EX of fcntl: whom the kernel signals when a file is ready, with any signal."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,19 @@ class _Calls:
         audit: the kernel's AUDIT_ARCH of it.
         seccomp: seccomp(2) itself.
         clone: allowed for threads.
-        refused: those that nothing in a worker needs: socket, execve, execveat, fork, vfork, kill, ptrace,
-            process_vm_readv, process_vm_writev, and io_uring_setup, through which others can be had.
+        fcntl: allowed but for signals to others.
+        own: tgkill, which abort() needs, and prlimit64: allowed for this process.
+        refused: those that nothing in a worker needs: socket, socketpair, execve, execveat, fork, vfork; kill, tkill,
+            rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_send_signal; ptrace, process_vm_readv, process_vm_writev,
+            pidfd_getfd; and io_uring_setup, through which others can be had.
         foreign: number from which on calls are another ABI's; 0: there is none.
     """
 
     audit: int
     seccomp: int
     clone: int
+    fcntl: int
+    own: tuple[int, ...]
     refused: tuple[int, ...]
     foreign: int = 0
 
@@ -60,8 +67,23 @@ class _Calls:
 _CLONE3 = 435
 """Refused as if the kernel had none, since its flags lie in memory: the C library then takes clone."""
 _MACHINES = {
-    "x86_64": _Calls(0xC000003E, 317, 56, (41, 59, 322, 57, 58, 62, 101, 310, 311, 425), 0x40000000),
-    "aarch64": _Calls(0xC00000B7, 277, 220, (198, 221, 281, 129, 117, 270, 271, 425)),
+    "x86_64": _Calls(
+        audit=0xC000003E,
+        seccomp=317,
+        clone=56,
+        fcntl=72,
+        own=(234, 302),
+        refused=(41, 53, 59, 322, 57, 58, 62, 200, 129, 297, 424, 101, 310, 311, 438, 425),
+        foreign=0x40000000,
+    ),
+    "aarch64": _Calls(
+        audit=0xC00000B7,
+        seccomp=277,
+        clone=220,
+        fcntl=25,
+        own=(131, 261),
+        refused=(198, 199, 221, 281, 129, 130, 138, 240, 424, 117, 270, 271, 438, 425),
+    ),
 }
 
 
@@ -120,9 +142,26 @@ def _program(calls: _Calls) -> bytes:
     code = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, calls.audit), (_RETURN, 0, 0, refuse), (_LOAD, 0, 0, _NUMBER)]
     for test, value, answer in tests:
         code += [(test, 0, 1, value), (_RETURN, 0, 0, answer)]
-    code += [(_EQUAL, 0, 3, calls.clone), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_ANY_BIT, 1, 0, _THREAD)]
-    code += [(_RETURN, 0, 0, refuse), (_RETURN, 0, 0, _ALLOW)]
+    code += _looked_at(calls.clone, 0, [(_ANY_BIT, _THREAD)], _ALLOW, refuse)
+    for number in calls.own:  # 0 means this process, or nothing
+        code += _looked_at(number, 0, [(_EQUAL, 0), (_EQUAL, os.getpid())], _ALLOW, refuse)
+    code += _looked_at(calls.fcntl, 1, [(_EQUAL, _SET_OWNER), (_EQUAL, _SET_OWNER_EX)], refuse, _ALLOW)
+    code.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("<HBBI", *one) for one in code)
+
+
+def _looked_at(
+    call: int, argument: int, tests: list[tuple[int, int]], met: int, unmet: int
+) -> list[tuple[int, int, int, int]]:
+    """What answers ``call`` by one of its arguments: ``met`` if any of the tests is."""
+    n = len(tests)
+    return [
+        (_EQUAL, 0, n + 3, call),
+        (_LOAD, 0, 0, _ARGUMENTS + 8 * argument),
+        *((test, n - i, 0, value) for i, (test, value) in enumerate(tests)),
+        (_RETURN, 0, 0, unmet),
+        (_RETURN, 0, 0, met),
+    ]
 
 
 def holds() -> dict[str, str]:

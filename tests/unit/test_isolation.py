@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
+import signal
 import subprocess
 import sys
 import textwrap
@@ -24,8 +25,9 @@ FILTERED = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64
 by_kernel = pytest.mark.skipif(not FILTERED, reason="this system has no seccomp filter of ours")
 
 TRIES = """
-import ctypes, os, subprocess, threading, time
+import ctypes, os, platform, subprocess, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
+x86 = platform.machine() == "x86_64"
 
 def refused(name, *args):
     done = getattr(libc, name)(*args)
@@ -33,7 +35,11 @@ def refused(name, *args):
         os._exit(0)
     return done == -1 and ctypes.get_errno() in (1, 38)
 
+def refused_call(on_x86, on_arm, *args):  # those that not every C library has
+    return refused("syscall", ctypes.c_long(on_x86 if x86 else on_arm), *map(ctypes.c_long, args))
+
 def tried():
+    parent = os.getppid()
     return {
         "socket": refused("socket", 2, 1, 0),
         "socket of IPv6": refused("socket", 10, 2, 0),
@@ -43,6 +49,16 @@ def tried():
         "kill": refused("kill", os.getppid(), 0),
         "ptrace": refused("ptrace", 16, os.getppid(), 0, 0),
         "system": libc.system(b"true") != 0,
+        "socketpair": refused("socketpair", 1, 1, 0, (ctypes.c_int * 2)()),
+        "tkill": refused_call(200, 130, parent, 0),
+        "tgkill": refused_call(234, 131, parent, parent, 0),
+        "rt_sigqueueinfo": refused_call(129, 138, parent, 0, 0),
+        "rt_tgsigqueueinfo": refused_call(297, 240, parent, parent, 0, 0),
+        "pidfd_send_signal": refused_call(424, 424, -1, 0, 0, 0),
+        "pidfd_getfd": refused_call(438, 438, -1, 0, 0),
+        "prlimit": refused_call(302, 261, parent, 4, 0, 0),
+        "fcntl, F_SETOWN": refused("fcntl", 2, 8, parent),
+        "fcntl, F_SETOWN_EX": refused("fcntl", 2, 15, (ctypes.c_int * 2)(1, parent)),
     }
 """
 
@@ -76,7 +92,26 @@ for one in found:
     print(len(one), [what for what in one if not one[what]])
 """
     )
-    assert out == "8 []\n" * 3
+    assert out == "18 []\n" * 3
+
+
+@by_kernel
+def test_what_a_process_does_to_itself_goes_on() -> None:
+    """Limits and flags of files are its own, and abort() signals its own thread."""
+    code = """
+import fcntl, os, resource, signal, threading
+from localvlm.engine.isolation import close_to_system
+assert close_to_system()
+hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+assert resource.prlimit(os.getpid(), resource.RLIMIT_CORE) == (0, hard)
+fcntl.fcntl(1, fcntl.F_SETFL, fcntl.fcntl(1, fcntl.F_GETFL))
+signal.pthread_kill(threading.get_ident(), 0)
+print("done", flush=True)
+os.abort()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGABRT, "done\n"), done.stderr
 
 
 def test_python_code_is_kept_from_it_everywhere() -> None:
@@ -153,4 +188,4 @@ images_apart._decoded = decoded
     )
     with pytest.raises(ImageError) as caught:
         images_apart.decode_apart(io.BytesIO(data.getvalue()), "a", "PNG", ("PNG",), 0)
-    assert caught.value.message == repr([True] * 8)
+    assert caught.value.message == repr([True] * 18)
