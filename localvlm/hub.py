@@ -181,8 +181,8 @@ class Hub:
             missing = [file for file in files if not self._pointer(file).exists()]
             self._drop_stale([listing for listing, _ in wanted])
             self._check_room(missing)
-            self.progress.begin(files)
-            for file in files:
+            self.progress.begin(list(dict.fromkeys(files)))
+            for file in dict.fromkeys(files):
                 if file in missing:
                     self._bring(file)
                 self.progress.at(file, file.size)
@@ -216,7 +216,8 @@ class Hub:
                     drop_part(part)
 
     def _check_room(self, files: Iterable[HubFile]) -> None:
-        need = sum(max(file.size - size_of(self._part(file)), 0) for file in files if not self._blob(file).exists())
+        lacking = {self._blob(file): file for file in files if not self._blob(file).exists()}
+        need = sum(max(file.size - size_of(self._part(file)), 0) for file in lacking.values())
         place = next(folder for folder in (self.cache, *self.cache.absolute().parents) if folder.exists())
         free = shutil.disk_usage(place).free
         if need > free:
@@ -230,18 +231,18 @@ class Hub:
         blob, pointer = self._blob(file), self._pointer(file)
         blob.parent.mkdir(parents=True, exist_ok=True)
         with self._locked(file):
-            if not blob.exists():
+            if not blob.exists() and not pointer.exists():
                 part = self._part(file)
                 self._fetch(file, part)
                 part.replace(blob)
-        pointer.parent.mkdir(parents=True, exist_ok=True)
-        if not os.path.lexists(pointer):
-            try:
-                pointer.symlink_to(os.path.relpath(blob, pointer.parent))
-            except FileExistsError:
-                pass  # another process was as quick
-            except OSError:  # a file system without links
-                blob.replace(pointer)
+            pointer.parent.mkdir(parents=True, exist_ok=True)
+            if not os.path.lexists(pointer):
+                try:
+                    pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+                except FileExistsError:
+                    pass  # another program was as quick
+                except OSError:  # a file system without links
+                    blob.replace(pointer)
 
     def _refer(self, listing: Listing) -> None:
         """Lets the revision mean this commit, as the library does."""

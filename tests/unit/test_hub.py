@@ -310,6 +310,27 @@ def test_too_little_room_is_said_beforehand(server, hub, monkeypatch):
     pull(hub, "model-Q4_K_M.gguf")
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_two_models_share_comes_once(server, hub, links, monkeypatch):
+    def none(*_args):
+        raise OSError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(Path, "symlink_to", none)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=len(BIG)))
+    listing = hub.listing(REPO)
+    shared = [file for file in listing.files if file.name == "model-Q4_K_M.gguf"]
+    paths = hub.pull([(listing, shared), (listing, shared)])
+    assert [path.read_bytes() for path in paths] == [BIG, BIG]
+    assert server.served == len(BIG)
+    twin = Hub(hub.endpoint, hub.cache, offline=False)
+    twin._bring(shared[0])  # as a process does that waited for this one
+    assert server.served == len(BIG)
+    assert (
+        len([path for path in hub.cache.rglob("*") if path.is_file() and path.stat().st_size == len(BIG)]) == 1 + links
+    )
+
+
 def test_a_disk_that_fills_up_keeps_the_part(server, hub, monkeypatch):
     from localvlm import hub as module
 
