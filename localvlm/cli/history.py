@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["history"]
 
-LISTED = 200
 _WIDEST = 60
 
 
@@ -99,7 +98,7 @@ def _title(one: ConversationSummary) -> str:
 def _list(kept: History, words: str, reporter: Reporter, *, json: bool) -> None:
     import dataclasses
 
-    found = kept.conversations(words, LISTED)
+    found = kept.conversations(words, limit=None)
     if json:
         click.echo(dumps([dataclasses.asdict(one) for one in found]))
     elif found:

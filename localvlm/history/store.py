@@ -143,16 +143,17 @@ class History:
 
     # ---- reading
 
-    def conversations(self, query: str = "", limit: int = 200) -> list[ConversationSummary]:
-        """Those that hold every word of ``query``, the newest first, ``limit`` of them at the most.
+    def conversations(self, query: str = "", limit: int | None = 200) -> list[ConversationSummary]:
+        """Those that hold every word of ``query``, the newest first, ``limit`` of them at the most; None: all.
 
         A word is looked for in titles, questions, answers and names of pictures, within longer words too, whatever its
         case; no character of it means anything else than itself.
         """
         words = list(dict.fromkeys(folded(query).split()))[:MAX_WORDS]
         where = " AND ".join([_HAS_WORD] * len(words)) or "1"
-        values = [word for word in words for _ in range(2)]
-        found = self._read(f"{_SUMMARY} WHERE {where} ORDER BY c.updated DESC, c.id DESC LIMIT ?", (*values, limit))
+        values: list[object] = [word for word in words for _ in range(2)]
+        values.append(-1 if limit is None else limit)
+        found = self._read(f"{_SUMMARY} WHERE {where} ORDER BY c.updated DESC, c.id DESC LIMIT ?", values)
         return self._summaries(found)
 
     def conversation(self, conversation: int) -> ConversationSummary:

@@ -52,6 +52,15 @@ def test_list(cli, two):
     assert [(one["id"], one["turns"]) for one in shown] == [(odd, 2)]
 
 
+def test_list_leaves_none_out(cli, two):
+    with History.open() as history:
+        history._connection.execute("PRAGMA synchronous = OFF")
+        for _ in range(250):
+            history.begin("more")
+    assert len(cli("history").out.splitlines()) == 1 + 252
+    assert len(json.loads(cli("history", "list", "more", "--json").out)) == 250
+
+
 def test_show(cli, two):
     done = cli("history", "show", two[0])
     assert done.out == "> [cat.png]\n> What is\n> it?\n\nA cat\n\n> And?\n\n(failed)\n\n"
