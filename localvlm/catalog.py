@@ -36,6 +36,7 @@ __all__ = [
     "named",
     "pair_named",
     "reference",
+    "spoken",
     "vlm_files",
     "without_projector",
 ]
@@ -257,7 +258,7 @@ def located(files: Mapping[str, Path | Reference]) -> dict[str, Path]:
             here = f"; here: {', '.join(file.name for file in there)}" * bool(there)
             what = f"'{wanted}' " + (f"is here without {missing}" if alone else f"is not on this machine{here}")
             flag = f" or pass one with --{PROJECTORS[key].replace('_', '-')}" * alone
-            raise ModelNotFound(what, f"run `localvlm pull {_spoken(wanted)}`{flag}")
+            raise ModelNotFound(what, f"run `localvlm pull {spoken(wanted)}`{flag}")
     return found
 
 
@@ -277,8 +278,8 @@ def without_projector(entry: Entry, pulled: Pulled | None = None) -> dict[str, P
     return found
 
 
-def _spoken(wanted: Path | Reference) -> str:
-    """As it is written on the command line."""
+def spoken(wanted: Path | Reference) -> str:
+    """A reference, or a path, as it is written on the command line."""
     if not isinstance(wanted, Reference) or (not wanted.file and wanted.revision == "main"):
         return str(wanted)
     repo = f"https://huggingface.co/{wanted.repo}"

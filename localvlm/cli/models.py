@@ -199,8 +199,18 @@ def _verify(paths: Sequence[Path], reporter: Reporter) -> None:
         if bad or word == "DAMAGED":
             wrong.append(file)
     if wrong:
-        again = f"`localvlm rm {wrong[0].repo}`, then `localvlm pull {wrong[0].repo}`" if wrong[0].repo else ""
-        raise NotGguf(f"'{wrong[0].name}' is damaged", again or "fetch it again")
+        raise NotGguf(f"'{wrong[0].name}' is damaged", _again(wrong[0]) if wrong[0].repo else "fetch it again")
+
+
+def _again(file: CachedFile) -> str:
+    """How one file of the cache is fetched anew, and what lies beside it stays."""
+    from localvlm.catalog import Pulled, spoken
+    from localvlm.references import Reference, heads
+
+    models = Pulled().models().items() if heads([file.name]) else ()
+    alone = Reference(file.repo, file=file.name)
+    name = spoken(next((wanted for wanted, files in models if file in files), alone))
+    return f"`localvlm rm {name}`, then `localvlm pull {name}`"
 
 
 @click.command(cls=ConfiguredCommand)

@@ -346,7 +346,26 @@ def test_verify_tells_damaged_files(cli, hub):
     run = cli("show", "--verify", GUIDE)
     assert run.code == 3
     assert run.out.count("DAMAGED") == 1
-    assert f"localvlm rm {GUIDE}" in run.err
+    assert f"`localvlm rm {GUIDE}:Q8_0`" in run.err
+
+
+def test_the_way_out_of_one_damaged_file_leaves_the_others(cli, hub):
+    small, projector = (Path(path) for path in cli("pull", f"{MODEL}:Q2_K").out.splitlines())
+    usual = Path(cli("pull", MODEL).out.splitlines()[0])
+    stays = usual.stat()
+    for damaged, name in ((small, f"{MODEL}:Q2_K"), (projector, f"resolve/main/{projector.name}")):
+        with damaged.open("r+b") as file:
+            file.seek(-100, 2)
+            file.write(b"!")
+        run = cli("show", "--verify", f"{MODEL}:Q2_K")
+        assert run.code == 3
+        commands = [command.split()[1:] for command in re.findall("`([^`]+)`", run.err)]
+        assert [command[1].endswith(name) for command in commands] == [True, True], run.err
+        assert cli(*commands[0], "-y").code == 0
+        assert not damaged.exists()
+        assert cli(*commands[1]).code == 0
+        assert cli("show", "--verify", f"{MODEL}:Q2_K").code == 0
+        assert usual.stat().st_mtime_ns == stays.st_mtime_ns
 
 
 def test_verify_tells_weights_that_are_no_numbers(cli):
