@@ -329,6 +329,9 @@ def _scaled(values: NDArray[np.generic], notes: list[str]) -> NDArray[np.uint8]:
         scale = 1.0
     elif low >= 0 and high <= 65_535:
         scale = 1 / 257
+    elif low == high:
+        notes.append(f"all values are {low:g}, shown black")
+        scale = 0.0
     else:
         notes.append(f"values {low:g} to {high:g} stretched to black and white")
         floats -= low

@@ -165,6 +165,8 @@ def test_i5_sixteen_bit_grey_is_scaled():
         (np.array([[0, 32768, 65535]], np.int32), (0, 128, 255)),
         (np.array([[0, 1 << 24, 1 << 25]], np.int32), (0, 128, 255)),
         (np.array([[5, 5, 5]], np.int32), (5, 5, 5)),
+        (np.array([[-5, -5, -5]], np.int32), (0, 0, 0)),
+        (np.array([[1e6, 1e6, 1e6]], np.float32), (0, 0, 0)),
     ],
 )
 def test_i5_integers_and_floats_are_scaled_by_their_range(values, grey):
