@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -49,7 +50,8 @@ def write_text(target: Path, text: str) -> None:
 
 
 def write_whole(target: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Lets ``write`` fill a file so that ``target`` is either complete or as it was. A symbolic link stays one.
+    """Lets ``write`` fill a file so that ``target`` is either complete or as it was. A symbolic link stays one, and a
+    file that was there keeps its permissions.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written to.
@@ -64,7 +66,7 @@ def write_whole(target: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(_mode(place))
         temporary.replace(place)
     except OSError as error:
         raise StorageError(f"{str(target)!r} cannot be written: {error.strerror or error}", "save elsewhere") from error
@@ -78,7 +80,10 @@ def _place(target: Path) -> Path:
     return Path(os.path.realpath(target))  # pathlib's raises for a loop of them
 
 
-def _umask() -> int:
+def _mode(place: Path) -> int:
+    """The permissions of the file that lies there, or that one would have."""
+    with suppress(FileNotFoundError):
+        return place.stat().st_mode & 0o777
     mask = os.umask(0o022)
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask
