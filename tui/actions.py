@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from textual import on
 from textual.app import SystemCommand
 from textual.containers import Vertical
+from textual.events import DescendantFocus
 from textual.screen import Screen
 
 from localvlm.errors import LocalvlmError, UsageError
@@ -311,14 +312,20 @@ class ChatActions(PictureActions, HistoryActions):
     def action_toggle_panel(self) -> None:
         """Shows or hides what it saw; where there is no room for both, in place of the chat."""
         side, chat = self.query_one("#side", Vertical), self.query_one("#chat", Vertical)
-        if self.screen.has_class("-narrow"):
-            alone = not side.has_class("-alone")
-            side.set_class(alone, "-alone")
-            chat.set_class(alone, "-aside")
-            if not alone:
-                self.composer.prompt.focus()
-        else:
+        if not self.screen.has_class("-narrow"):
             side.toggle_class("-shown")
+        elif side.has_class("-alone"):
+            self.composer.prompt.focus()
+        else:
+            side.add_class("-alone")
+            chat.add_class("-aside")
+
+    @on(DescendantFocus)
+    def _writing(self, event: DescendantFocus) -> None:
+        """Whatever leads to the text shows it, where the panel has taken its place."""
+        if event.widget is self.composer.prompt:
+            self.query_one("#side").remove_class("-alone")
+            self.query_one("#chat").remove_class("-aside")
 
     def action_focus_prompt(self) -> None:
         """Goes to the text."""

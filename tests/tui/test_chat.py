@@ -22,7 +22,7 @@ from localvlm.tui.widgets.retention_slider import RetentionSlider
 from localvlm.tui.widgets.status_line import StatusLine
 from tests.tui.chat_app import answered, ask, attach, chat_app, ended, last_exchange, notes, played_chat, until
 from tests.tui.chatting import HELD, picture
-from tests.tui.stage import shown
+from tests.tui.stage import press, shown
 
 SLOW = Script("dark " * 200, token_s=0.01)
 
@@ -398,3 +398,21 @@ def test_everything_has_room(size):
         await until(pilot, lambda: app.composer.display)
 
     played_chat(chat_app(), act, size)
+
+
+@pytest.mark.parametrize("keys", [["ctrl+l"], ["escape"], ["ctrl+n"], ["f2"], ["ctrl+p", *"/keep", "enter"]])
+def test_where_the_panel_is_alone_whatever_leads_to_the_text_shows_it(keys):
+    async def act(pilot):
+        app = pilot.app
+        side = app.query_one("#side")
+        await pilot.press("f2")
+        await until(pilot, lambda: side.display and not app.composer.region)
+        await pilot.press("a")
+        assert app.composer.text == ""
+        await press(pilot, *keys)
+        await until(pilot, lambda: app.focused is app.composer.prompt)
+        await until(pilot, lambda: not side.display and app.composer.region.area > 0)
+        await pilot.press("f2")
+        await until(pilot, lambda: side.display and not app.composer.region)
+
+    played_chat(chat_app(), act, (70, 24))
