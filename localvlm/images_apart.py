@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from localvlm.engine.isolation import close_to_python, close_to_system, no_core_dump
+from localvlm.engine.isolation import close_to_processes, close_to_python, close_to_system, no_core_dump
 from localvlm.engine.wire import pack, unpack
 from localvlm.errors import ImageError, LocalvlmError
 from localvlm.images import MAX_PIXELS, MAX_SIDE, Image, decode
@@ -102,6 +102,7 @@ def _limit() -> None:
 
     no_core_dump()
     close_to_python()
+    close_to_processes()
     close_to_system()
     for kind, most in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CPU, SECONDS)):
         with contextlib.suppress(OSError, ValueError):  # a lower one stays

@@ -49,9 +49,12 @@ Int32 = NDArray[np.int32]
 _CONTROL = struct.Struct("<Q")
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from localvlm.engine.isolation import close_to_processes; sys.argv[3] == 'apart' and close_to_processes(); "
     "from localvlm.engine.worker import main; main(int(sys.argv[2]))"
 )
-"""The worker finds packages where its client does, and never in the directory the user happens to stand in."""
+"""The worker finds packages where its client does, and never in the directory the user happens to stand in. It imports
+NumPy, which starts threads: only before can all of them be kept from other processes.
+"""
 _QUICK_S = 25.0
 """Seconds after which a call that only looks at text or sizes counts as hung."""
 _TEMPLATE_S = 60.0
@@ -75,6 +78,8 @@ class Engine:
         self._verbose, self._niceness = verbose, niceness
         self._process: subprocess.Popen[bytes] | None = None
         self._control = -1
+        self._loaded = False
+        """The worker was started for a load."""
         self._generation = 0
         self._call_number = 0
         self._in_call = False
@@ -107,13 +112,15 @@ class Engine:
         if self._process is not None and self._process.poll() is not None:
             raise self._crashed("while it waited")
 
-    def _start(self) -> None:
+    def _start(self, *, apart: bool = False) -> None:
+        """``apart``: the worker is kept from other processes, which a GPU's driver may need."""
         control_read, self._control = os.pipe()
         env = {**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUNBUFFERED": "1"}
         if self._verbose:
             env["LOCALVLM_ENGINE_LOG"] = "1"
+        command = [sys.executable, "-E", "-P", "-c", _BOOT, json.dumps(_import_path()), str(control_read)]
         self._process = subprocess.Popen(
-            [sys.executable, "-E", "-P", "-c", _BOOT, json.dumps(_import_path()), str(control_read)],
+            [*command, "apart" if apart else ""],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -127,7 +134,7 @@ class Engine:
                 os.setpriority(os.PRIO_PROCESS, self._process.pid, os.nice(0) + self._niceness)
         os.close(control_read)
         self._generation += 1
-        self.hung = False
+        self.hung = self._loaded = False
         self._stderr.clear()
         self._stderr_reader = threading.Thread(target=self._drain_stderr, args=(self._process,), daemon=True)
         self._stderr_reader.start()
@@ -327,6 +334,11 @@ class Engine:
     # engine API
 
     def load(self, model: Path, mmproj: Path, options: LoadOptions = LoadOptions()) -> RemoteVlm:
+        with self._state:
+            if self._process is None or not self._loaded:
+                self.close()  # one that was started when nobody knew whether a GPU's driver would run in it
+                self._start(apart=not options.gpu_layers)
+                self._loaded = True
         size = sum(p.stat().st_size for p in (*parts_of(model), mmproj) if p.is_file())
         result = self.call("load", str(model), str(mmproj), options, timeout=_QUICK_S + size / _SLOWEST_READ)
         return RemoteVlm(self, self._generation, int(result["vlm"]), result["info"])

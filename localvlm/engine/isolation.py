@@ -1,9 +1,9 @@
 """What the worker gives up before it opens a model file: the network, other programs, other processes, core dumps.
 
 A file that takes llama.cpp over gets a process that can calculate and no more. On Linux a seccomp filter tells the
-kernel so, for all threads and for good; it needs no rights and takes well under a millisecond. Elsewhere, and beside a
-GPU's driver, which may start helpers of its own, Python's audit hook keeps at least what runs as Python (a model's
-chat template) from it.
+kernel so, for all threads and for good; it needs no rights and takes well under a millisecond. Memory and open files of
+other processes are files to it (``/proc/PID``), which Landlock keeps. Elsewhere, and beside a GPU's driver, which may
+start helpers of its own, Python's audit hook keeps at least what runs as Python (a model's chat template) from it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ import struct
 import sys
 from dataclasses import dataclass
 
-__all__ = ["BY_KERNEL", "BY_PYTHON", "close_to_python", "close_to_system", "holds", "no_core_dump"]
+__all__ = [
+    "BY_KERNEL",
+    "BY_PYTHON",
+    "close_to_processes",
+    "close_to_python",
+    "close_to_system",
+    "holds",
+    "no_core_dump",
+]
 
 BY_KERNEL, BY_PYTHON = "kept by the kernel", "kept from Python code alone"
 _EVENTS = frozenset(
@@ -34,7 +42,7 @@ _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 """Instructions of a classic BPF program, on 32 bits: load from the call, compare with a constant, return."""
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
-"""Offsets in the kernel's ``struct seccomp_data``, little-endian; of an argument's 8 bytes the first 4 are looked at."""
+"""Offsets in the kernel's ``struct seccomp_data``, little-endian; 4 bytes of an argument's 8 are looked at."""
 _SET_OWNER, _SET_OWNER_EX = 8, 15
 """F_SETOWN and F_SETOWN_EX of fcntl: whom the kernel signals when a file is ready, with any signal."""
 
@@ -85,6 +93,13 @@ _MACHINES = {
         refused=(198, 199, 221, 281, 129, 130, 138, 240, 424, 117, 270, 271, 438, 425),
     ),
 }
+_CREATE_RULESET, _RESTRICT_SELF = 444, 446
+"""Landlock's system calls, the same on every architecture."""
+_TELL_VERSION = 1
+_EXECUTE = 1
+"""LANDLOCK_ACCESS_FS_EXECUTE: a ruleset must restrict something, and no program is started anyway."""
+_ABSTRACT_SOCKETS, _SIGNALS = 1, 2
+"""LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET and LANDLOCK_SCOPE_SIGNAL, of version 6 on."""
 
 
 def no_core_dump() -> None:
@@ -131,6 +146,40 @@ def close_to_system() -> bool:
         return False
 
 
+def close_to_processes() -> bool:
+    """From now on this thread, and those that it starts, get at no other process: its memory and the files it has open.
+    So it is to be called before there are others; files are read and written as before.
+
+    Who is in a domain of Landlock may trace nobody outside it, and ``/proc/PID`` asks for no less.
+
+    Returns:
+        False where the system has no Landlock; all that was allowed is allowed then.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.syscall.restype = ctypes.c_long
+        create, nothing = ctypes.c_long(_CREATE_RULESET), ctypes.c_ulong(0)
+        version = libc.syscall(create, None, nothing, ctypes.c_ulong(_TELL_VERSION))
+        if version < 1:
+            return False
+        # struct landlock_ruleset_attr { __u64 handled_access_fs, handled_access_net, scoped; }: the first alone is old
+        scoped = (0, _ABSTRACT_SOCKETS | _SIGNALS) if version >= 6 else ()
+        attributes = struct.pack(f"={1 + len(scoped)}Q", _EXECUTE, *scoped)
+        ruleset = libc.syscall(create, attributes, ctypes.c_ulong(len(attributes)), nothing)
+        if ruleset < 0:
+            return False
+        try:
+            if libc.prctl(ctypes.c_int(_PR_SET_NO_NEW_PRIVS), ctypes.c_ulong(1), nothing, nothing, nothing):
+                return False
+            return not libc.syscall(ctypes.c_long(_RESTRICT_SELF), ctypes.c_long(ruleset), nothing)
+        finally:
+            os.close(ruleset)
+    except (AttributeError, OSError):
+        return False
+
+
 def _program(calls: _Calls) -> bytes:
     """The filter as a list of ``struct sock_filter``: what is not refused is allowed."""
     refuse, no_such = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
@@ -173,6 +222,8 @@ def holds() -> dict[str, str]:
     ):
         if by := BY_KERNEL if closed else _by_python(event):
             found[what] = by
+    if _no_process():
+        found["no other process"] = BY_KERNEL
     with contextlib.suppress(ImportError):
         import resource
 
@@ -208,3 +259,14 @@ def _no_program() -> bool:
         return False
     parted = libc.syscall(ctypes.c_long(calls.clone), ctypes.c_long(_SHARED_HANDLERS)), ctypes.get_errno()
     return started == parted == (-1, errno.EPERM)
+
+
+def _no_process() -> bool:
+    """Memory of the process that started this one."""
+    try:
+        os.close(os.open(f"/proc/{os.getppid()}/mem", os.O_RDONLY))
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False

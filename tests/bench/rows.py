@@ -287,6 +287,7 @@ ROWS = (
         "system calls of every command",
         "no internet socket, no program but Python's own worker",
         "private::no_system_call_reaches_the_network isolation::from_inside_nothing_leads_out "
+        "isolation::from_inside_no_other_process_is_got_at "
         "isolation::the_worker_is_closed_before_it_opens_a_file isolation::the_decoder_apart_is_closed "
         "private::no_system_call_of_the_chat_reaches_the_network",
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import ctypes
 import io
 import platform
 import signal
@@ -22,6 +24,7 @@ from localvlm.errors import ImageError, ModelError
 from tests.asking import ask, picture
 
 FILTERED = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+LANDLOCK = FILTERED and ctypes.CDLL(None).syscall(444, None, 0, 1) > 0
 by_kernel = pytest.mark.skipif(not FILTERED, reason="this system has no seccomp filter of ours")
 
 TRIES = """
@@ -37,6 +40,9 @@ def refused(name, *args):
 
 def refused_call(on_x86, on_arm, *args):  # those that not every C library has
     return refused("syscall", ctypes.c_long(on_x86 if x86 else on_arm), *map(ctypes.c_long, args))
+
+def no_memory():  # of the process that started this one
+    return libc.open(f"/proc/{os.getppid()}/mem".encode(), 0) < 0
 
 def tried():
     parent = os.getppid()
@@ -95,12 +101,46 @@ for one in found:
     assert out == "18 []\n" * 3
 
 
+@pytest.mark.skipif(not LANDLOCK, reason="this kernel has no Landlock")
+def test_from_inside_no_other_process_is_got_at() -> None:
+    """In a thread from after, too; files are read, written, named anew and removed as before."""
+    out = inside("""
+        import os, tempfile, threading
+        from pathlib import Path
+        from localvlm.engine.isolation import close_to_processes
+        def opened():
+            found = []
+            for path in (*others, mine):
+                try:
+                    os.close(os.open(path, os.O_RDONLY))
+                    found.append(path)
+                except PermissionError:
+                    pass
+            return found
+        others = [f"/proc/{os.getppid()}/{name}" for name in ("mem", "fd/1", "cwd")]
+        mine = "/proc/self/mem"
+        assert close_to_processes()
+        found = [opened()]
+        after = threading.Thread(target=lambda: found.append(opened()))
+        after.start()
+        after.join()
+        print(found == [[mine]] * 2)
+        folder = Path(tempfile.mkdtemp())
+        (folder / "a").write_text("written")
+        print((folder / "a").replace(folder / "b").read_text())
+        (folder / "b").unlink()
+        folder.rmdir()
+    """)
+    assert out == "True\nwritten\n"
+
+
 @by_kernel
 def test_what_a_process_does_to_itself_goes_on() -> None:
     """Limits and flags of files are its own, and abort() signals its own thread."""
     code = """
 import fcntl, os, resource, signal, threading
-from localvlm.engine.isolation import close_to_system
+from localvlm.engine.isolation import close_to_processes, close_to_system
+close_to_processes()
 assert close_to_system()
 hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
 resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
@@ -150,25 +190,36 @@ def test_the_worker_says_what_it_is_kept_from_and_answers(native: None) -> None:
         if FILTERED:
             found = engine.holds()
             assert (found["no network"], found["no other program"]) == (BY_KERNEL, BY_KERNEL)
+        if LANDLOCK:
+            assert found["no other process"] == BY_KERNEL
+        pid = engine.pid
+        assert ask(engine.load(files.model, files.mmproj, LoadOptions(threads=2)), 3)
+        assert engine.pid == pid
 
 
 @by_kernel
 @pytest.mark.parametrize("gpu_layers", [0, 5])
 def test_the_worker_is_closed_before_it_opens_a_file(native: None, monkeypatch, gpu_layers: int) -> None:
-    """A reader of headers that tries to get out, as one that a file had taken over would; not beside a GPU's driver."""
+    """A reader of headers that tries to get out, as one that a file had taken over would; not beside a GPU's driver.
+    Other processes were given up when there was one thread.
+    """
     spy = f"""
 {TRIES}
+threads = len(os.listdir("/proc/self/task"))
 from localvlm.engine import gguf_header
 from localvlm.errors import ModelError
 def read_header(path):
-    raise ModelError(str(refused("socket", 2, 1, 0)))
+    raise ModelError(repr((threads, refused("socket", 2, 1, 0), no_memory())))
 gguf_header.read_header = read_header
 """
     boot = client._BOOT.replace("from localvlm.engine.w", f"exec({spy!r}); from localvlm.engine.w")
     monkeypatch.setattr(client, "_BOOT", boot)
     files = pair_named("demo").model
-    with Engine() as engine, pytest.raises(ModelError, match=str(gpu_layers == 0)):
+    with Engine() as engine, pytest.raises(ModelError) as caught:
         engine.load(files.model, files.mmproj, LoadOptions(gpu_layers=gpu_layers))
+    threads, no_socket, no_memory = ast.literal_eval(caught.value.message)
+    assert (threads, no_socket) == (1, gpu_layers == 0)
+    assert no_memory or gpu_layers or not LANDLOCK
 
 
 @by_kernel
@@ -180,7 +231,7 @@ def test_the_decoder_apart_is_closed(monkeypatch) -> None:
 {TRIES}
 from localvlm import images_apart
 def decoded(*args):
-    raise images_apart.ImageError(repr(sorted(tried().values())), "")
+    raise images_apart.ImageError(repr((sorted(tried().values()), len(os.listdir("/proc/self/task")), no_memory())), "")
 images_apart._decoded = decoded
 """
     monkeypatch.setattr(
@@ -188,4 +239,6 @@ images_apart._decoded = decoded
     )
     with pytest.raises(ImageError) as caught:
         images_apart.decode_apart(io.BytesIO(data.getvalue()), "a", "PNG", ("PNG",), 0)
-    assert caught.value.message == repr([True] * 18)
+    tries, threads, no_memory = ast.literal_eval(caught.value.message)
+    assert (tries, threads) == ([True] * 18, 1)
+    assert no_memory or not LANDLOCK
