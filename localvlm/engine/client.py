@@ -304,8 +304,10 @@ class Engine:
         assert self._process.stdout is not None
         fd = self._process.stdout.fileno()
         out = bytearray()
+        ready = select.poll()  # select itself takes no descriptor above 1,023, and a caller may have many files open
+        ready.register(fd, select.POLLIN)
         while len(out) < n:
-            if deadline is not None and not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if deadline is not None and not ready.poll(1000 * max(0.0, deadline - time.monotonic())):
                 raise TimeoutError
             chunk = os.read(fd, min(n - len(out), 1 << 20))
             if not chunk:

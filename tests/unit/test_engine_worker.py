@@ -162,6 +162,27 @@ def test_a_worker_that_talks_nonsense_is_ended_at_once(files, monkeypatch: pytes
         assert ask(load(engine, files["llava15"]))
 
 
+def test_a_caller_may_have_many_files_open() -> None:
+    """Pipes to a worker then have descriptors above 1,023."""
+    program = """
+        import os, resource
+        from localvlm.engine.client import Engine
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if hard != resource.RLIM_INFINITY and hard < 2048:
+            print("too few")
+            raise SystemExit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+        others = [open(os.devnull) for _ in range(1100)]
+        with Engine() as engine:
+            print(isinstance(engine.holds(), dict))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if done.stdout == "too few\n":
+        pytest.skip("this system allows fewer files")
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_nothing_is_left_of_twenty_engines(files) -> None:
     def descriptors() -> int:
         return psutil.Process().num_fds()
