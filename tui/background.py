@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from textual.css.query import NoMatches
@@ -49,15 +50,20 @@ class Workers:
     """
 
     def run_worker(self, work: Any, *args: Any, **options: Any) -> Any:
-        """As Textual's."""
+        """As Textual's; ``work`` is a coroutine, or a partial that makes one for a worker that may be cancelled before
+        it runs: Python complains of a coroutine that never did.
+        """
+        shown = work
         if inspect.iscoroutine(work):
-            work = _while_shown(self, work)  # type: ignore[arg-type]
-        return super().run_worker(work, *args, **options)  # type: ignore[misc]
+            shown = _while_shown(self, lambda: work)  # type: ignore[arg-type]
+        elif isinstance(work, partial) and inspect.iscoroutinefunction(work.func):
+            shown = partial(_while_shown, self, work)  # type: ignore[arg-type]
+        return super().run_worker(shown, *args, **options)  # type: ignore[misc]
 
 
-async def _while_shown(node: DOMNode, work: Coroutine[Any, Any, _T]) -> _T | None:
+async def _while_shown(node: DOMNode, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T | None:
     try:
-        return await work
+        return await work()
     except NoMatches:
         if node.display and node.app.is_running:
             raise

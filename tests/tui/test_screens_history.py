@@ -11,6 +11,7 @@ from textual.widgets import Input
 from localvlm.errors import StorageError
 from localvlm.history import History, StoredTurn
 from localvlm.tui.screens.history import HistoryScreen
+from tests.tui.chat_app import pressed_at_once
 from tests.tui.stage import idle, played, press, settled, shown
 
 HOSTILE = "[red]x[/] [@click=app.quit]y[/] \x1b]0;title\x07\x1b[31mz\n\u202eevil"
@@ -147,6 +148,41 @@ def test_a_database_that_takes_its_time_holds_nothing_up(tmp_path):
     asyncio.run(play())
     assert app_results == [None]
     assert threading.main_thread() not in held.threads
+
+
+class HeldSearch:
+    """A history whose searches take their time."""
+
+    def __init__(self, history):
+        self._history, self.may = history, threading.Event()
+
+    def __getattr__(self, name):
+        return getattr(self._history, name)
+
+    def conversations(self, query="", limit=200):
+        assert not query or self.may.wait(20)
+        return self._history.conversations(query, limit)
+
+
+@pytest.mark.parametrize(
+    ("keys", "resumed"),
+    [
+        (("+yellow", "enter"), True),
+        (("+yellow", "enter", "enter"), True),
+        (("+yellow", "down", "enter"), True),
+        (("+yellow", "enter", "+!"), False),  # somebody writes on
+    ],
+)
+def test_enter_before_the_search_is_done_resumes_what_is_found(history, tmp_path, keys, resumed):
+    wanted, held = history.conversations("star")[0].id, HeldSearch(history)
+
+    async def act(pilot):
+        for key in keys:
+            pressed_at_once(pilot.app, *(key[1:] if key.startswith("+") else [key]))
+        await idle(pilot)
+        held.may.set()
+
+    assert played(HistoryScreen(held, tmp_path), act) == ([wanted] if resumed else [])
 
 
 def test_a_history_that_cannot_be_read_says_so(tmp_path):

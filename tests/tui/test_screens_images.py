@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 
+from localvlm.tui.screens import images
 from localvlm.tui.screens.images import ImageBrowser, Place
-from tests.tui.stage import played, press, shown
+from tests.tui.chat_app import pressed_at_once
+from tests.tui.stage import idle, played, press, shown
 
 HOSTILE = "bad\x1b[2J\nname\u202e.png"
 
@@ -72,6 +75,24 @@ def test_typing_filters_and_what_is_not_there_is_told(folder):
     assert "nothing here is called 'zebra'" in text
     assert browse(Place(folder), "+zebra", "enter", "space") == []
     assert "a.png" in seen(Place(folder), "+zeb", *["backspace"] * 3)
+
+
+def test_what_is_typed_while_a_folder_is_read_is_of_that_folder(folder, monkeypatch):
+    (folder / "holiday" / "b sea.png").touch()
+    may, read = threading.Event(), images.listed
+
+    def slow(path, hidden):
+        assert path == folder or may.wait(20)
+        return read(path, hidden=hidden)
+
+    monkeypatch.setattr(images, "listed", slow)
+
+    async def act(pilot):
+        pressed_at_once(pilot.app, *"holi", "enter", "b", "enter", "enter")
+        await idle(pilot)
+        may.set()
+
+    assert played(ImageBrowser(Place(folder)), act) == [[folder / "holiday" / "b sea.png"]]
 
 
 def test_hidden_files_and_ways_to_other_folders(folder, monkeypatch):

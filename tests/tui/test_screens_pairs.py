@@ -13,7 +13,8 @@ from localvlm.errors import UsageError
 from localvlm.ranking import Ranked
 from localvlm.references import Reference
 from localvlm.tui.screens.pairs import PairScreen, pairs_of
-from tests.tui.stage import Stage, played, press, settled, shown
+from tests.tui.chat_app import pressed_at_once
+from tests.tui.stage import Stage, idle, played, press, settled, shown
 
 GB = 10**9
 HUB = {"guide": Reference("user/guide"), "model": Reference("user/model")}
@@ -77,6 +78,15 @@ def test_enter_takes_one_that_fits():
     (choice,) = switch("enter", current="tight")
     assert choice.entry.name == "tight", "the one in use is chosen at first"
     assert switch("escape") == [None]
+
+
+def test_enter_takes_the_one_that_the_keys_before_it_led_to():
+    async def act(pilot):
+        pressed_at_once(pilot.app, "down", "enter", "enter")
+        await idle(pilot)
+
+    (choice,) = played(PairScreen(lambda: (PAIRS, 10 * GB)), act)
+    assert choice.entry.name == "tight"
 
 
 def test_what_cannot_fit_or_is_not_here_is_asked_about():

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, TypeVar
 
+from textual import events
+from textual.actions import SkipAction
 from textual.app import ComposeResult
+from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
@@ -15,6 +18,7 @@ from localvlm.errors import LocalvlmError
 
 from ..background import Workers
 from ..text import one_line
+from ..widgets.in_order import act_in_order
 from ..widgets.key_hints import KeyHints
 
 __all__ = ["MUTED", "Dialog", "Notice", "Rows", "told_error"]
@@ -55,6 +59,9 @@ class Rows(OptionList):
 
     def __init__(self) -> None:
         super().__init__(markup=False)
+
+    async def _on_key(self, event: events.Key) -> None:
+        await act_in_order(self, event)
 
     def on_resize(self) -> None:
         self.call_after_refresh(self.scroll_to_highlight)
@@ -138,6 +145,16 @@ class Dialog(Workers, ModalScreen[Result]):
     def tell(self, text: str, *, error: bool = False) -> None:
         """A line of news above the keys; "" takes it away."""
         self.query_one(Notice).tell(text, error=error)
+
+    def dismiss(self, result: Result | None = None) -> AwaitComplete:
+        """As Textual's, and only once: a key may be pressed again before the screen is gone."""
+        return super().dismiss(result) if self.is_active else AwaitComplete()
+
+    def action_enter(self) -> None:
+        """Enter is bound to a screen only to be told among its keys: the widget in focus has it, in its turn, behind
+        the keys that were pressed before.
+        """
+        raise SkipAction
 
     def action_close(self) -> None:
         self.dismiss(None)

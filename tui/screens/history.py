@@ -79,7 +79,7 @@ class HistoryScreen(Dialog[int]):
 
     heading = "History"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "resume", "resume", priority=True),
+        Binding("enter", "enter", "resume", priority=True),
         Binding("down", "into_list", "choose", key_display="\u2193", priority=True),
         Binding("r", "rename", "rename"),
         Binding("d,delete", "delete", "delete", key_display="d"),
@@ -97,6 +97,10 @@ class HistoryScreen(Dialog[int]):
         super().__init__()
         self._history, self._folder, self._now = history, folder, now
         self._shown: dict[str, Conversation] = {}
+        self._listed: str | None = None
+        """What the conversations that are shown were searched by."""
+        self._wanted = False
+        """The first is to be resumed as soon as they are those that are searched."""
         self._one_at_a_time = asyncio.Lock()
 
     def body(self) -> ComposeResult:
@@ -111,14 +115,15 @@ class HistoryScreen(Dialog[int]):
 
     @on(Input.Changed)
     def _look(self) -> None:
-        query = self.query_one(Input).value
-        self.run_worker(self._list(query), exclusive=True, group="list")
+        query, self._wanted = self.query_one(Input).value, False
+        self.run_worker(partial(self._list, query), exclusive=True, group="list")
 
     async def _list(self, query: str, at: int = 0) -> None:
         found = await self._asked(partial(self._history.conversations, query, MOST))
         if found is None:
+            self._wanted = False
             return
-        self._shown = {str(one.id): one for one in found}
+        self._shown, self._listed = {str(one.id): one for one in found}, query
         options = self.query_one(OptionList)
         options.set_options([Option(self._row(one), id=str(one.id)) for one in found])
         if found:
@@ -127,6 +132,8 @@ class HistoryScreen(Dialog[int]):
             nothing = "nothing of that is in the history" if query.strip() else "nothing is in the history yet"
             self.query_one("#preview", Static).update(Content(nothing))
         self.refresh_bindings()
+        if self._wanted and query == self.query_one(Input).value:
+            self._resume()
 
     def _row(self, one: Conversation) -> Content:
         about = [_day(one.updated, self._now()), one_line(one.pair or "files", 24), _counted(one.turns, "turn")]
@@ -136,7 +143,7 @@ class HistoryScreen(Dialog[int]):
     @on(OptionList.OptionHighlighted)
     def _highlighted(self, event: OptionList.OptionHighlighted) -> None:
         if event.option.id:
-            self.run_worker(self._preview(int(event.option.id)), exclusive=True, group="preview")
+            self.run_worker(partial(self._preview, int(event.option.id)), exclusive=True, group="preview")
 
     async def _preview(self, conversation: int) -> None:
         turns = await self._asked(partial(self._history.turns, conversation))
@@ -161,12 +168,14 @@ class HistoryScreen(Dialog[int]):
             return in_list and (action == "search" or bool(self._shown))
         if action == "into_list":
             return not in_list and bool(self._shown)
-        return bool(self._shown) if action == "resume" else True
+        return bool(self._shown) if action == "enter" else True
 
     @on(Input.Submitted)
     @on(OptionList.OptionSelected)
-    def action_resume(self) -> None:
-        if (one := self._chosen()) is not None:
+    def _resume(self) -> None:
+        """Resumes the chosen one, or waits until what was searched is listed."""
+        self._wanted = self._listed != self.query_one(Input).value
+        if not self._wanted and (one := self._chosen()) is not None:
             self.dismiss(one.id)
 
     def action_into_list(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
-from textual.message import Message
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -36,28 +35,20 @@ class Place:
 
 
 class _Names(Rows):
-    """A list that also says what is typed into it."""
+    """A list that hands its keys and what is typed to ``pressed``, in order, which returns False of what it leaves."""
 
-    class Typed(Message):
-        """A character, or None: the last one goes."""
-
-        def __init__(self, text: str | None) -> None:
-            super().__init__()
-            self.text = text
+    def __init__(self, pressed: Callable[[str, str | None], bool]) -> None:
+        super().__init__()
+        self._pressed = pressed
 
     def on_key(self, event: events.Key) -> None:
-        if event.key == "backspace":
-            self.post_message(self.Typed(None))
-        elif event.character and event.is_printable and event.character != " ":
-            self.post_message(self.Typed(event.character))
-        else:
-            return
-        event.stop()
-        event.prevent_default()
+        if self._pressed(event.key, event.character if event.is_printable else None):
+            event.stop()
+            event.prevent_default()
 
     def on_paste(self, event: events.Paste) -> None:
         event.stop()
-        self.post_message(self.Typed(event.text.strip()))
+        self._pressed("", event.text.strip())
 
 
 class ImageBrowser(Dialog[list[Path]]):
@@ -65,7 +56,7 @@ class ImageBrowser(Dialog[list[Path]]):
 
     heading = "Pictures"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "take", "take", priority=True),
+        Binding("enter", "enter", "take", priority=True),
         Binding("space", "mark", "mark"),
         Binding("left", "up", "up", key_display="\u2190"),
         Binding("right", "into", show=False),
@@ -84,10 +75,14 @@ class ImageBrowser(Dialog[list[Path]]):
         self._kept: Sequence[Found] = ()
         self._typed = ""
         self._marked: dict[Path, None] = {}
+        self._reads = False
+        """A folder is being read."""
+        self._held: list[Callable[[], object]] = []
+        """What was typed meanwhile: it is about that folder."""
 
     def body(self) -> ComposeResult:
         yield Static(id="folder", markup=False)
-        yield _Names()
+        yield _Names(self._on_pressed)
 
     def on_mount(self) -> None:
         self._go(self.place.folder)
@@ -95,7 +90,8 @@ class ImageBrowser(Dialog[list[Path]]):
     # ---- what is there
 
     def _go(self, folder: Path, back_to: str = "") -> None:
-        self.run_worker(self._list(folder, back_to), exclusive=True)
+        self._reads, self._held = True, []
+        self.run_worker(partial(self._list, folder, back_to), exclusive=True)
 
     async def _list(self, folder: Path, back_to: str) -> None:
         self.query_one(_Names).loading = not self._found
@@ -103,7 +99,8 @@ class ImageBrowser(Dialog[list[Path]]):
             found = await in_thread(partial(listed, folder, hidden=self.place.hidden))
         except OSError as error:
             self.tell(f"{shown_path(folder)} cannot be read: {error.strerror or error}", error=True)
-            if not self._found and folder != folder.parent:
+            self._reads = not self._found and folder != folder.parent
+            if self._reads:
                 await self._list(folder.parent, "")
             return
         finally:
@@ -111,6 +108,16 @@ class ImageBrowser(Dialog[list[Path]]):
         self.place.folder, self._found, self._typed = folder, found, ""
         self.tell("")
         self._show(back_to)
+        self._reads, held, self._held = False, self._held, []
+        for act in held:
+            self._in_turn(act)
+
+    def _in_turn(self, act: Callable[[], object]) -> None:
+        """Does something now, or once the folder was read."""
+        if self._reads:
+            self._held.append(act)
+        else:
+            act()
 
     def _show(self, at: str = "") -> None:
         names = self.query_one(_Names)
@@ -146,10 +153,18 @@ class ImageBrowser(Dialog[list[Path]]):
 
     # ---- keys
 
-    @on(_Names.Typed)
-    def _on_typed(self, event: _Names.Typed) -> None:
-        event.stop()
-        text = event.text
+    def _on_pressed(self, key: str, text: str | None) -> bool:
+        """Does what a key of the list is for, if it is for anything."""
+        acts = {"enter": self.action_take, "space": self.action_mark, "left": self.action_up, "right": self.action_into}
+        if key in acts:
+            acts[key]()
+        elif text or key == "backspace":
+            self._in_turn(partial(self._type, text))
+        else:
+            return False
+        return True
+
+    def _type(self, text: str | None) -> None:
         if text is None and not self._typed:
             self.action_up()
         elif text is None:
@@ -167,6 +182,9 @@ class ImageBrowser(Dialog[list[Path]]):
     @on(OptionList.OptionSelected)
     def action_take(self) -> None:
         """Opens a folder; else takes what is marked, or the picture that is chosen."""
+        self._in_turn(self._take)
+
+    def _take(self) -> None:
         one = self._chosen()
         if one is not None and one.folder:
             self.action_into()
@@ -176,6 +194,9 @@ class ImageBrowser(Dialog[list[Path]]):
             self.dismiss([self.place.folder / one.name])
 
     def action_mark(self) -> None:
+        self._in_turn(self._mark)
+
+    def _mark(self) -> None:
         one = self._chosen()
         if one is None or one.folder:
             return

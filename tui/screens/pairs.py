@@ -61,7 +61,7 @@ class PairScreen(Dialog[PairChoice]):
     """
 
     heading = "Pairs"
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "choose", "use", priority=True)]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "enter", "use", priority=True)]
     DEFAULT_CSS = """
     PairScreen {
         #about { height: 7; padding: 0 1; border-top: solid $border-blurred; }
@@ -139,10 +139,10 @@ class PairScreen(Dialog[PairChoice]):
         return lines + [Content.assemble((f"{key:<9}", "$foreground-muted"), one_line(str(about[key]))) for key in rest]
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
-        return action != "choose" or self._chosen() is not None
+        return action != "enter" or self._chosen() is not None
 
     @on(OptionList.OptionSelected)
-    def action_choose(self) -> None:
+    def _choose(self) -> None:
         """Takes the pair; asks first where it has to be fetched, or cannot fit."""
         one = self._chosen()
         if one is None:
@@ -157,7 +157,12 @@ class PairScreen(Dialog[PairChoice]):
             self.dismiss(choice)
             return
         text, yes = asked
-        self.app.push_screen(ConfirmScreen(text, yes, "Not now"), lambda agreed: agreed and self.dismiss(choice))
+
+        def answered(agreed: bool | None) -> None:
+            if agreed:
+                self.dismiss(choice)
+
+        self.app.push_screen(ConfirmScreen(text, yes, "Not now"), answered)
 
     def _doubt(self, one: Ranked, fits: str) -> tuple[str, str] | None:
         """What is asked before a pair is taken, and its button; None: nothing."""

@@ -14,7 +14,7 @@ __all__ = ["Line", "act_in_order"]
 
 
 async def act_in_order(widget: Widget, event: events.Key) -> bool:
-    """Runs what a key is bound to in a widget that one writes in, if anything, before the next key comes.
+    """Runs what a key is bound to in a widget, if anything, before the next key comes.
 
     Textual takes a letter at once, but runs a binding when its key has come up to the app: where that is busy, a letter
     typed behind backspace comes first, and is what backspace deletes.
