@@ -64,6 +64,12 @@ def test_methods_exits_and_privacy_are_chosen_by_name():
     assert found.changed == {"private"}
 
 
+def test_a_private_chat_offers_no_way_back():
+    for keys in (["up"], ["home"]):
+        (found,) = change("shift+tab", "enter", *keys, "enter", "ctrl+s", settings=ChatSettings(private=True))
+        assert found.changed == frozenset()
+
+
 @pytest.mark.parametrize(
     ("tabs", "typed", "told"),
     [

@@ -137,7 +137,8 @@ class SettingsScreen(Dialog[SettingsChange]):
             system = TextArea(settings.system, id="system", tab_behavior="focus")
             yield from _row("System prompt", system)
             yield from _row("Theme", _select(self._themes, settings.theme, "theme"))
-            yield from _row("Private", _select(PRIVATE, PRIVATE[settings.private], "private"))
+            ways = PRIVATE[settings.private :]  # of a private chat no history is kept, whatever is said later
+            yield from _row("Private", _select(ways, PRIVATE[settings.private], "private"))
 
     def _exits(self, kind: str) -> Select[str]:
         at = f"{self._calibrated:.3g}" if self._calibrated is not None else "it is not: off"
