@@ -66,13 +66,15 @@ class LlamaVlm:
             undo.callback(self.tower.close)
             if cancelled():
                 raise Interrupted()
-            self._open(model, text, options)
+            self._open(model, text, options, undo)
             undo.pop_all()
 
-    def _open(self, model: Path, text: Header, options: LoadOptions) -> None:
+    def _open(self, model: Path, text: Header, options: LoadOptions, undo: contextlib.ExitStack) -> None:
         vocabulary = self._model.vocabulary
         self._options, self._header = options, text
         self._cache = self._new_cache()
+        undo.callback(self._cache.tap.close)
+        undo.callback(self._cache.close)
         self._table = TokenTable.open(text, self._model.n_embd_input)
         self._memory = DraftMemory.of(text, options)
         self._prompts, self._decoder = self._over(self._cache)
@@ -107,8 +109,12 @@ class LlamaVlm:
 
     def _new_cache(self) -> Cache:
         tap = Tap(self._model.path.name, thread_count(self._options), self._options.gpu_layers != 0)
-        tap.configure(self._model.n_layer, self._model.n_head)
-        return Cache(self._model, self._options, self._header, tap, self.tower.causal)
+        with contextlib.ExitStack() as undo:
+            undo.callback(tap.close)
+            tap.configure(self._model.n_layer, self._model.n_head)
+            cache = Cache(self._model, self._options, self._header, tap, self.tower.causal)
+            undo.pop_all()
+        return cache
 
     def _over(self, cache: Cache) -> tuple[StagedPrompts, Decoder]:
         """What fills a cache and what goes on from it."""

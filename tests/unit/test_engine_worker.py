@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from localvlm.engine import client, wire
+from localvlm.engine.api import LoadOptions
 from localvlm.engine.client import Engine, RemoteVlm
 from localvlm.errors import EngineCrashed, Interrupted, LocalvlmError, UnsupportedModel
 from tests.asking import ONE, ask, in_fresh_process, load, picture, prompt
@@ -234,6 +235,22 @@ def test_loads_that_fail_leave_no_weights_behind(files, tmp_path: Path) -> None:
         before = cycle(4)
         assert cycle(20) - before < 25 << 20, "twenty models of 5 MB"
         assert ask(load(engine, files["llava15"]))
+
+
+def test_loads_that_fail_leave_no_context_behind(files) -> None:
+    """Positions of an M-RoPE model cannot be compact, which is known when the context is there."""
+    compact = LoadOptions(threads=1, compact_positions=True)
+    with Engine() as engine:
+
+        def cycle(n: int) -> int:
+            for _ in range(n):
+                with pytest.raises(UnsupportedModel, match="without gaps"):
+                    engine.load(files["qwen25vl"].model, files["qwen25vl"].mmproj, compact)
+            return int(psutil.Process(engine.pid).memory_info().vms)
+
+        before = cycle(4)
+        assert cycle(20) - before < 40 << 20, "twenty contexts of 23 MB"
+        assert ask(load(engine, files["qwen25vl"]))
 
 
 def test_loading_stops_when_it_is_cancelled(engine: Engine, files) -> None:
