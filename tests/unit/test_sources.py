@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import io
 import signal
@@ -209,12 +210,21 @@ class Pages(http.server.BaseHTTPRequestHandler):
             return self._head(302, Location="/a.png")
         if self.path == "/ftp":
             return self._head(302, Location="ftp://127.0.0.1/a.png")
+        if self.path == "/slow":
+            return self._drip()
         if self.path == "/missing":
             return self._head(404)
         length = len(body) + 100 if self.path == "/cut" else len(body)
         self._head(200, **{"Content-Length": str(length)})
         self.wfile.write(body)
         return None
+
+    def _drip(self) -> None:
+        """A header that comes byte by byte until the test is over."""
+        self.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
+        with contextlib.suppress(OSError):
+            while not self.server.over.wait(0.01):
+                self.wfile.write(b"x")
 
     def _head(self, code: int, **headers: str) -> None:
         self.send_response(code)
@@ -229,9 +239,11 @@ class Pages(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def site():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    server.over = threading.Event()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
+    server.over.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -251,6 +263,14 @@ def test_a_picture_of_the_web_is_fetched_if_asked_for(site, cli, monkeypatch):
     with pytest.raises(DownloadError, match="is over"):
         fetch(f"{site}/a.png")
     assert cli("ask", *cli.pair, "--fetch", "http://127.0.0.1:9/a.png", "What?").code == 7
+
+
+@pytest.mark.loopback
+def test_a_server_whose_headers_never_end_is_left(site, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(fetching, "TOTAL_S", 0.2)
+    with pytest.raises(DownloadError, match="/slow' takes over"):
+        fetch(f"{site}/slow")
 
 
 # ---- clipboard and screen
