@@ -16,6 +16,9 @@ __all__ = ["Sampler"]
 
 Float32 = NDArray[np.float32]
 
+_COLDEST = 1e-260
+"""Temperatures below it are as it is, a draw among the likeliest alone: divided by them, logits would be infinite."""
+
 
 class Rules(Protocol):
     """What :class:`localvlm.engine.grammar.Grammar` is to a sampler."""
@@ -73,7 +76,7 @@ class Sampler:
         k = min(options.top_k, len(logits)) if options.top_k > 0 else len(logits)
         candidates = np.argpartition(-logits, k - 1)[:k]
         candidates = candidates[np.lexsort((candidates, -logits[candidates]))]
-        scaled = logits[candidates].astype(np.float64) / options.temp
+        scaled = logits[candidates].astype(np.float64) / max(options.temp, _COLDEST)
         p = np.exp(scaled - scaled[0])
         p /= p.sum()
         kept = min(int(np.searchsorted(np.cumsum(p), options.top_p)) + 1, k)  # p may sum to a little less than 1

@@ -77,6 +77,14 @@ def test_extreme_options_still_give_a_token(options: SamplingOptions, top_p: flo
         assert all(0 <= t < 7 for t in draws(options, 20, logits))
 
 
+@pytest.mark.parametrize("temp", [5e-324, 1e-320, 1e-300, 1e-200])
+def test_the_coldest_temperatures_draw_among_the_likeliest(temp: float) -> None:
+    tied = np.array([1, 3, 3, np.nextafter(np.float32(3), np.float32(0))], np.float32)
+    for scale in (1.0, -1.0, 1e38, 1e-38):
+        logits = (tied if scale > 0 else tied - 4) * np.float32(abs(scale))
+        assert set(draws(SamplingOptions(temp=temp, top_p=1.0, top_k=0), 50, logits)) == {1, 2}
+
+
 def test_one_token_vocabularies() -> None:
     assert Sampler(SamplingOptions(temp=1.0)).pick(np.zeros(1, np.float32)) == (0, 0.0)
 
