@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -252,8 +251,11 @@ class ChatActions(PictureActions, HistoryActions):
         if not name:
             await self.action_settings()
             return
+        if name == "auto":
+            self.unset_options("method")
+            self.status("method auto" if self.options is None else f"method {self.options.method}")
+            return
         try:
-            name = self.own_method if name == "auto" else name
             method_named(name)
         except LocalvlmError as error:
             self.warn(error)
@@ -299,15 +301,11 @@ class ChatActions(PictureActions, HistoryActions):
 
     def on_saw_panel_retention_changed(self, event: Any) -> None:
         """Moved by its slider."""
-        self.conversation.set(keep=event.keep)
-        if self.options is not None:
-            self.options = replace(self.options, keep=event.keep, preset=None, layer=0)
+        self.set_options(tell=False, keep=event.keep)
 
     def on_saw_panel_method_changed(self, event: Any) -> None:
         """Chosen in its list."""
-        self.conversation.set(method=event.name)
-        if self.options is not None:
-            self.options = replace(self.options, method=event.name, preset=None, layer=0)
+        self.set_options(tell=False, method=event.name)
 
     def action_toggle_panel(self) -> None:
         """Shows or hides what it saw; where there is no room for both, in place of the chat."""

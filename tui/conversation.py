@@ -142,6 +142,13 @@ class Conversation:
             changes = {"preset": None, "layer": 0, **changes}
         self._changes = {**self._changes, **changes}
 
+    def unset(self, *names: str) -> None:
+        """These are again what the pair has them be, each pair its own."""
+        left = {name: value for name, value in self._changes.items() if name not in names}
+        if not left.keys() & {"method", "keep"}:  # nothing overrules a preset or layer any more
+            left.pop("preset", None), left.pop("layer", None)
+        self._changes = left
+
     def ask(self, question: str, attached: Sequence[Attached] = ()) -> Exchange:
         """Asks, after what was asked before; ``attached`` come with the question."""
         self._number += 1

@@ -36,12 +36,10 @@ class ChatParts(Workers, App[int]):
     recorder: HistoryRecorder | None
     options: AskOptions | None = None
     """What questions are asked with, once a pair is open."""
-    own_method = "sgl+"
-    """How image tokens are chosen if nobody says otherwise here: what "auto" means."""
+    own_options: AskOptions | None = None
+    """The same if nobody says otherwise here."""
     resuming = False
     """A conversation of the history is being read, which will take the place of this one."""
-    calibrated: float | None = None
-    """Score from which the guide's answer is final, if nobody says otherwise here."""
 
     # what the other half has
 
@@ -68,18 +66,25 @@ class ChatParts(Workers, App[int]):
 
     def opened(self, event: Opened) -> None:
         """A pair can be asked."""
-        changes = self.conversation.changes
-        self.options = replace(event.options, **changes) if changes else event.options
-        self.calibrated, self.own_method = event.options.exit_at, event.options.method
+        self.own_options = event.options
         self.query_one(StatusLine).tell("ready", pair=event.pair)
-        self.panel(lambda panel: panel.set_options(self.options or event.options))
+        self._options_changed()
 
-    def set_options(self, **changes: Any) -> None:
-        """Sets what the next question is asked with."""
+    def set_options(self, *, tell: bool = True, **changes: Any) -> None:
+        """Sets what the next question is asked with; ``tell``: the panel, which knows of what was chosen there."""
         self.conversation.set(**changes)
-        if self.options is not None:
-            options = self.options = replace(self.options, preset=None, **changes)
-            self.panel(lambda panel: panel.set_options(options))
+        self._options_changed(tell=tell)
+
+    def unset_options(self, *names: str) -> None:
+        """These are again what the pair has them be."""
+        self.conversation.unset(*names)
+        self._options_changed()
+
+    def _options_changed(self, *, tell: bool = True) -> None:
+        if self.own_options is not None:
+            options = self.options = replace(self.own_options, **self.conversation.changes)
+            if tell:
+                self.panel(lambda panel: panel.set_options(options))
 
     def show_pictures(self) -> None:
         """Tells the side panel which pictures there are: those said, and those that come with the next question."""

@@ -20,22 +20,21 @@ SAME = ("method", "keep", "guide_keep", "max_tokens", "temp")
 """Settings that are fields of AskOptions by the same name."""
 
 
-def settings_of(options: AskOptions, *, calibrated: float | None, theme: str, private: bool) -> ChatSettings:
-    """Options as the screen shows them; ``calibrated``: the score that is gone by if nobody says otherwise."""
-    exit_at: Any = "off" if options.exit_at is None else options.exit_at
-    if options.exit_at == calibrated:
-        exit_at = None
+def settings_of(options: AskOptions, *, own_exit: bool, theme: str, private: bool) -> ChatSettings:
+    """Options as the screen shows them; ``own_exit``: the score is that of the pair, as nobody said otherwise."""
+    exit_at: Any = None if own_exit else "off" if options.exit_at is None else options.exit_at
     same = {name: getattr(options, name) for name in SAME}
     return ChatSettings(exit_at=exit_at, system=options.system or "", theme=theme, private=private, **same)
 
 
-def changes_of(change: SettingsChange, calibrated: float | None) -> dict[str, Any]:
-    """Fields of AskOptions that were changed."""
+def changes_of(change: SettingsChange) -> dict[str, Any]:
+    """Fields of AskOptions that were changed; but an exit as the pair is calibrated, which sets none."""
     known = {field.name for field in fields(AskOptions)}
     changed = {name: getattr(change.after, name) for name in change.changed if name in known}
     if "exit_at" in changed:
-        said = changed["exit_at"]
-        changed["exit_at"] = calibrated if said is None else None if said == "off" else said
+        said = changed.pop("exit_at")
+        if said is not None:
+            changed["exit_at"] = None if said == "off" else said
     if "system" in changed:
         changed["system"] = changed["system"] or None
     return changed
@@ -45,14 +44,20 @@ async def show_settings(app: ChatActions) -> None:
     """Shows the settings, and does as they say."""
     from .screens.settings import SettingsScreen
 
-    options, calibrated = app.options or AskOptions(), app.calibrated
-    settings = settings_of(options, calibrated=calibrated, theme=app.theme, private=app.conversation.private)
+    settings = settings_of(
+        app.options or AskOptions(),
+        own_exit="exit_at" not in app.conversation.changes,
+        theme=app.theme,
+        private=app.conversation.private,
+    )
 
     async def changed(change: SettingsChange | None) -> None:
         if change is None:
             return
         app.theme = change.after.theme
-        if options := changes_of(change, calibrated):
+        if "exit_at" in change.changed and change.after.exit_at is None:
+            app.unset_options("exit_at")
+        if options := changes_of(change):
             app.set_options(**options)
         if change.after.private and not change.before.private:
             await app.action_go_private()
@@ -61,7 +66,7 @@ async def show_settings(app: ChatActions) -> None:
         settings,
         [*METHODS, *IN_LLM],
         theme_names(app.available_themes),
-        calibrated=calibrated,
+        calibrated=None if app.own_options is None else app.own_options.exit_at,
         preview=lambda theme: setattr(app, "theme", theme),
     )
     app.push_screen(screen, changed)

@@ -163,7 +163,7 @@ class SawPanel(VerticalScroll, can_focus=False):
     @on(RetentionSlider.Changed)
     def _retain(self, event: RetentionSlider.Changed) -> None:
         event.stop()
-        self._options = replace(self._options, keep=event.percent / 100, preset=None)
+        self._options = replace(self._options, keep=event.percent / 100, preset=None, layer=0)
         self._mark()
         self.post_message(self.RetentionChanged(event.percent / 100))
 
@@ -171,7 +171,7 @@ class SawPanel(VerticalScroll, can_focus=False):
     def _choose(self, event: Select.Changed) -> None:
         event.stop()
         if isinstance(event.value, str) and event.value != self._options.method:
-            self._options = replace(self._options, method=event.value)
+            self._options = replace(self._options, method=event.value, preset=None, layer=0)
             self._mark()
             self.post_message(self.MethodChanged(event.value))
 
