@@ -181,9 +181,10 @@ class Engine:
             self._stderr_reader.join(timeout=2)
         if process.stderr is not None and not (self._stderr_reader and self._stderr_reader.is_alive()):
             process.stderr.close()
-        if self._control >= 0:
-            os.close(self._control)
-            self._control = -1
+        with self._state:  # a cancel from another thread must not write to a file that gets the number next
+            control, self._control = self._control, -1
+        if control >= 0:
+            os.close(control)
 
     # calls
 
@@ -275,7 +276,7 @@ class Engine:
         try:
             on_text(text)
         except Exception:
-            with contextlib.suppress(OSError):
+            with self._state, contextlib.suppress(OSError):
                 os.write(self._control, _CONTROL.pack(self._call_number))
             raise
 

@@ -163,6 +163,31 @@ def test_a_worker_that_talks_nonsense_is_ended_at_once(files, monkeypatch: pytes
         assert ask(load(engine, files["llava15"]))
 
 
+def test_a_cancel_while_a_dead_worker_is_left_writes_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another file has the number of the control pipe as soon as that is closed."""
+    close, other = os.close, tmp_path / "another"
+    with Engine() as engine:
+        engine.holds()
+
+        def close_and_cancel(fd: int) -> None:
+            control = engine._process is None and fd == pipe
+            close(fd)
+            if control:
+                taken = os.open(other, os.O_WRONLY | os.O_CREAT)
+                os.dup2(taken, fd)
+                engine.cancel()
+                for one in {taken, fd}:
+                    close(one)
+
+        pipe, pid = engine._control, engine.pid
+        assert pid is not None
+        monkeypatch.setattr(os, "close", close_and_cancel)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(EngineCrashed):
+            engine.holds()
+    assert other.read_bytes() == b""
+
+
 def test_a_caller_may_have_many_files_open() -> None:
     """Pipes to a worker then have descriptors above 1,023."""
     program = """
