@@ -316,8 +316,10 @@ class Context:
         """Makes sure of ``cells`` in all, and of room after them; those in use keep what they hold, bit for bit.
 
         Raises:
-            NotEnoughMemory: they cannot be had; nothing has changed.
+            NotEnoughMemory: they cannot be had; nothing has changed, unless those that there were cannot be had again:
+                then all are lost, and :meth:`clear` tries to make some.
         """
+        self._check_there()
         if cells <= self.size:
             return
         before, held = self.size, self._held()
@@ -340,6 +342,13 @@ class Context:
             f"{self.n_ctx} in {options.kv_type}, flash attention {attention}, weights {', '.join(self.model.buffers)}"
         )
 
+    def _check_there(self) -> None:
+        if not self.handle:
+            raise NotEnoughMemory(
+                f"what '{self.model.path.name}' had read is lost: its context could not be made again",
+                "lower --ctx-size, or choose a smaller model",
+            )
+
     def _held(self) -> NDArray[np.uint8] | None:
         """What the cells hold, as llama.cpp packs it; None if nothing."""
         if self._lib.llama_memory_seq_pos_max(self._memory, 0) < 0:
@@ -351,14 +360,26 @@ class Context:
     def _hold(self, held: NDArray[np.uint8]) -> None:
         pointer = held.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         if self._lib.llama_state_set_data(self.handle, pointer, held.size) != held.size:
+            self.close()  # nobody shall take it for what it was
             raise UnsupportedModel(f"the cells of '{self.model.path.name}' cannot be moved", "pass another --ctx-size")
 
     def clear(self) -> None:
-        """Empties the KV cache."""
+        """Empties the KV cache.
+
+        Raises:
+            NotEnoughMemory: the context was lost, and cannot be made again.
+        """
+        if not self.handle:
+            self._open(self._enough(0) if self.model.resizable else self.n_ctx)
         self._lib.llama_memory_clear(self._memory, False)
 
     def trim(self, first: int) -> bool:
-        """Removes all cells at batch position ``first`` and later; False if this model cannot."""
+        """Removes all cells at batch position ``first`` and later; False if this model cannot.
+
+        Raises:
+            NotEnoughMemory: the context was lost.
+        """
+        self._check_there()
         return bool(self._lib.llama_memory_seq_rm(self._memory, 0, first, -1))
 
     def decode(self, tokens: Int32 | None, rows: Float32 | None, positions: Int32, outputs: NDArray[np.int8]) -> None:
@@ -368,8 +389,9 @@ class Context:
 
         Raises:
             Interrupted: the tap was cancelled; the caller must trim the cache.
-            NotEnoughMemory: a graph of this size has no room.
+            NotEnoughMemory: a graph of this size has no room, or the context was lost.
         """
+        self._check_there()
         n = len(outputs)
         as_i32 = ctypes.POINTER(ctypes.c_int32)
         batch = self._lib.llama_batch(
@@ -391,6 +413,7 @@ class Context:
 
     def logits(self, row: int = -1) -> Float32:
         """(n_vocab,) float32 copy of one output row's logits."""
+        self._check_there()
         pointer = self._lib.llama_get_logits_ith(self.handle, row)
         return np.ctypeslib.as_array(pointer, (self.model.vocabulary.size,)).copy()
 

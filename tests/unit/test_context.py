@@ -113,6 +113,36 @@ def test_no_memory_for_more_cells_leaves_those_that_are(load: Load, monkeypatch:
     vlm.close()
 
 
+def test_a_context_that_cannot_be_made_again_is_told_and_made_when_there_is_room(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = load("llava15")
+    context = vlm._cache.context
+    want = asked(vlm, 0)[:3]
+    vlm.prefill(prompt(vlm))
+    with monkeypatch.context() as tight:
+
+        def refuse(size: int) -> None:
+            raise NotEnoughMemory(f"no {size} cells")
+
+        tight.setattr(context, "_open", refuse)
+        with pytest.raises(NotEnoughMemory, match="no "):
+            context.reserve(context.size + 1)
+        for call in (
+            lambda: vlm.feed(np.array([9], np.int32)),
+            lambda: vlm._cache.keep(5),
+            lambda: vlm._cache.forget(1),
+            lambda: vlm.prefill(prompt(vlm), reuse="rows"),
+            context.logits,
+        ):
+            with pytest.raises(NotEnoughMemory, match="is lost"):
+                call()
+        with pytest.raises(NotEnoughMemory, match="no 256 cells"):
+            vlm.prefill(prompt(vlm))
+    assert all(np.array_equal(a, b) for a, b in zip(asked(vlm, 0), want, strict=False))
+    vlm.close()
+
+
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_sliding_window_is_whole_from_the_start(layer: int, load: Load) -> None:
     """Moved, its cells would be taken by new rows as soon as they leave the window."""
