@@ -36,7 +36,7 @@ def app() -> ChatApp:
     from localvlm.tui.app import ChatApp
     from localvlm.tui.setup import ChatSetup
 
-    def opener(name: str | None, private: bool) -> tuple[Pipeline, AskOptions]:  # noqa: ARG001
+    def opener(name: str | None, private: bool, *, anyway: bool = False) -> tuple[Pipeline, AskOptions]:  # noqa: ARG001
         pair: Pair = pair_named(name or "demo")
         found = stored(pair, "sgl+")
         return Pipeline.open(pair), AskOptions(exit_at=None if found is None else found.threshold)

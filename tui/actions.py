@@ -27,6 +27,7 @@ from .widgets.composer import Composer, Prompt, mentioned
 from .widgets.status_line import StatusLine
 
 if TYPE_CHECKING:
+    from .screens.pairs import PairChoice
     from .widgets.message import ChatMessage
 
 __all__ = ["ChatActions"]
@@ -212,8 +213,8 @@ class ChatActions(PictureActions, HistoryActions):
 
     # how it is asked
 
-    async def action_switch_pair(self, name: str = "") -> None:
-        """Changes the pair."""
+    async def action_switch_pair(self, name: str = "", *, anyway: bool = False) -> None:
+        """Changes the pair; ``anyway``: to one that does not fit into memory."""
         if name:
             try:
                 self.setup.check(name)
@@ -221,14 +222,14 @@ class ChatActions(PictureActions, HistoryActions):
                 self.warn(error)
                 return
             self.status(f"opening {one_line(name, 40)}\u2026")
-            self.conversation.switch(name)
+            self.conversation.switch(name, anyway=anyway)
             return
         from .screens.pairs import PairScreen, pairs_of
 
         current = self.query_one(StatusLine).pair
         self.push_screen(PairScreen(partial(pairs_of, self.setup.pairs), current), self._pair_chosen)
 
-    async def _pair_chosen(self, choice: Any) -> None:
+    async def _pair_chosen(self, choice: PairChoice | None) -> None:
         if choice is None:
             return
         if choice.pull:
@@ -236,13 +237,13 @@ class ChatActions(PictureActions, HistoryActions):
 
             entry = choice.entry
             screen = PullScreen(entry.name, entry.references, run=entry.run)
-            self.push_screen(screen, lambda result: self._pulled(entry.name, result))
+            self.push_screen(screen, lambda result: self._pulled(choice, result))
         else:
-            await self.action_switch_pair(choice.entry.name)
+            await self.action_switch_pair(choice.entry.name, anyway=choice.anyway)
 
-    async def _pulled(self, name: str, result: Any) -> None:
+    async def _pulled(self, choice: PairChoice, result: Any) -> None:
         if result is not None:
-            await self.action_switch_pair(name)
+            await self.action_switch_pair(choice.entry.name, anyway=choice.anyway)
 
     async def action_choose_method(self, name: str = "") -> None:
         """Changes how image tokens are chosen."""

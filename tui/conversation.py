@@ -29,16 +29,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Conversation", "Opener", "Recorder"]
 
-Opener = Callable[[str | None, bool], tuple["Pipeline", "AskOptions"]]
-"""Opens a pair by name, None: the one that the app was started with; and whether nothing may be written. Called by the
-conversation's thread."""
-
 GRACE_S = 0.8
 """Seconds the engine has to stop by itself before its process is ended."""
 WATCH_S = 0.25
 """How often an idle engine is looked at."""
 OTHER_TEMP = 0.7
 """Temperature of an answer that is to be another one than the last."""
+
+
+class Opener(Protocol):
+    """Opens a pair by name, None: the one that the app was started with; ``private``: nothing may be written;
+    ``anyway``: it does not fit into memory, and is wanted all the same. Called by the conversation's thread.
+    """
+
+    def __call__(self, name: str | None, private: bool, /, *, anyway: bool = False) -> tuple[Pipeline, AskOptions]: ...
 
 
 class Recorder(Protocol):
@@ -84,6 +88,7 @@ class Conversation:
         self._lock = threading.Lock()
         self._number = 0
         self._pair: str | None = None
+        self._anyway = False
         self._pipeline: Pipeline | None = None
         self._session: Session | None = None
         self._options: AskOptions | None = None
@@ -215,11 +220,11 @@ class Conversation:
         self.exchanges = list(exchanges)
         self._commands.put(partial(self._restore, list(exchanges), stored))
 
-    def switch(self, pair: str) -> None:
-        """Goes on with another pair."""
+    def switch(self, pair: str, *, anyway: bool = False) -> None:
+        """Goes on with another pair; ``anyway``: though it does not fit into memory."""
         for exchange in self.exchanges:
             self._stop(exchange)
-        self._commands.put(partial(self._switch, pair))
+        self._commands.put(partial(self._switch, pair, anyway))
 
     def go_private(self) -> None:
         """Begins anew, and writes nothing from now on: no history, no cache."""
@@ -266,7 +271,7 @@ class Conversation:
             LocalvlmError: the pair cannot be opened.
         """
         if self._pipeline is None or self._session is None:
-            pipeline, self._options = self._opener(self._pair, self.private)
+            pipeline, self._options = self._opener(self._pair, self.private, anyway=self._anyway)
             with self._lock:
                 self._pipeline = pipeline
             self._session = self._pipeline.session()
@@ -324,15 +329,16 @@ class Conversation:
             with contextlib.suppress(errors.LocalvlmError):
                 pipeline.close()
 
-    def _switch(self, pair: str) -> None:
-        before, self._pair = self._pair, pair
+    def _switch(self, pair: str, anyway: bool) -> None:
+        """Closes one pair before it opens the other: there may be no room for both."""
+        before = self._pair, self._anyway
+        self._pair, self._anyway = pair, anyway
         self._close_pipeline()
         try:
             self._open()
-        except errors.LocalvlmError as error:
-            self._pair = before
-            self._emit(events.Failed(0, error))
-            return
+        except Exception as raised:  # noqa: BLE001 - whatever it is, the pair before is gone on with
+            self._pair, self._anyway = before
+            self._emit(events.Failed(0, raised if isinstance(raised, errors.LocalvlmError) else _defect(raised)))
         self._warm()
 
     def _reopen(self) -> None:

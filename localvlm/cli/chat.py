@@ -100,11 +100,13 @@ def _history() -> Any:
 def _opener(ctx: click.Context, given: Pair) -> Opener:
     """Makes pipelines as the command's options say."""
 
-    def opener(name: str | None, private: bool) -> tuple[Pipeline, AskOptions]:
+    def opener(name: str | None, private: bool, *, anyway: bool = False) -> tuple[Pipeline, AskOptions]:
         from localvlm.catalog import as_pair, entry_named
         from localvlm.pipeline import Pipeline
 
         params = {**ctx.params, "private": private}
+        if anyway:
+            params.update(max_memory=0, low_memory=True)  # nothing is looked at, and as little is taken as can be
         pair = given if name is None else as_pair(name, entry_named(name, user_config(ctx).pairs).files)
         reporter = Reporter(quiet=True)
         options = options_asked(ctx, pair, reporter)

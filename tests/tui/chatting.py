@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ from localvlm.images import Image
 from localvlm.pipeline import Pipeline
 from localvlm.tui import events
 from localvlm.tui.attachments import Attached
-from localvlm.tui.conversation import Conversation, Recorder
+from localvlm.tui.conversation import Conversation, Opener, Recorder
 from localvlm.tui.exchange import Exchange
 
 __all__ = ["DEADLINE", "HELD", "Heard", "HeldEngine", "fake_opener", "open_conversation", "pair_of", "picture", "scene"]
@@ -69,8 +69,8 @@ class HeldEngine(FakeEngine):
 
 def fake_opener(
     engine: FakeEngine, options: AskOptions = AskOptions(), opened: list[tuple[str | None, bool]] | None = None
-) -> Callable[[str | None, bool], tuple[Pipeline, AskOptions]]:
-    def opener(name: str | None, private: bool) -> tuple[Pipeline, AskOptions]:
+) -> Opener:
+    def opener(name: str | None, private: bool, *, anyway: bool = False) -> tuple[Pipeline, AskOptions]:
         if opened is not None:
             opened.append((name, private))
         return Pipeline.open(pair_of(name), engine=engine), options

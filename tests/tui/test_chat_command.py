@@ -77,6 +77,17 @@ def test_a_pair_that_fits_in_turn_is_opened_so(monkeypatch):
     assert asked == [False, False, True]
 
 
+def test_a_pair_that_does_not_fit_is_opened_where_that_was_agreed_to():
+    arguments = ["--pair", "demo", "--max-memory", "0.001"]
+    with command.chat.make_context("chat", arguments, obj=App(lambda verbose: FakeEngine())) as ctx:
+        opener = command._opener(ctx, pair_named("demo"))
+        with pytest.raises(NotEnoughMemory):
+            opener("demo", False)
+        pipeline, _ = opener("demo", False, anyway=True)
+        assert pipeline.low_memory
+        pipeline.close()
+
+
 def test_a_guide_in_tiles_looks_at_as_few_tokens_as_ask_plans_with(monkeypatch):
     """All where exits were calibrated on all, and what the user says in any case."""
     monkeypatch.setattr("localvlm.cli.app.TINY", 0)

@@ -201,7 +201,7 @@ def test_another_pair_goes_on_with_what_was_said():
     heard = Heard()
     engines = [FakeEngine({"guide": Script("red"), "model": Script(f"dark red {i}")}) for i in range(2)]
 
-    def opener(name, private):
+    def opener(name, private, *, anyway=False):
         return fake_opener(engines[len(opened)], opened=opened)(name, private)
 
     conversation = Conversation(opener, heard)
@@ -221,7 +221,7 @@ def test_another_pair_goes_on_with_what_was_said():
 def test_a_pair_that_cannot_be_opened_leaves_the_one_before():
     heard, engine = Heard(), FakeEngine()
 
-    def opener(name, private):
+    def opener(name, private, *, anyway=False):
         if name == "none":
             raise ModelNotFound("there is no pair 'none'")
         return fake_opener(engine)(name, private)
@@ -231,6 +231,8 @@ def test_a_pair_that_cannot_be_opened_leaves_the_one_before():
     heard.wait(events.Opened)
     conversation.switch("none")
     assert "none" in heard.wait(events.Failed).error.message
+    heard.wait(events.Opened, 2)
+    assert not conversation.exchanges, "it is there without being asked"
     conversation.ask("what?", [picture()])
     assert heard.wait(events.Answered).answer.text == "red"
     conversation.close()

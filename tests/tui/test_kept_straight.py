@@ -103,7 +103,7 @@ def test_what_nobody_thought_of_is_told_and_the_conversation_goes_on():
     heard, opens = Heard(), iter([ValueError("no such thing")])
     opened = fake_opener(FakeEngine({"guide": Script("red"), "model": Script("dark red")}))
 
-    def opener(name, private):
+    def opener(name, private, *, anyway=False):
         if (error := next(opens, None)) is not None:
             raise error
         return opened(name, private)

@@ -26,7 +26,7 @@ POINTS = 20
 
 
 def chat_of(history):
-    def opener(name, private):
+    def opener(name, private, *, anyway=False):
         return Pipeline.open(pair_named("demo")), AskOptions(exit_at=2.0)  # the guide always looks
 
     return ChatApp(ChatSetup(opener, "demo", history=lambda: History.open(history), clock=None))

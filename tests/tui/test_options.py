@@ -5,14 +5,18 @@ from __future__ import annotations
 import pytest
 
 from localvlm.answers import AskOptions
+from localvlm.catalog import Entry
 from localvlm.engine.fake import Script
+from localvlm.errors import NotEnoughMemory
 from localvlm.pipeline import Pipeline
+from localvlm.ranking import Ranked
+from localvlm.tui.screens.confirm import ConfirmScreen
 from localvlm.tui.screens.settings import SettingsScreen
 from localvlm.tui.widgets.saw_panel import SawPanel
 from localvlm.tui.widgets.status_line import StatusLine
-from tests.tui.chat_app import answered, chat_app, played_chat, until
+from tests.tui.chat_app import answered, chat_app, notes, played_chat, until
 from tests.tui.chatting import pair_of
-from tests.tui.stage import press
+from tests.tui.stage import press, shown
 
 OWN = {None: AskOptions("sgl+", exit_at=0.8), "other": AskOptions("none", exit_at=None)}
 """Of a pair that is calibrated, and of one that is not and has no guide."""
@@ -21,7 +25,7 @@ OWN = {None: AskOptions("sgl+", exit_at=0.8), "other": AskOptions("none", exit_a
 def two_pairs():
     app = chat_app(guide=Script("red"))
 
-    def opener(name, private):
+    def opener(name, private, *, anyway=False):
         return Pipeline.open(pair_of(name), engine=app.engine), OWN[name]
 
     app.conversation._opener = opener
@@ -107,3 +111,43 @@ def test_what_is_chosen_in_the_panel_overrules_a_preset_there_too(changed, keys)
         assert app.query_one(SawPanel)._options == app.options
 
     played_chat(chat_app(options=AskOptions(preset="paper-9")), act)
+
+
+def test_a_pair_that_does_not_fit_is_loaded_where_that_was_agreed_to(monkeypatch):
+    """Also anew, where the chat goes private; and the next pair is looked at again."""
+    app, opened = two_pairs(), []
+    opener = app.conversation._opener
+
+    def looking(name, private, *, anyway=False):
+        opened.append((name, private, anyway))
+        if name == "other" and not anyway:
+            raise NotEnoughMemory("it takes more than there is")
+        return opener(name, private)
+
+    app.conversation._opener = looking
+    entry = Entry("other", "", {}, {}, (), {}, True)
+    huge = Ranked(entry, 40 * 10**9, 38 * 10**9, exact=True)
+    monkeypatch.setattr("localvlm.tui.screens.pairs.pairs_of", lambda given: ([huge], 10**9))
+
+    async def act(pilot):
+        app = pilot.app
+        await app.action_switch_pair("other")
+        await until(pilot, lambda: "more than there is" in notes(app))
+        assert (await answered(pilot, "what?")).status == "done"
+        await pilot.press("f3")
+        await until(pilot, lambda: "too large" in shown(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
+        await pilot.press("y")
+        await until(pilot, lambda: app.query_one(StatusLine).pair == "other")
+        await app.action_go_private()
+        assert (await answered(pilot, "what?")).status == "done"
+
+    played_chat(app, act)
+    assert opened == [
+        (None, False, False),
+        ("other", False, False),
+        (None, False, False),
+        ("other", False, True),
+        ("other", True, True),
+    ]

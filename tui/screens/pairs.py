@@ -38,11 +38,14 @@ Pairs = tuple[Sequence["Ranked"], int]
 
 @dataclass(frozen=True)
 class PairChoice:
-    """A pair to switch to; ``pull``: it is not here, and is to be fetched before; ``low_memory``: it fits only so."""
+    """A pair to switch to; ``pull``: it is not here, and is to be fetched before; ``low_memory``: it fits only so;
+    ``anyway``: it does not fit, and is wanted all the same.
+    """
 
     entry: Entry
     pull: bool
     low_memory: bool
+    anyway: bool = False
 
 
 def pairs_of(user_pairs: Mapping[str, Mapping[str, Path | Reference]] = {}) -> Pairs:
@@ -151,7 +154,7 @@ class PairScreen(Dialog[PairChoice]):
         if entry.lacking and not entry.references:
             self.tell(f"it lacks the file {one_line(entry.lacking[0])!r}; put it there, or change the settings file")
             return
-        choice = PairChoice(entry, bool(entry.lacking), fits == "with --low-memory")
+        choice = PairChoice(entry, bool(entry.lacking), fits == "with --low-memory", fits == "no")
         asked = self._doubt(one, fits)
         if asked is None:
             self.dismiss(choice)
