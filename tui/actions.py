@@ -205,7 +205,11 @@ class ChatActions(PictureActions, HistoryActions):
         from localvlm.sanitize import sanitize
 
         safe = sanitize(text.strip())
-        how = await in_thread(lambda: copy_by_program(safe))
+        try:
+            how = await in_thread(lambda: copy_by_program(safe))
+        except LocalvlmError as error:
+            self.warn(error)
+            how = None
         if how is None:
             self.copy_to_clipboard(safe)
             how = "handed to the terminal's clipboard"

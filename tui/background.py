@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from textual.css.query import NoMatches
 
+from localvlm.errors import LocalvlmError
+
+from .defects import defect
+
 if TYPE_CHECKING:
     from textual.dom import DOMNode
 
@@ -19,8 +23,9 @@ __all__ = ["Workers", "in_thread"]
 _T = TypeVar("_T")
 
 
-async def in_thread(work: Callable[[], _T]) -> _T:
-    """What ``work`` returns or raises. It runs in a daemon thread of its own, which a cancelled wait, or the end of the
+async def in_thread(work: Callable[[], _T], known: type[Exception] = LocalvlmError) -> _T:
+    """What ``work`` returns, or raises of ``known``; any other exception is one of localvlm's, which tells of a defect:
+    no error of a dialog ends the chat. It runs in a daemon thread of its own, which a cancelled wait, or the end of the
     program, leaves behind: those of asyncio's pool are waited for, be it for a disk of the network that hangs.
     """
     loop = asyncio.get_running_loop()
@@ -34,7 +39,7 @@ async def in_thread(work: Callable[[], _T]) -> _T:
         try:
             result: tuple[Callable[[Any], None], object] = (future.set_result, work())
         except Exception as error:  # noqa: BLE001 - raised where it is waited for
-            result = (future.set_exception, error)
+            result = (future.set_exception, error if isinstance(error, known) else defect(error))
         try:
             loop.call_soon_threadsafe(deliver, *result)
         except RuntimeError:  # the loop ended meanwhile

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from localvlm import errors
 from localvlm.tui import events
+from localvlm.tui.defects import defect
 from localvlm.tui.exchange import Exchange
 from localvlm.tui.pacing import Pacer
 
@@ -258,7 +259,7 @@ class Conversation:
                 try:
                     command()
                 except Exception as raised:  # noqa: BLE001 - the conversation outlives what nobody thought of
-                    self._emit(events.Failed(0, _defect(raised)))
+                    self._emit(events.Failed(0, defect(raised)))
         finally:
             self._close_pipeline()
             if self._recorder is not None:
@@ -338,7 +339,7 @@ class Conversation:
             self._open()
         except Exception as raised:  # noqa: BLE001 - whatever it is, the pair before is gone on with
             self._pair, self._anyway = before
-            self._emit(events.Failed(0, raised if isinstance(raised, errors.LocalvlmError) else _defect(raised)))
+            self._emit(events.Failed(0, defect(raised)))
         self._warm()
 
     def _reopen(self) -> None:
@@ -398,10 +399,8 @@ class Conversation:
         error: errors.LocalvlmError | None = None
         try:
             answer = self._answer(exchange, changes, pacer.feed)
-        except errors.LocalvlmError as raised:
-            error = raised
         except Exception as raised:  # noqa: BLE001 - the conversation outlives what nobody thought of
-            error = _defect(raised)
+            error = defect(raised)
         finally:
             with self._lock:
                 self._running = None

@@ -118,7 +118,7 @@ class HistoryActions(ChatParts):
 
     async def _saving(self, recorder: HistoryRecorder, number: int, target: Path) -> None:
         try:
-            written = await in_thread(lambda: recorder.history().export(number, target))
+            written = await in_thread(lambda: recorder.history().export(number, target), OSError)
         except (LocalvlmError, OSError) as error:
             told = error if isinstance(error, LocalvlmError) else StorageError(f"'{target}' cannot be written: {error}")
             self.warn(told, "error")

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 
 import pytest
 from textual.widgets import Static
 from textual.worker import WorkerFailed
 
+from localvlm.references import Reference
+from localvlm.tui import picture_actions
 from localvlm.tui.screens.dialog import Dialog
+from localvlm.tui.screens.history import HistoryScreen
 from localvlm.tui.screens.images import ImageBrowser, Place
-from tests.tui.chat_app import chat_app
-from tests.tui.stage import Stage, idle
+from localvlm.tui.screens.pairs import PairScreen
+from localvlm.tui.screens.pull import PullScreen
+from tests.tui.chat_app import answered, chat_app, notes, played_chat, until
+from tests.tui.stage import Stage, idle, played, press
 
 
 def test_a_dialog_is_closed_while_a_folder_hangs(tmp_path, monkeypatch):
@@ -96,3 +102,51 @@ def test_the_chat_is_left_before_its_panel_is_there(monkeypatch):
         let_go.set()
         app.close()
     assert app.return_code == 0
+
+
+def broken(*given, **options):
+    raise ZeroDivisionError("by nobody's intention")
+
+
+class BrokenHistory:
+    conversations = broken
+
+
+class BrokenHub:
+    chosen = pull = broken
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PairScreen(broken),
+        lambda: PullScreen("tiny", {"model": Reference("u/m")}, hub=lambda progress: BrokenHub()),
+        lambda: HistoryScreen(BrokenHistory(), Path()),
+        lambda: ImageBrowser(Place(Path.cwd())),
+    ],
+)
+def test_a_defect_in_what_a_dialog_has_done_is_told_and_the_chat_goes_on(make, monkeypatch):
+    monkeypatch.setattr("localvlm.tui.screens.images.listed", broken)
+    seen = []
+
+    async def act(pilot):
+        seen.append(" ".join(str(pilot.app.screen.query_one("#notice").content).split()))
+        await press(pilot, "escape")
+
+    assert played(make(), act, (120, 24)) == [None]
+    assert "ZeroDivisionError: by nobody's intention" in seen[0]
+
+
+def test_a_defect_in_reading_a_picture_or_copying_is_told_and_the_chat_goes_on(monkeypatch):
+    monkeypatch.setattr(picture_actions, "from_name", broken)
+    monkeypatch.setattr("localvlm.clipboard.copy_by_program", broken)
+
+    async def act(pilot):
+        app = pilot.app
+        await app.attach_name("x.png")
+        await until(pilot, lambda: "ZeroDivisionError" in notes(app) and not app.query("Chip"))
+        app.copy("text")
+        await until(pilot, lambda: app.clipboard == "text")
+        await answered(pilot, "what?")
+
+    played_chat(chat_app(), act)

@@ -15,6 +15,8 @@ from textual.content import Content
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from localvlm.errors import LocalvlmError
+
 from ..background import in_thread
 from ..paths import Found, filtered, listed
 from ..text import shown_name, shown_path, shown_size
@@ -96,9 +98,10 @@ class ImageBrowser(Dialog[list[Path]]):
     async def _list(self, folder: Path, back_to: str) -> None:
         self.query_one(_Names).loading = not self._found
         try:
-            found = await in_thread(partial(listed, folder, hidden=self.place.hidden))
-        except OSError as error:
-            self.tell(f"{shown_path(folder)} cannot be read: {error.strerror or error}", error=True)
+            found = await in_thread(partial(listed, folder, hidden=self.place.hidden), OSError)
+        except (OSError, LocalvlmError) as error:
+            why = getattr(error, "strerror", None) or error
+            self.tell(f"{shown_path(folder)} cannot be read: {why}", error=True)
             self._reads = not self._found and folder != folder.parent
             if self._reads:
                 await self._list(folder.parent, "")

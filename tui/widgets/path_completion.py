@@ -9,6 +9,8 @@ from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
+from localvlm.errors import LocalvlmError
+
 from ..background import in_thread
 from ..paths import Mention, candidates, mention_before, written
 
@@ -71,7 +73,10 @@ class PathCompletion(OptionList, can_focus=False):
         self.run_worker(self._list(mention), exclusive=True)
 
     async def _list(self, mention: Mention) -> None:
-        found = await in_thread(partial(candidates, mention.path, self.folder))
+        try:
+            found = await in_thread(partial(candidates, mention.path, self.folder))
+        except LocalvlmError:  # a help that is not there is no reason to disturb
+            found = []
         self._show(mention, [] if found == [mention.path] else found)
 
     def _show(self, mention: Mention | None, found: list[str]) -> None:
