@@ -390,9 +390,11 @@ def half_way(server: HubServer, hub: Hub):
     thread = threading.Thread(target=lambda: fetched.extend(pull(hub, "model-Q4_K_M.gguf")))
     thread.start()
     assert begun.wait(20)
-    yield fetched
-    free.set()
-    thread.join(20)
+    try:
+        yield fetched
+    finally:
+        free.set()
+        thread.join(20)
 
 
 def test_what_is_being_fetched_is_not_stale(server, hub):
