@@ -18,7 +18,7 @@ from .background import in_thread
 from .commands import COMMANDS, Command, begun, parsed
 from .exchange import Exchange
 from .history_actions import HistoryActions
-from .keymap import KEYS
+from .keymap import KEYS, key_of
 from .picture_actions import PictureActions
 from .text import one_line
 from .told import seconds_told, tokens_told
@@ -153,8 +153,7 @@ class ChatActions(PictureActions, HistoryActions):
         if self.conversation.busy:
             await self.action_cancel()
         else:
-            key = self.setup.keymap.get("quit", "ctrl+q")
-            self.notify(f"{key} leaves", markup=False)
+            self.notify(f"{key_of('quit', self.setup.keymap)} leaves", markup=False)
 
     async def action_new_chat(self) -> None:
         """Begins anew."""

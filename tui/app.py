@@ -110,11 +110,11 @@ class ChatApp(ChatActions):
     def compose(self) -> ComposeResult:
         with Horizontal(id="body"):
             with Vertical(id="chat"):
-                yield ChatLog(self.setup.note)
+                yield ChatLog(self.setup.note, self.setup.keymap)
                 yield Static(id="hints", markup=False)
                 yield Composer(reading=self.setup.images)
             yield Vertical(id="side", classes="-shown")
-        yield StatusLine(self.setup.pair, private=self.setup.private)
+        yield StatusLine(self.setup.pair, private=self.setup.private, keymap=self.setup.keymap)
 
     # life
 

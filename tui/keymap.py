@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 from localvlm.errors import UsageError
 
-__all__ = ["KEYS", "KeyAction", "checked_keymap"]
+__all__ = ["KEYS", "KeyAction", "checked_keymap", "key_of"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,15 @@ KEYS = (
 OTHERS = {"send": "enter", "newline": "shift+enter, ctrl+j, alt+enter"}
 _MODIFIERS = {"ctrl", "shift", "alt", "super", "hyper", "meta"}
 _NAMED = re.compile(r"f([1-9]|1[0-9]|2[0-4])|[a-z0-9]|[a-z]+(_[a-z]+)*")
+
+
+def key_of(name: str, keymap: Mapping[str, str] = {}, *, short: bool = False) -> str:
+    """The first key of an action, as it is told; ``keymap``: those that the user wants instead. ``short``: "^P"."""
+    keys = {**{key.name: key.keys for key in KEYS}, **OTHERS, **keymap}[name]
+    key = keys.split(",")[0].strip()
+    if re.fullmatch(r"f\d+", key):
+        return key.upper()
+    return f"^{key[5:].upper()}" if short and re.fullmatch(r"ctrl\+.", key) else key
 
 
 def checked_keymap(keys: Mapping[str, object], place: str) -> dict[str, str]:

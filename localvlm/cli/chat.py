@@ -36,7 +36,9 @@ __all__ = ["chat"]
 
 PICTURES = ("blocks", "kitty", "sixel", "none")
 """Ways of showing pictures (:class:`localvlm.tui.picture.Protocol`), known here without loading Textual."""
-DEMO_NOTE = "This is the demo pair, which knows drawn scenes only: /image example shows one. F3 has pairs for photos."
+DEMO_NOTE = (
+    "This is the demo pair, which knows drawn scenes only: /image example shows one. {key} has pairs for photos."
+)
 
 
 @click.command(cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
@@ -65,9 +67,10 @@ def chat(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> None:
     from localvlm.catalog import DEMOS, entry_named
     from localvlm.tui.app import ChatApp
     from localvlm.tui.hangup import end_with_terminal
-    from localvlm.tui.keymap import checked_keymap
+    from localvlm.tui.keymap import checked_keymap, key_of
     from localvlm.tui.setup import ChatSetup
 
+    keymap = checked_keymap(config.keys, str(config.path))
     app = ChatApp(
         ChatSetup(
             _opener(ctx, pair),
@@ -76,9 +79,9 @@ def chat(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> None:
             params["system"],
             params["private"],
             None if params["private"] else _history,
-            checked_keymap(config.keys, str(config.path)),
+            keymap,
             params["theme"],
-            DEMO_NOTE if pair.name in DEMOS else "",
+            DEMO_NOTE.format(key=key_of("pair", keymap)) if pair.name in DEMOS else "",
             config.pairs,
             check=lambda name: entry_named(name, config.pairs),
         )

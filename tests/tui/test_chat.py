@@ -245,6 +245,11 @@ def test_keys_open_screens_and_escape_closes_them(tmp_path, key, screen):
 
 def test_keys_of_the_user_take_the_place_of_others():
     async def act(pilot):
+        text = shown(pilot.app)
+        assert "F9 help" in text
+        assert "F9 helps" in text
+        assert "ctrl+t  asks;" in text
+        assert "F1" not in text
         await pilot.press("f1")
         assert not isinstance(pilot.app.screen, HelpScreen)
         await pilot.press("f9")

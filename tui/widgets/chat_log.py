@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
@@ -14,6 +14,8 @@ from textual.widgets import Static
 
 from localvlm.sanitize import sanitize
 
+from ..keymap import key_of
+
 if TYPE_CHECKING:
     from localvlm.images import Image
 
@@ -22,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["STEP", "ChatLog", "Earlier", "Welcome"]
 
 TIPS = (
-    ("ctrl+o", "opens a picture; so does dropping a file here, ctrl+v, or @ and its name"),
-    ("enter", "asks; the answer comes here, what was looked at stands beside it"),
-    ("ctrl+p", "has everything else; F1 helps"),
+    ("open-image", "opens a picture; so does dropping a file here, ctrl+v, or @ and its name"),
+    ("send", "asks; the answer comes here, what was looked at stands beside it"),
+    ("palette", "has everything else; {help} helps"),
 )
-
+"""Actions of the keymap and what they do."""
 
 MOST = 20
 """Turns that are shown: what one more costs grows with those there are, and every key waits for it."""
@@ -41,9 +43,11 @@ class Welcome(Static):
     Welcome { height: auto; padding: 1 2; color: $text-muted; }
     """
 
-    def __init__(self, note: str = "") -> None:
+    def __init__(self, note: str = "", keymap: Mapping[str, str] = {}) -> None:
         lines = [Content.styled("Ask a picture.", "bold $foreground"), Content("")]
-        lines += [Content.assemble((f"{key:>7}", "bold $text-accent"), f"  {what}") for key, what in TIPS]
+        tips = {key_of(name, keymap): what.format(help=key_of("help", keymap)) for name, what in TIPS}
+        width = max(7, *map(len, tips))
+        lines += [Content.assemble((key.rjust(width), "bold $text-accent"), f"  {what}") for key, what in tips.items()]
         lines += [Content(""), Content(sanitize(note))] if note else []
         super().__init__(Content("\n").join(lines), markup=False)
 
@@ -94,12 +98,12 @@ class ChatLog(VerticalScroll, can_focus=False):
     ChatLog { height: 1fr; padding: 1 1 0 1; scrollbar-size-vertical: 1; }
     """
 
-    def __init__(self, note: str = "") -> None:
+    def __init__(self, note: str = "", keymap: Mapping[str, str] = {}) -> None:
         super().__init__()
-        self._note = note
+        self._note, self._keymap = note, keymap
 
     def compose(self) -> ComposeResult:
-        yield Welcome(self._note)
+        yield Welcome(self._note, self._keymap)
         yield Earlier()
 
     def on_mount(self) -> None:

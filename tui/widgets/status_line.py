@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from textual.content import Content
 from textual.geometry import Size
 from textual.widget import Widget
 
+from ..keymap import key_of
 from ..text import one_line
 
 __all__ = ["StatusLine"]
 
-HINTS = ("F1 help", "^P palette", "^O picture")
+HINTS = (("help", "help"), ("palette", "palette"), ("open-image", "picture"))
+"""Actions of the keymap and what they are called, the most important first."""
 
 
 class StatusLine(Widget):
@@ -20,10 +24,10 @@ class StatusLine(Widget):
     StatusLine { height: 1; padding: 0 1; background: $panel; color: $text-muted; }
     """
 
-    def __init__(self, pair: str, *, private: bool = False) -> None:
+    def __init__(self, pair: str, *, private: bool = False, keymap: Mapping[str, str] = {}) -> None:
         super().__init__()
         self._pair, self._private, self._state = pair, private, Content("")
-        self._hints: tuple[str, ...] = HINTS
+        self._hints = [f"{key_of(name, keymap, short=True)} {what}" for name, what in HINTS]
 
     @property
     def pair(self) -> str:
@@ -41,11 +45,6 @@ class StatusLine(Widget):
             self._state = Content(one_line(state)) if isinstance(state, str) else state
         self._pair = self._pair if pair is None else pair
         self._private = self._private if private is None else private
-        self.refresh()
-
-    def hint(self, hints: tuple[str, ...]) -> None:
-        """Keys and what they do, the most important first."""
-        self._hints = hints
         self.refresh()
 
     def _left(self) -> Content:
