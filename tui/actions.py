@@ -141,7 +141,8 @@ class ChatActions(PictureActions, HistoryActions):
 
     async def action_cancel(self) -> None:
         """Stops the answer; else leaves what is being edited; else goes to the text."""
-        composer, self._waits = self.composer, None
+        composer = self.composer
+        self.wait_no_more()
         if self.conversation.cancel():
             self.status("stopping\u2026")
         else:

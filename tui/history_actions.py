@@ -50,18 +50,22 @@ class HistoryActions(ChatParts):
 
     async def _resume(self, number: int | None) -> None:
         if number is not None and self.recorder is not None:
-            self.run_worker(self._resuming(number, self.recorder), group="history", exclusive=True)
+            self.run_worker(self._resuming(number, self.recorder), group="resume", exclusive=True)
 
     async def _resuming(self, number: int, recorder: HistoryRecorder) -> None:
         self.status("reading the conversation\u2026")
-        await self.query_one(Chips).clear()
-        self.composer.clear()
+        chips, composer = self.query_one(Chips), self.composer
+        before = composer.text, composer.editing, chips.attached
+        await chips.clear()
+        composer.clear()
         self.resuming = True  # what is written from here on stays, and is asked in what was resumed
         try:
             turns = await in_thread(lambda: recorder.history().turns(number))
             exchanges, lost = await in_thread(partial(_restored, turns))
         except LocalvlmError as error:
             self.warn(error, "error")
+            self.status("not resumed")
+            await self._given_back(*before)
             return
         finally:
             self.resuming = False
@@ -69,12 +73,20 @@ class HistoryActions(ChatParts):
         await self.log_view.clear()
         await self.show_earlier()
         self.log_view.anchor()
-        await self.query_one(Chips).add(_unanswered(exchanges))
+        await chips.add(_unanswered(exchanges))
         self.show_pictures()
         for each in lost:
             self.warn(each)
         self.status("the conversation goes on")
-        self.composer.prompt.focus()
+        composer.prompt.focus()
+
+    async def _given_back(self, text: str, editing: bool, attached: list[Attached]) -> None:
+        """What was written, and its pictures, before what was written meanwhile."""
+        await self.query_one(Chips).add(attached)
+        if editing:
+            self.composer.edit(text + self.composer.text)
+        else:
+            self.composer.give_back(text)
 
     @on(Earlier.Wanted)
     async def _earlier_wanted(self) -> None:

@@ -60,16 +60,24 @@ class PictureActions(ChatParts):
             attached = await in_thread(read)
         except LocalvlmError as error:
             attached = []
-            self._waits = None
+            self.wait_no_more()
             failed(error)
         await chips.replace(chip, attached)
         for note in (f"{each.image.name}: {note}" for each in attached for note in each.image.notes):
             self.notify(one_line(note), markup=False)
         if self._waits is not None and not chips.reading:
             question, self._waits = self._waits, None
-            if self.composer.text.strip() == question:  # else somebody writes on: it is sent when they say so
+            if self.composer.text.strip() == question:
                 self.composer.prompt.load_text("")
                 self.call_later(self.send, question)  # what comes of it is told behind that it is shown
+            else:  # somebody writes on: it is sent when they say so
+                self.status("ready")
+
+    def wait_no_more(self) -> None:
+        """A question that waits for its pictures is not asked by itself."""
+        if self._waits is not None:
+            self._waits = None
+            self.status("not asked yet")
 
     @on(Chips.Changed)
     def _pictures_changed(self) -> None:

@@ -116,11 +116,33 @@ def test_a_question_that_waits_is_not_sent_where_somebody_stops_it_or_writes_on(
         read.set()
         await until(pilot, lambda: app.query_one(Chips).attached)
         assert (app.conversation.exchanges, app.composer.text) == ([], left)
+        assert "reading the picture" not in shown(app)
         await pilot.press("enter")
         await until(pilot, lambda: app.conversation.exchanges)
         exchange = last_exchange(pilot)
         await ended(pilot, exchange)
         assert (exchange.question, len(exchange.images)) == (left, 1)
+
+    played_chat(chat_app(images=(str(photo),)), act)
+
+
+def test_a_question_whose_picture_cannot_be_read_is_said_to_wait(photo, monkeypatch):
+    may = threading.Event()
+
+    def refused(name):
+        may.wait(DEADLINE)
+        raise ImageError(f"image {name!r} is damaged")
+
+    monkeypatch.setattr(picture_actions, "from_name", refused)
+
+    async def act(pilot):
+        app = pilot.app
+        await pilot.press(*"what?", "enter")
+        await until(pilot, lambda: "reading the picture" in shown(app))
+        may.set()
+        await until(pilot, lambda: "is damaged" in notes(app))
+        assert "not asked yet" in shown(app)
+        assert (app.conversation.exchanges, app.composer.text) == ([], "what?")
 
     played_chat(chat_app(images=(str(photo),)), act)
 

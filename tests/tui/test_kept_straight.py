@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from localvlm.engine.fake import FakeEngine, Script
-from localvlm.errors import ModelError, ModelNotFound
+from localvlm.errors import ModelError, ModelNotFound, StorageError
 from localvlm.pipeline import Session
 from localvlm.tui import history_actions
 from localvlm.tui.conversation import Conversation
@@ -216,6 +216,31 @@ def test_what_is_written_while_a_conversation_is_read_stays_and_is_asked_in_it(t
 
     played_chat(chat_app(history=tmp_path / "history.db"), first)
     played_chat(chat_app(history=tmp_path / "history.db"), second)
+
+
+@pytest.mark.parametrize("editing", [False, True])
+def test_what_was_written_is_there_again_where_a_conversation_cannot_be_read(tmp_path, monkeypatch, editing):
+    def broken(turns):
+        raise StorageError("the disk is gone")
+
+    monkeypatch.setattr(history_actions, "_restored", broken)
+
+    async def act(pilot):
+        app = pilot.app
+        await attach(pilot, A)
+        await answered(pilot, "what?")
+        if editing:
+            await app.action_edit_last()
+        else:
+            app.composer.write("a draft")
+            await attach(pilot, A)
+        await app._resume(1)
+        await until(pilot, lambda: "the disk is gone" in notes(app))
+        await until(pilot, lambda: app.query_one(StatusLine).told.endswith("not resumed"))
+        assert (app.composer.text, app.composer.editing) == (("what?", True) if editing else ("a draft", False))
+        assert chips(app) == [A]
+
+    played_chat(chat_app(history=tmp_path / "history.db"), act)
 
 
 def test_the_picture_of_a_question_that_was_stopped_comes_with_the_next_one_on_another_day(tmp_path, photo):
