@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from localvlm import catalog
+from localvlm.errors import DownloadError
 from localvlm.hub import Hub, HubFile
 from localvlm.references import Reference
 from localvlm.tui.screens.pull import PullProgress, PullScreen
@@ -149,3 +150,38 @@ def test_speed_is_of_what_came_now_and_not_of_what_was_there():
     progress.stop()
     with pytest.raises(Exception, match="stopped"):
         progress.at(two, 950)
+
+
+def test_a_fetch_that_was_stopped_ends_before_it_is_gone_on_with():
+    """Its thread may hang in a request, and holds the files: of another process it is not."""
+    may, running, most = threading.Event(), [], []
+
+    class Hanging:
+        def __init__(self, progress):
+            self.progress = progress
+
+        def chosen(self, reference):
+            return reference
+
+        def pull(self, files):
+            running.append(self)
+            most.append(len(running))
+            try:
+                assert may.wait(20)
+                self.progress.note("fetching")
+                raise DownloadError("the second one")
+            finally:
+                running.remove(self)
+
+    async def act(pilot):
+        await until(pilot, lambda: running)
+        await pilot.press("escape", "r")
+        await until(pilot, lambda: "waiting for the fetch that was stopped to end" in shown(pilot.app))
+        may.set()
+        await until(pilot, lambda: "the second one" in shown(pilot.app))
+
+    try:
+        pull(PullScreen("tiny", WANTED, hub=Hanging), act)
+    finally:
+        may.set()
+    assert most == [1, 1]

@@ -139,6 +139,8 @@ class PullScreen(Dialog[PullResult]):
         self._progress = PullProgress()
         self._state = "running"
         self._result: PullResult | None = None
+        self._fetching = threading.Lock()
+        """Held by the thread of a fetch, which may take a while to end after it was stopped."""
 
     def body(self) -> ComposeResult:
         yield Static(id="files", markup=False)
@@ -178,8 +180,14 @@ class PullScreen(Dialog[PullResult]):
         from localvlm.catalog import located
         from localvlm.facts import facts_of, pair_notes
 
-        hub = self._hub(progress)
-        paths = hub.pull([hub.chosen(reference) for reference in dict.fromkeys(self._wanted.values())])
+        if not self._fetching.acquire(timeout=EVERY_S):
+            progress.note("waiting for the fetch that was stopped to end")
+            self._fetching.acquire()
+        try:
+            hub = self._hub(progress)
+            paths = hub.pull([hub.chosen(reference) for reference in dict.fromkeys(self._wanted.values())])
+        finally:
+            self._fetching.release()
         notes = pair_notes(facts_of(located(self._wanted)))
         return PullResult(tuple(paths), (*notes, *(() if self._by_us else ("not run by us",))))
 
