@@ -51,8 +51,7 @@ class ChatActions(PictureActions, HistoryActions):
             await self.run_command(command[0].action, command[1])
         else:
             text, names = mentioned(event.text)
-            for name in names:
-                await self.attach_name(name)
+            await self.attach_names(names)
             if text.strip():
                 await self.send(text.strip())
 

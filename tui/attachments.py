@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,16 @@ from .paths import is_picture
 if TYPE_CHECKING:
     from localvlm.images import Image
 
-__all__ = ["EXAMPLE", "Attached", "from_clipboard", "from_name", "from_stored", "pasted_names"]
+__all__ = ["EXAMPLE", "MOST", "Attached", "from_clipboard", "from_name", "from_stored", "pasted_names"]
 
 EXAMPLE = "example"
 """Names the bundled picture, unless there is a file of that name."""
+MOST = 32
+"""Pictures that a name may stand for, or that may be added to one question: each is held as it was decoded."""
 MOST_PASTED = 16_384
 """Characters of a paste that may be paths; longer ones are text."""
+_AT_ONCE = threading.BoundedSemaphore(2)
+"""Pictures that are decoded: each by a process of its own, with up to 120 MB of pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +42,9 @@ def from_name(name: str) -> list[Attached]:
     """The pictures that a path, a pattern or "example" stands for. Takes a quarter of a second for each.
 
     Raises:
-        ImageError: one cannot be read.
+        ImageError: one cannot be read, or they are more than MOST.
     """
+    from localvlm.errors import ImageError
     from localvlm.images import load
     from localvlm.sources import sources
 
@@ -47,7 +53,16 @@ def from_name(name: str) -> list[Attached]:
 
         return [Attached(load(example_image(), EXAMPLE), Path(example_image()))]
     found = sources(name, apart=True)
-    return [_content_known(Attached(source.load(), source.path, source.page)) for source in found]
+    if len(found) > MOST:
+        raise ImageError(
+            f"{name!r} stands for {len(found)} pictures, and a question takes at most {MOST}",
+            "name fewer; `localvlm ask --jsonl` asks about each of many",
+        )
+    attached = []
+    for source in found:
+        with _AT_ONCE:
+            attached.append(_content_known(Attached(source.load(), source.path, source.page)))
+    return attached
 
 
 def from_clipboard() -> list[Attached]:

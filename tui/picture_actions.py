@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual import on
 
-from localvlm.errors import LocalvlmError
+from localvlm.errors import LocalvlmError, UsageError
 
-from .attachments import Attached, from_clipboard, from_name
+from .attachments import MOST, Attached, from_clipboard, from_name
 from .background import in_thread
 from .parts import ChatParts
 from .text import one_line
@@ -36,8 +36,17 @@ class PictureActions(ChatParts):
 
     async def attach_name(self, name: str) -> None:
         """Adds the pictures that a name stands for; they are read beside what goes on."""
-        chip = await self.query_one(Chips).begin(name)
-        self._read(chip, partial(from_name, name))
+        await self.attach_names([name])
+
+    async def attach_names(self, names: Sequence[str]) -> None:
+        """The same for several, as far as they are not too many."""
+        chips = self.query_one(Chips)
+        room = max(0, MOST - len(chips.chips))
+        for name in names[:room]:
+            self._read(await chips.begin(name), partial(from_name, name))
+        if left := len(names[room:]):
+            told = f"a question takes at most {MOST} pictures, and {left} more {'was' if left == 1 else 'were'} given"
+            self.warn(UsageError(told, "`localvlm ask --jsonl` asks about each of many"))
 
     def read_first(self) -> None:
         """Reads the pictures that the chat was started with; their chips have been there since its first frame, for a
@@ -85,8 +94,7 @@ class PictureActions(ChatParts):
 
     @on(Prompt.Dropped)
     async def _dropped(self, event: Prompt.Dropped) -> None:
-        for name in event.names:
-            await self.attach_name(name)
+        await self.attach_names(event.names)
 
     async def action_attach(self, name: str = "") -> None:
         """Adds the picture of that name."""
@@ -122,5 +130,4 @@ class PictureActions(ChatParts):
         self.push_screen(ImageBrowser(self._place), self._picked)
 
     async def _picked(self, paths: list[Path] | None) -> None:
-        for path in paths or ():
-            await self.attach_name(str(path))
+        await self.attach_names([str(path) for path in paths or ()])

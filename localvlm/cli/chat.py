@@ -57,6 +57,13 @@ def chat(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> None:
     It shows what was looked at, who answered and why, and keeps a history unless --private is given. F1 there tells
     its keys, which [keys] of the settings file changes.
     """
+    from localvlm.tui.attachments import MOST
+
+    if len(images) > MOST:
+        raise UsageError(
+            f"a question takes at most {MOST} pictures, and {len(images)} were given",
+            "`localvlm ask --jsonl` asks about each of many",
+        )
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):  # Textual draws on the last one
         raise UsageError("the chat needs a terminal", "`localvlm ask` is for pipes and scripts")
     if params["pictures"]:

@@ -56,6 +56,12 @@ def test_ways_of_showing_pictures_that_there_are_not_are_refused():
         assert "blocks" in err
 
 
+def test_more_pictures_than_a_question_takes_are_refused():
+    code, err = chat(*["x.png"] * 33)
+    assert code == 2
+    assert err.startswith("localvlm: a question takes at most 32 pictures, and 33 were given (")
+
+
 def test_a_pair_that_fits_in_turn_is_opened_so(monkeypatch):
     """The first pair is as the command says; another one was offered as what it is."""
     asked: list[bool] = []

@@ -8,8 +8,10 @@ import pytest
 from textual.widgets import TextArea
 
 from localvlm.errors import ImageError
+from localvlm.sources import Source
 from localvlm.tui import app as app_module
 from localvlm.tui import attachments, picture_actions
+from localvlm.tui.attachments import MOST
 from localvlm.tui.widgets.chips import Chip, Chips
 from tests.tui.chat_app import ask, attach, chat_app, ended, last_exchange, notes, played_chat, until
 from tests.tui.chatting import DEADLINE, picture
@@ -193,3 +195,45 @@ def test_a_question_sent_while_the_clipboard_is_read_is_not_asked_without_its_pi
         assert (app.conversation.exchanges, app.composer.text) == ([], "what?")
 
     played_chat(chat_app(), act)
+
+
+def test_very_many_pictures_are_not_all_read(photo, monkeypatch):
+    """Each is held at its size: a folder dropped on the terminal would take all memory."""
+    for number in range(MOST + 1):
+        (photo.parent / f"{number}.jpg").touch()
+    read = []
+    monkeypatch.setattr(picture_actions, "from_name", lambda name: read.append(name) or [picture(len(read))])
+
+    async def act(pilot):
+        app = pilot.app
+        await app.attach_names([str(photo)] * (MOST + 3))
+        await until(pilot, lambda: len(app.query_one(Chips).attached) == MOST)
+        await until(pilot, lambda: f"at most {MOST} pictures, and 3 more were given" in notes(app))
+        await app.attach_name(str(photo))
+        await until(pilot, lambda: "and 1 more was given" in notes(app))
+        assert len(read) == MOST
+
+    played_chat(chat_app(), act)
+    with pytest.raises(ImageError, match=rf"stands for {MOST + 1} pictures, and a question takes at most {MOST}"):
+        attachments.from_name(str(photo.parent / "*.jpg"))
+
+
+def test_few_pictures_are_decoded_at_once(monkeypatch):
+    may, lock, now, most = threading.Event(), threading.Lock(), [], []
+
+    def slow():
+        with lock:
+            now.append(1)
+            most.append(len(now))
+        may.wait(0.05)
+        with lock:
+            now.pop()
+        return picture().image
+
+    monkeypatch.setattr("localvlm.sources.sources", lambda name, apart: [Source(name, slow)])
+    threads = [threading.Thread(target=attachments.from_name, args=["x.png"]) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+    assert (len(most), max(most)) == (5, 2)
