@@ -135,9 +135,9 @@ def _takes_any_size(guide: VlmFiles | None) -> bool:
     try:
         if guide is None or not is_large(guide):
             return False
-        from localvlm.engine.gguf_header import read_header
+        from localvlm.engine.plausible import read_projector
         from localvlm.planning.shapes import takes_any_size
 
-        return takes_any_size(read_header(guide.mmproj))
+        return takes_any_size(read_projector(guide.mmproj))
     except (ModelError, OSError):
         return False

@@ -133,6 +133,6 @@ def _seen(picture: Image, pair: Pair, role: str, files: VlmFiles, most: int, kee
 @lru_cache(maxsize=64)
 def _family(mmproj: Path, most: int) -> Family:
     from localvlm.engine.families import describe
-    from localvlm.engine.gguf_header import read_header
+    from localvlm.engine.plausible import read_projector
 
-    return describe(read_header(mmproj), most)
+    return describe(read_projector(mmproj), most)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 from typing import NoReturn
 
-from localvlm.engine.gguf_header import Header, TensorInfo, shown, strings_of
+from localvlm.engine.gguf_header import Header, TensorInfo, read_header, shown, strings_of
 from localvlm.errors import NotGguf
 
-__all__ = ["check_model", "check_projector"]
+__all__ = ["check_model", "check_projector", "read_projector"]
 
 MAX_LAYERS = 512
 MAX_WIDTH = 1 << 18
@@ -51,6 +52,7 @@ _TYPES = {
 """What llama.cpp's projector loader (``tools/mtmd/clip.cpp``) reads each key as; another type aborts it."""
 _LISTS = ("clip.vision.feature_layer", "clip.vision.image_grid_pinpoints", "clip.vision.wa_layer_indexes")
 """Arrays that it reads as integers, whatever they are."""
+_VISION = "clip.vision"
 _PLAIN = (0, 1, 30)
 """F32, F16, BF16."""
 _BLOCK = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out", "ln1", "ln2", "ffn_up", "ffn_gate", "ffn_down")
@@ -158,6 +160,35 @@ def _check_tokens(check: _Check, key: str) -> None:
         check.fail(f"two tokens of '{key}' are {token[:40].decode('utf-8', 'replace')!r}")
 
 
+def read_projector(path: Path) -> Header:
+    """The header of a projector by whose sizes a family can cut pictures. A file in the wrong role, or for sound alone,
+    is left to :func:`localvlm.engine.gguf_header.check_pair`.
+
+    Raises:
+        ModelNotFound, NotGguf: see :func:`localvlm.engine.gguf_header.read_header`; or its sizes make no sense.
+    """
+    header = read_header(path)
+    if header.is_projector and header.values.get("clip.has_vision_encoder", False):
+        _check_sizes(_Check(header))
+    return header
+
+
+def _check_sizes(check: _Check) -> None:
+    """Types of keys, and what families calculate with."""
+    types = check.header.types
+    for key, kind in _TYPES.items():
+        if types.get(key, kind) != kind:
+            check.fail(f"'{key}' has type {types[key]}, not {kind}")
+    for key in _LISTS:
+        check.integers(key)
+    check.between(f"{_VISION}.embedding_length", 1, MAX_WIDTH)
+    check.between(f"{_VISION}.block_count", 1, MAX_LAYERS)
+    check.between(f"{_VISION}.image_size", 1, 1 << 14)
+    check.between(f"{_VISION}.patch_size", 1, 1 << 10)
+    check.between(f"{_VISION}.spatial_merge_size", 1, 16, required=False)
+    check.between(f"{_VISION}.projector.scale_factor", 1, 64, required=False)
+
+
 def check_projector(mmproj: Header) -> None:
     """Refuses a projector that would end llama.cpp, as far as its header tells.
 
@@ -166,19 +197,10 @@ def check_projector(mmproj: Header) -> None:
     """
     from localvlm.engine.families import describe
 
-    check = _Check(mmproj)
-    for key, kind in _TYPES.items():
-        if mmproj.types.get(key, kind) != kind:
-            check.fail(f"'{key}' has type {mmproj.types[key]}, not {kind}")
-    for key in _LISTS:
-        check.integers(key)
-    vision = "clip.vision"
-    width = check.between(f"{vision}.embedding_length", 1, MAX_WIDTH)
-    blocks = check.between(f"{vision}.block_count", 1, MAX_LAYERS)
-    size = check.between(f"{vision}.image_size", 1, 1 << 14)
-    patch = check.between(f"{vision}.patch_size", 1, 1 << 10)
-    check.between(f"{vision}.spatial_merge_size", 1, 16, required=False)
-    check.between(f"{vision}.projector.scale_factor", 1, 64, required=False)
+    check, vision = _Check(mmproj), _VISION
+    _check_sizes(check)
+    width, blocks = mmproj.integer(f"{vision}.embedding_length"), mmproj.integer(f"{vision}.block_count")
+    size, patch = mmproj.integer(f"{vision}.image_size"), mmproj.integer(f"{vision}.patch_size")
     check.epsilon(f"{vision}.attention.layer_norm_epsilon")
     head = check.heads(vision)
     family = describe(mmproj)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from localvlm.answers import VlmFiles
 from localvlm.engine.families import Block, Family, describe
-from localvlm.engine.gguf_header import Header, TensorInfo, parts_of, read_header, read_model
+from localvlm.engine.gguf_header import Header, TensorInfo, parts_of, read_model
+from localvlm.engine.plausible import read_projector
 from localvlm.engine.price import tile_price
 from localvlm.engine.shared_tower import same_tower
 
@@ -97,12 +98,12 @@ class VlmShape:
         files: read at once, their headers alone.
 
     Raises:
-        ModelError: one cannot be read.
+        ModelError: one cannot be read, or is damaged.
     """
 
     def __init__(self, files: VlmFiles) -> None:
         self.files = files
-        self._model, self._mmproj = read_model(files.model), read_header(files.mmproj)
+        self._model, self._mmproj = read_model(files.model), read_projector(files.mmproj)
         self._seen: dict[tuple[int, int, int], View | None] = {}
         self.n_bytes = sum(path.stat().st_size for path in (*parts_of(files.model), files.mmproj))
 

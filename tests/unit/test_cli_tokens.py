@@ -13,6 +13,7 @@ from localvlm.cli.tokens import say_seen
 from localvlm.engine.families.base import Tile
 from localvlm.images import load
 from localvlm.planning.shapes import VlmShape
+from tests.damage import Gguf
 
 
 def test_every_installed_pair_is_told_of(cli):
@@ -79,6 +80,16 @@ def test_what_cannot_be_told(cli):
     assert cli("tokens").code == 2
     assert cli("tokens", "no.png").code == 6
     assert cli("tokens", *cli.pair, cli.image).code == 3
+
+
+def test_a_damaged_projector_is_told(cli, tmp_path):
+    files = pair_named("demo").model
+    damaged, key = Gguf.parse(files.mmproj.read_bytes()), b"clip.vision.patch_size"
+    damaged.values = [(k, t, bytes(4) if k == key else v) for k, t, v in damaged.values]
+    (tmp_path / "mmproj.gguf").write_bytes(damaged.bytes())
+    run = cli("tokens", cli.image, "--model", str(files.model), "--mmproj", str(tmp_path / "mmproj.gguf"))
+    assert run.code == 3
+    assert "'clip.vision.patch_size' is 0" in run.err
 
 
 @pytest.mark.parametrize(

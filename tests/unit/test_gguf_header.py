@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import resource
 import struct
@@ -13,8 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from localvlm.engine.families import describe
 from localvlm.engine.gguf_header import Header, check_pair, read_header
+from localvlm.engine.plausible import read_projector
 from localvlm.errors import ModelError, ModelNotFound, NotGguf, ProjectorMismatch, RoleMismatch, UnsupportedModel
+from localvlm.planning.shapes import view_of
 from tests import zoo
 from tests.damage import Gguf
 from tests.processor import thread_seconds
@@ -395,6 +400,31 @@ def test_values_that_would_end_llama_cpp_are_named(zoo_files, tmp_path, family, 
     model, mmproj = damaged(zoo_files[family], tmp_path, which, change)
     with pytest.raises(ModelError, match=match):
         check_pair(read_header(model), read_header(mmproj))
+
+
+SIZES = (
+    "block_count",
+    "image_size",
+    "patch_size",
+    "preproc_image_size",
+    "projector.scale_factor",
+    "spatial_merge_size",
+)
+SENSELESS = ((4, U32(0)), (4, U32(3)), (4, U32(2**31)), (5, struct.pack("<i", -5)), (6, struct.pack("<f", np.inf)),
+             (9, struct.pack("<IQ2i", 5, 2, -1, 2)))  # fmt: skip
+
+
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_pictures_are_cut_by_sizes_that_make_sense_or_not_at_all(zoo_files, tmp_path: Path, family: str) -> None:
+    """By commands that read headers alone, too."""
+    sound = zoo_files[family].mmproj
+    assert view_of(describe(read_projector(sound)), 384, 300) is not None
+    for name, (kind, raw) in itertools.product(SIZES, SENSELESS):
+        file, key = Gguf.parse(sound.read_bytes()), (VISION + name).encode()
+        file.values = [*((k, t, v) for k, t, v in file.values if k != key), (key, kind, raw)]
+        path = bytes_file(tmp_path, file.bytes())
+        with contextlib.suppress(NotGguf):
+            view_of(describe(read_projector(path)), 384, 300)
 
 
 def test_sound_files_of_every_size_pass(tmp_path: Path) -> None:
