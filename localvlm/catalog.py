@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from localvlm.config import PAIR_KEYS
 from localvlm.errors import ModelError, ModelNotFound
@@ -237,9 +238,9 @@ def reference(text: str) -> Reference | None:
     if "://" in text:
         from urllib.parse import urlsplit
 
-        from localvlm.hub_cache import library_settings
+        from localvlm.hub_cache import hub_address
 
-        hosts = [urlsplit(library_settings().ENDPOINT).netloc]
+        hosts = [urlsplit(hub_address()).netloc]
     return parse(text, hosts)
 
 
@@ -282,10 +283,10 @@ def spoken(wanted: Path | Reference) -> str:
     """A reference, or a path, as it is written on the command line."""
     if not isinstance(wanted, Reference) or (not wanted.file and wanted.revision == "main"):
         return str(wanted)
-    repo = f"https://huggingface.co/{wanted.repo}"
+    repo, revision = f"https://huggingface.co/{wanted.repo}", quote(wanted.revision, safe="")
     if wanted.file:
-        return f"{repo}/resolve/{wanted.revision}/{wanted.file}"
-    return f"{repo}{f':{wanted.quant}' * bool(wanted.quant)}/tree/{wanted.revision}"
+        return f"{repo}/resolve/{revision}/{quote(wanted.file)}"
+    return f"{repo}{f':{wanted.quant}' * bool(wanted.quant)}/tree/{revision}"
 
 
 def calibrations() -> dict[str, dict[str, Any]]:

@@ -188,7 +188,10 @@ def find_machine(environment: Mapping[str, str] = os.environ) -> Iterator[Findin
         yield _folder(f"{name} folder", folder)
     from localvlm.hub_cache import cache_folder
 
-    yield _folder("models folder", cache_folder())
+    try:
+        yield _folder("models folder", cache_folder())
+    except UsageError as error:
+        yield _failed("models folder", error)
     for module, (what, extra) in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
         yield Finding(f"{what} pictures", "read" if there else f"not read; pip install 'localvlm[{extra}]' adds them")

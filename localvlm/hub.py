@@ -25,6 +25,7 @@ from localvlm.hub_cache import (
     drop_part,
     folder_of,
     hasher,
+    hub_address,
     library_settings,
     locked,
     size_of,
@@ -98,7 +99,7 @@ class _CutOff(Exception):
 
 
 def _default_endpoint() -> str:
-    return str(library_settings().ENDPOINT)
+    return hub_address()
 
 
 def _default_offline() -> bool:

@@ -27,6 +27,7 @@ __all__ = [
     "folder_of",
     "half_fetched",
     "hasher",
+    "hub_address",
     "library_settings",
     "locked",
     "removal",
@@ -35,7 +36,7 @@ __all__ = [
 
 PIECE = 1 << 18
 """Bytes that are read from a file at a time."""
-_AT_ONCE_S = 0.05
+_AT_ONCE_S = 0.5
 """How long a lock that is free may take."""
 DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 """SHA-256 of a file that the hub stores by LFS, or the SHA-1 by which git knows it."""
@@ -71,14 +72,26 @@ def library_settings() -> Any:
     """
     try:
         from huggingface_hub import constants
-
-        _ = urlsplit(constants.ENDPOINT).port
     except ValueError as error:
         raise UsageError(
             f"huggingface_hub cannot read its settings in the environment: {error}",
             "correct or unset HF_ENDPOINT and others that begin with HF_",
         ) from error
     return constants
+
+
+def hub_address() -> str:
+    """The address of the hub, as the environment has it.
+
+    Raises:
+        UsageError: it is none.
+    """
+    text = str(library_settings().ENDPOINT)
+    try:
+        _ = urlsplit(text).port
+    except ValueError as error:
+        raise UsageError(f"HF_ENDPOINT {text!r} is no address of a hub: {error}", "correct or unset it") from error
+    return text
 
 
 def folder_of(repo: str, cache: Path) -> Path:

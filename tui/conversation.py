@@ -339,6 +339,7 @@ class Conversation:
             self._open()
         except Exception as raised:  # noqa: BLE001 - whatever it is, the pair before is gone on with
             self._pair, self._anyway = before
+            self._close_pipeline()
             self._emit(events.Failed(0, defect(raised)))
         self._warm()
 

@@ -235,6 +235,9 @@ def rm(ctx: click.Context, models: tuple[str, ...], yes: bool, quiet: bool, verb
         click.echo(f"{gigabytes(part.size):>9}  {sanitize(part.repo)}  a file that was not fetched whole", err=True)
     for part in plan.busy:
         reporter.note(f"{sanitize(part.repo)}: a file stays, as another process is fetching it")
+    if not (files or plan.parts or plan.busy):
+        told = ", ".join(map(repr, models))
+        raise ModelNotFound(f"nothing of {told} is in the cache", "`localvlm list` shows what there is")
     if not (files or plan.parts):
         raise StorageError("nothing was removed", "wait for the process that is fetching it, or end it")
     if not yes:
@@ -251,7 +254,7 @@ def _to_remove(ctx: click.Context, names: Sequence[str], reporter: Reporter) -> 
     """Files in the cache that words of the command line mean, and repositories.
 
     Raises:
-        ModelNotFound: there are none of one.
+        ModelNotFound: there are none of one, nor parts of its repository.
         UsageError: see :func:`_wanted`.
     """
     from localvlm.catalog import Pulled, entries

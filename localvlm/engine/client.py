@@ -79,7 +79,7 @@ class Engine:
         self._process: subprocess.Popen[bytes] | None = None
         self._control = -1
         self._loaded = False
-        """The worker was started for a load."""
+        """The worker was started for a load without a GPU, or holds a model: it is kept."""
         self._generation = 0
         self._call_number = 0
         self._in_call = False
@@ -338,12 +338,13 @@ class Engine:
 
     def load(self, model: Path, mmproj: Path, options: LoadOptions = LoadOptions()) -> RemoteVlm:
         with self._state:
-            if self._process is None or not self._loaded:
-                self.close()  # one that was started when nobody knew whether a GPU's driver would run in it
+            if self._process is None or not (self._loaded or options.gpu_layers):
+                self.close()  # one that was started when nobody knew that no GPU's driver would run in it
                 self._start(apart=not options.gpu_layers)
-                self._loaded = True
+                self._loaded = not options.gpu_layers
         size = sum(p.stat().st_size for p in (*parts_of(model), mmproj) if p.is_file())
         result = self.call("load", str(model), str(mmproj), options, timeout=_QUICK_S + size / _SLOWEST_READ)
+        self._loaded = True
         return RemoteVlm(self, self._generation, int(result["vlm"]), result["info"])
 
     def backend(self) -> Backend:

@@ -225,7 +225,9 @@ def test_few_pictures_are_decoded_at_once(monkeypatch):
         with lock:
             now.append(1)
             most.append(len(now))
-        may.wait(0.05)
+            if len(now) == 2:
+                may.set()
+        assert may.wait(DEADLINE)
         with lock:
             now.pop()
         return picture().image

@@ -132,7 +132,8 @@ def test_a_stop_that_comes_too_late_does_not_stop_the_next_question():
 
 
 @pytest.mark.parametrize("stops", [True, False])
-def test_closing_does_not_wait_for_a_model_that_loads(stops):
+def test_closing_does_not_wait_for_a_model_that_loads(monkeypatch, stops):
+    monkeypatch.setattr("localvlm.tui.conversation.GRACE_S", DEADLINE if stops else 0.1)
     worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     loading = threading.Event()
 

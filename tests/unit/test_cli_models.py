@@ -9,7 +9,6 @@ import pty
 import re
 import sys
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
 
@@ -192,6 +191,14 @@ def test_what_is_half_fetched_stays_while_another_model_of_its_repository_does(c
     assert not part.exists()
 
 
+def test_nobody_is_waited_for_where_nothing_of_a_quantization_is_here(cli, hub):
+    assert cli("pull", f"{MODEL}:Q2_K").code == 0
+    (blobs,) = (cli.folder / "hub").glob("models--*/blobs")
+    (blobs / f"{'0' * 64}.incomplete").write_bytes(b"part")
+    run = cli("rm", "-y", f"{MODEL}:Q8_0")
+    assert (run.code, "is in the cache" in run.err) == (3, True)
+
+
 @pytest.mark.parametrize("name", [MODEL, f"{MODEL}:Q2_K"])
 def test_a_repository_of_one_half_fetched_file_goes(cli, hub, name):
     assert cli("rm", "-y", name).code == 3
@@ -248,7 +255,8 @@ def test_an_address_means_the_files_of_its_revision(cli, hub, contents):
     for revision in ("v2", "0" * 40, "..%2Fv1", "%2Fv1", "x" * 300):
         with pytest.raises(ModelNotFound) as raised:
             located(revision, "tree", "")
-        assert unquote(revision) in raised.value.hint
+        (address,) = re.findall(r"https://\S+(?=`)", raised.value.hint)
+        assert catalog.reference(address) == catalog.reference(f"{hub.endpoint}/{MODEL}/tree/{revision}")
     run = cli("rm", "-y", f"{hub.endpoint}/{MODEL}/resolve/v1/model-Q8_0.gguf")
     assert (run.code, old.exists(), new.is_file()) == (0, False, True)
     assert cli("rm", "-y", f"{hub.endpoint}/{MODEL}/resolve/v1/model-Q8_0.gguf").code == 3

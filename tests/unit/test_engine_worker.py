@@ -380,6 +380,21 @@ def test_what_was_loaded_is_told(engine: Engine) -> None:
     assert "CPU" in backend.system_info
 
 
+def test_a_worker_is_started_once_for_a_gpu_and_anew_where_there_is_none_to_drive(files) -> None:
+    model = files["llava15"]
+    with Engine() as engine:
+        engine.backend()
+        first = engine.pid
+        with pytest.raises(LocalvlmError):  # there is no GPU here, or the file is no projector
+            engine.load(model.model, model.model, LoadOptions(threads=1, gpu_layers=-1))
+        assert engine.pid == first
+        load(engine, model)
+        second = engine.pid
+        assert second != first
+        load(engine, model)
+        assert engine.pid == second
+
+
 def test_beside_somebody_who_types_its_priority_is_lower() -> None:
     wanted = min(os.nice(0) + 3, 19)
     with Engine(niceness=3) as engine:

@@ -197,9 +197,18 @@ def test_a_setting_that_cannot_be_used_is_told(tmp_path, name, value, code, says
     with HubServer() as server:
         home = {"LOCALVLM_HOME": str(tmp_path), "HF_HOME": str(tmp_path), "HF_ENDPOINT": server.endpoint}
         command = [sys.executable, "-m", "localvlm", "pull", REPO]
-        done = subprocess.run(command, env={**os.environ, **home, name: value}, capture_output=True, text=True)
+        inherited = {key: text for key, text in os.environ.items() if key.lower() != "no_proxy"}
+        done = subprocess.run(command, env={**inherited, **home, name: value}, capture_output=True, text=True)
         assert (done.returncode, says in done.stderr, done.stderr.count("\n")) == (code, True, 1), done.stderr
         assert server.requests == []
+
+
+def test_commands_that_do_not_use_the_hub_do_not_ask_where_it_is(cli, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://x:99999")
+    for command in (["paths"], ["list"]):
+        assert cli(*command).code == 0
+    run = cli("pull", REPO)
+    assert (run.code, "HF_ENDPOINT 'http://x:99999' is no address of a hub" in run.err) == (2, True)
 
 
 def test_something_that_is_no_hub(server, hub):
