@@ -14,7 +14,7 @@ import click
 from localvlm.cli.app import App
 from localvlm.cli.files import check_writable, target_of, write_whole
 from localvlm.cli.fit import check_fit
-from localvlm.cli.inputs import choose_pair, find_images, full_question, load_images
+from localvlm.cli.inputs import EXAMPLE, choose_pair, find_images, full_question, load_images
 from localvlm.cli.options import (
     ConfiguredCommand,
     answer_options,
@@ -65,8 +65,7 @@ def ask(ctx: click.Context, /, images: tuple[str, ...], question: str, **params:
     `example` for the bundled picture. Text on standard input goes before the question. The answer alone goes to stdout.
     """
     reporter = Reporter(quiet=params["quiet"], verbose=params["verbose"])
-    if not (params["clip"] or params["screen"]):
-        _check_arguments(images, question)
+    _check_arguments(images, question, elsewhere=params["clip"] or params["screen"])
     drawing, lines = _drawing(params["explain"], images), target_of(params["jsonl"], "jsonl")
     if lines is not None and (drawing is not None or params["copy"]):
         raise UsageError("--jsonl goes with neither --explain nor --copy", "ask about one picture for these")
@@ -117,12 +116,23 @@ def _schema(written: str) -> str:
     return schema_of(written)
 
 
-def _check_arguments(images: tuple[str, ...], question: str) -> None:
-    """With one argument, says which of the two is missing."""
-    if not images:
-        if question == "-" or os.path.isfile(question):  # noqa: PTH113 - a long question must not raise
-            raise UsageError(f"no question was given for image {question!r}", 'localvlm ask IMAGE "What is this?"')
+def _check_arguments(images: tuple[str, ...], question: str, *, elsewhere: bool) -> None:
+    """Says what is missing, the question or the images. ``elsewhere``: there is one that is no argument."""
+    alone = not images and (question == "-" or os.path.isfile(question))  # noqa: PTH113 - a long one must not raise
+    if alone or _names_image(question):
+        raise UsageError(f"no question was given: {question!r} is an image", 'localvlm ask IMAGE... "What is this?"')
+    if not images and not elsewhere:
         raise UsageError("no image was given", "localvlm ask IMAGE QUESTION; `localvlm ask --help` tells more")
+
+
+def _names_image(question: str) -> bool:
+    """Whether no one would ask this: a file, an address or a page of a PDF."""
+    from localvlm.sources import is_url
+
+    path, page, _ = question.rpartition("#")
+    name = path if page else question
+    address = is_url(question) and len(question.split()) == 1
+    return question == EXAMPLE or address or bool(os.path.splitext(name)[1] and os.path.isfile(name))  # noqa: PTH113, PTH122
 
 
 def _drawing(explain: str | None, images: tuple[str, ...]) -> Path | None:

@@ -35,6 +35,8 @@ ACCURACIES = ("high", "fast")
 PRESETS = ("paper-64", "paper-35", "paper-9")
 """Names of localvlm.pruning.PRESETS, likewise."""
 KV_TYPES = ("f16", "q8_0")
+MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
+"""Beyond, threads wait for each other, for minutes at each step."""
 POSITIONS = ("true", "compact")
 _F = TypeVar("_F", bound=Callable[..., Any])
 _KNOWN: dict[str, list[Setting]] = {}
@@ -441,7 +443,7 @@ image_token_options = _group(
 
 engine_options = _group(
     setting(
-        "--threads", metavar="N", type=WholeType(0), default=0,
+        "--threads", metavar="N", type=WholeType(0, MOST_THREADS), default=0,
         help="CPU threads [default: physical cores].",
     ),
     setting(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localvlm.cli.app import guide_image_tokens
-from localvlm.cli.inputs import choose_pair, load_images
+from localvlm.cli.inputs import choose_pair, find_images, load_image
 from localvlm.cli.options import (
     ConfiguredCommand,
     files,
@@ -25,7 +25,7 @@ from localvlm.cli.options import (
 )
 from localvlm.cli.output import Reporter, print_table
 from localvlm.cli.values import KeepType
-from localvlm.errors import ModelError, UsageError
+from localvlm.errors import ImageError, ModelError, UsageError
 from localvlm.sanitize import sanitize
 
 if TYPE_CHECKING:
@@ -56,14 +56,39 @@ def tokens(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> Non
     closest up; under 1, it sees a coarser picture.
     """
     reporter = Reporter(quiet=params["quiet"], verbose=params["verbose"])
-    pictures = load_images(images, reporter, params)
     pairs, others = _pairs(ctx, reporter)
-    found = [_counted(picture, pairs, params) for picture in pictures]
+    left: list[ImageError] = []
+    found = [_counted(picture, pairs, params) for picture in _readable(images, params, reporter, left)]
     if params["json"]:
         import json
 
         click.echo(json.dumps(found))
-        return
+    else:
+        _show(found, others)
+    if left:
+        raise ImageError(f"{len(left)} picture{'s were' if len(left) > 1 else ' was'} left out", "the others are told")
+
+
+def _readable(
+    names: Sequence[str], params: Mapping[str, Any], reporter: Reporter, left: list[ImageError]
+) -> Iterator[Image]:
+    """Those of several pictures that can be read; what the others say is told, and put into ``left``.
+
+    Raises:
+        ImageError: there is one alone, and it cannot be read.
+    """
+    found = find_images(names, params)
+    for source in found:
+        try:
+            yield load_image(source, reporter)
+        except ImageError as error:
+            if len(found) == 1:
+                raise
+            reporter.note(f"{source.name!r} is left out: {error.message}")
+            left.append(error)
+
+
+def _show(found: Sequence[dict[str, Any]], others: Sequence[Entry]) -> None:
     rows: list[tuple[str, ...]] = [("IMAGE", "PIXELS", "PAIR", "VLM", "TOKENS", "KEPT", "TILES", "SCALE")]
     for one in found:
         for vlm in one["vlms"]:

@@ -194,6 +194,8 @@ class Cache:
         n = len(ids)
         if self.last is None:
             raise UsageError(_EMPTY)
+        if n > self.context.n_batch:
+            raise UsageError(f"{n} tokens were fed at once and a batch holds {self.context.n_batch}", "feed fewer")
         if self.taken + n > self.context.n_ctx:
             raise ContextOverflow(
                 f"{self.taken} cells are taken, {n} more were asked for and the context has {self.context.n_ctx}",

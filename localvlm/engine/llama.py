@@ -272,7 +272,7 @@ class Context:
         self.tapped = options.tap
         wanted = options.n_ctx or min(model.n_ctx_train or DEFAULT_CTX, DEFAULT_CTX)
         self.n_ctx = _padded(wanted)
-        self.n_batch = min(MICRO_BATCH, wanted)
+        self.n_batch = min(MICRO_BATCH, self.n_ctx)
         self._seq = (ctypes.c_int32 * 1)(0)
         seq_pointers = [ctypes.cast(self._seq, ctypes.POINTER(ctypes.c_int32))] * self.n_batch
         self._seq_ids = (ctypes.POINTER(ctypes.c_int32) * self.n_batch)(*seq_pointers)

@@ -241,10 +241,19 @@ def test_every_method_is_known_to_the_command_line():
 
 def test_missing_arguments(cli):
     assert "no image was given" in cli("ask", *cli.pair, "What is this?").err
-    assert "no question was given" in cli("ask", *cli.pair, cli.image).err
+    for forgotten in ([cli.image], [cli.image, cli.image], ["example"], [cli.image, "https://example.org/a.png"]):
+        run = cli("ask", *cli.pair, *forgotten)
+        assert (run.code, f"no question was given: {forgotten[-1]!r} is an image" in run.err) == (2, True)
+    assert cli("ask", *cli.pair, cli.image, "https://example.org is what?").code == 0
     assert "question is empty" in cli("ask", *cli.pair, cli.image, " ").err
     assert cli("ask", *cli.pair, "What is this? " * 100).code == 2
     assert cli("ask").code == 2
+
+
+def test_more_threads_than_any_machine_runs_are_refused(cli):
+    assert cli.ask("--threads=64").code == 0
+    run = cli.ask("--threads=9999")
+    assert (run.code, "'9999' is not a whole number from 0 to" in run.err) == (2, True)
 
 
 def test_unquoted_question(cli):

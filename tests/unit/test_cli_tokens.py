@@ -76,6 +76,16 @@ def test_verbose_answers_tell_what_is_seen(cli):
     assert "scale" not in cli.ask("-v").err  # its files tell nothing
 
 
+def test_a_damaged_picture_leaves_the_others(cli):
+    damaged = cli.folder / "damaged.jpg"
+    damaged.write_bytes(b"no picture")
+    run = cli("tokens", "--pair=demo", "example", damaged, cli.image, "--json")
+    assert (run.code, [one["image"] for one in json.loads(run.out)]) == (6, ["example", cli.image])
+    assert f"'{damaged}' is left out" in run.err
+    assert "1 picture was left out" in run.err.splitlines()[-1]
+    assert (cli("tokens", "--pair=demo", damaged).out, cli("tokens", "--pair=demo", damaged).code) == ("", 6)
+
+
 def test_what_cannot_be_told(cli):
     assert cli("tokens").code == 2
     assert cli("tokens", "no.png").code == 6

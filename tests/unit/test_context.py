@@ -11,7 +11,7 @@ import pytest
 from localvlm.engine import llama
 from localvlm.engine.api import ImagePart, LoadOptions, TextPart
 from localvlm.engine.vlm import LlamaVlm
-from localvlm.errors import ContextOverflow, NotEnoughMemory
+from localvlm.errors import ContextOverflow, NotEnoughMemory, UsageError
 from tests import zoo
 
 Load = Callable[..., LlamaVlm]
@@ -41,6 +41,18 @@ def asked(vlm: LlamaVlm, layer: int) -> list[np.ndarray]:
         vlm.feed(np.array([token], np.int32))
         out.append(vlm.logits())
     return [*out, *vlm.score(fed[:9]), vlm.attention().generated]
+
+
+def test_a_small_context_scores_as_many_tokens_as_any(load: Load) -> None:
+    small, usual = load("llava15", n_ctx=10), load("llava15")
+    ids = np.random.RandomState(4).randint(3, 200, 80).astype(np.int32)
+    got, want = (vlm.score(ids, [TextPart("what is it?")]) for vlm in (small, usual))
+    assert np.array_equal(got, want)
+    small.prefill([TextPart("what?")])
+    with pytest.raises(UsageError, match="fed at once and a batch holds 256"):
+        small._cache.feed([5] * 257)
+    small.close()
+    usual.close()
 
 
 @pytest.mark.parametrize("name", ["llava15", "qwen25vl"])
