@@ -6,14 +6,14 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from localvlm.errors import UsageError
 
 if TYPE_CHECKING:
     from localvlm.references import Reference
 
-__all__ = ["PAIR_KEYS", "Config", "Directories", "config_file", "directories", "read_config"]
+__all__ = ["PAIR_KEYS", "Config", "Directories", "closest", "config_file", "directories", "read_config"]
 
 PAIR_KEYS = ("guide", "guide_mmproj", "model", "mmproj")
 
@@ -67,10 +67,11 @@ def config_file() -> Path:
     return directories().config / "config.toml"
 
 
-def read_config(known: Collection[str], path: Path | None = None) -> Config:
+def read_config(known: Collection[str], path: Path | None = None, problems: list[UsageError] | None = None) -> Config:
     """Reads the settings file; a missing one is empty.
 
     ``known``: names of all settings, with underscores. In the file they may be written with hyphens, as the flags.
+    ``problems``: takes what is wrong, which is then left out.
 
     Raises:
         UsageError: the file cannot be read, is no TOML, or holds a key that is not known.
@@ -78,28 +79,42 @@ def read_config(known: Collection[str], path: Path | None = None) -> Config:
     import tomllib
 
     path = path or config_file()
+
+    def refuse(error: UsageError, cause: Exception | None = None) -> None:
+        if problems is None:
+            raise error from cause
+        problems.append(error)
+
+    content: dict[str, Any] = {}
     try:
         with path.open("rb") as file:
             content = tomllib.load(file)
     except FileNotFoundError:
-        return Config(path)
+        pass
     except OSError as error:
-        raise UsageError(f"config file '{path}' cannot be read: {error.strerror}", "check its permissions") from error
+        refuse(UsageError(f"config file '{path}' cannot be read: {error.strerror}", "check its permissions"), error)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"config file '{path}' is not valid TOML: {error}", "correct it") from error
+        refuse(UsageError(f"config file '{path}' is not valid TOML: {error}", "correct it"), error)
     pairs, keys = content.pop("pairs", {}), content.pop("keys", {})
     if not isinstance(keys, dict):
-        raise UsageError(f"'keys' in config file '{path}' must be a table", "write [keys]")
-    settings = {}
+        refuse(UsageError(f"'keys' in config file '{path}' must be a table", "write [keys]"))
+        keys = {}
+    settings, found = {}, {}
     for key, value in content.items():
         name = key.replace("-", "_")
-        if name not in known:
-            raise UsageError(f"config file '{path}' has an unknown key {key!r}", _closest(name, known))
-        settings[name] = value
-    return Config(path, settings, _read_pairs(path, pairs), keys)
+        if name in known:
+            settings[name] = value
+        else:
+            refuse(UsageError(f"config file '{path}' has an unknown key {key!r}", closest(name, known)))
+    try:
+        found = _read_pairs(path, pairs)
+    except UsageError as error:
+        refuse(error)
+    return Config(path, settings, found, keys)
 
 
-def _closest(name: str, known: Collection[str]) -> str:
+def closest(name: str, known: Collection[str]) -> str:
+    """A hint at the key that an unknown one is nearest to; all with underscores."""
     import difflib
 
     close = difflib.get_close_matches(name, [*known, "pairs", "keys"], 1)

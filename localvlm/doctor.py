@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from localvlm.engine.api import Backend, LoadOptions
     from localvlm.engine.client import Engine
 
-__all__ = ["Finding", "find_installation", "find_machine", "find_models", "find_pair", "find_speed"]
+__all__ = ["Finding", "failed", "find_installation", "find_machine", "find_models", "find_pair", "find_speed"]
 
 EXTRAS = {"pillow_heif": ("HEIC", "heic"), "pypdfium2": ("PDF", "pdf")}
 """Modules, what they read, and the extra that brings them."""
@@ -60,7 +60,8 @@ class Finding:
     exit_code: int = 0
 
 
-def _failed(name: str, error: LocalvlmError) -> Finding:
+def failed(name: str, error: LocalvlmError) -> Finding:
+    """What an error says, as a finding."""
     return Finding(name, "", error.message, error.hint, error.exit_code)
 
 
@@ -75,7 +76,7 @@ def find_installation(engine: Engine, gpu_layers: int) -> Iterator[Finding]:
     try:
         found = engine.backend()
     except LocalvlmError as error:
-        yield _failed("llama.cpp", error)
+        yield failed("llama.cpp", error)
         return
     built = f"llama-cpp-python {found.llama_cpp_python}, ggml {found.ggml} {found.commit}".rstrip()
     yield Finding("llama.cpp", f"{built}, built for {', '.join(found.backends)}")
@@ -83,7 +84,7 @@ def find_installation(engine: Engine, gpu_layers: int) -> Iterator[Finding]:
     try:
         check_gpu(gpu_layers, found.devices, found.backends)
     except UsageError as error:
-        yield _failed("GPU", error)
+        yield failed("GPU", error)
     else:
         idle = [name for name in found.backends if name not in ("CPU", "BLAS")] if not found.devices else []
         free = f"; {told(found.gpu_free)} free" if found.devices else ""
@@ -136,7 +137,7 @@ def _tap(engine: Engine) -> Finding:
         assert files is not None
         _check_tap(engine, files, LoadOptions(threads=1))
     except LocalvlmError as error:
-        return _failed("attention tap", error)
+        return failed("attention tap", error)
     return Finding("attention tap", "loaded; recomputes llama.cpp's attention")
 
 
@@ -145,7 +146,7 @@ def _worker(engine: Engine) -> Finding:
     try:
         found = engine.holds()
     except LocalvlmError as error:
-        return _failed("worker", error)
+        return failed("worker", error)
     told_by = "; ".join(
         f"{', '.join(w for w in found if found[w] == by)} ({by})" for by in dict.fromkeys(found.values())
     )
@@ -191,7 +192,7 @@ def find_machine(environment: Mapping[str, str] = os.environ) -> Iterator[Findin
     try:
         yield _folder("models folder", cache_folder())
     except UsageError as error:
-        yield _failed("models folder", error)
+        yield failed("models folder", error)
     for module, (what, extra) in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
         yield Finding(f"{what} pictures", "read" if there else f"not read; pip install 'localvlm[{extra}]' adds them")
@@ -239,7 +240,7 @@ def find_models(entries: list[Entry]) -> Iterator[Finding]:
                 if files is not None:
                     check_pair(read_header(files.model), read_header(files.mmproj))
         except ModelError as error:
-            yield _failed(f"pair {entry.name}", error)
+            yield failed(f"pair {entry.name}", error)
         else:
             yield Finding(f"pair {entry.name}", f"{told(entry.size)}, headers are sound")
 
@@ -254,12 +255,12 @@ def find_pair(engine: Callable[[], Engine], pair: Pair, options: LoadOptions) ->
                 _check_tap(running, files, options)
             yield Finding(f"{role}'s attention", "recomputed as llama.cpp computes it")
         except LocalvlmError as error:
-            yield _failed(f"{role}'s attention", error)
+            yield failed(f"{role}'s attention", error)
         try:
             with engine() as running:
                 yield _held_against(running, files, options, f"{role}'s answers")
         except LocalvlmError as error:
-            yield _failed(f"{role}'s answers", error)
+            yield failed(f"{role}'s answers", error)
 
 
 def _held_against(engine: Engine, files: VlmFiles, options: LoadOptions, name: str) -> Finding:
@@ -318,7 +319,7 @@ def find_speed(engine: Engine, pair: Pair, options: LoadOptions) -> Iterator[Fin
             shape = VlmShape(files)
             rates = sample(engine, options, Rates(), *Rates().missing([shape.llm], [shape.tower]))
         except LocalvlmError as error:
-            yield _failed(f"{role}'s speed", error)
+            yield failed(f"{role}'s speed", error)
             continue
         except Disturbed as error:
             yield Finding(f"{role}'s speed", "", f"it could not be timed: {error}", "ask again when less else runs")

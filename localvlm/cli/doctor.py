@@ -11,8 +11,17 @@ import click
 from localvlm.cli.app import App, load_options
 from localvlm.cli.info import as_json, dumps
 from localvlm.cli.inputs import choose_pair
-from localvlm.cli.options import ConfiguredCommand, engine_options, output_options, pair_options, setting, user_config
+from localvlm.cli.options import (
+    ConfiguredCommand,
+    engine_options,
+    output_options,
+    pair_options,
+    setting,
+    settings_problems,
+    user_config,
+)
 from localvlm.cli.output import Reporter
+from localvlm.errors import LocalvlmError
 from localvlm.sanitize import sanitize
 
 if TYPE_CHECKING:
@@ -21,7 +30,11 @@ if TYPE_CHECKING:
 __all__ = ["doctor"]
 
 
-@click.command(cls=ConfiguredCommand)
+class _Doctor(ConfiguredCommand):
+    forgiving = True
+
+
+@click.command(cls=_Doctor)
 @pair_options(model=True)
 @setting("--speed", is_flag=True, help="Time this machine on the pair's shapes, or on those of the default pair.")
 @as_json
@@ -50,9 +63,10 @@ def doctor(ctx: click.Context, /, json: bool, **params: Any) -> None:
 
 def _findings(ctx: click.Context, params: dict[str, Any], reporter: Reporter) -> Iterator[Finding]:
     from localvlm.catalog import entries
-    from localvlm.doctor import find_installation, find_machine, find_models, find_pair, find_speed
+    from localvlm.doctor import failed, find_installation, find_machine, find_models, find_pair, find_speed
 
     app = ctx.ensure_object(App)
+    yield from _settings(ctx)
 
     def engine() -> Any:
         return app.engine(params["verbose"] > 1)
@@ -64,7 +78,11 @@ def _findings(ctx: click.Context, params: dict[str, Any], reporter: Reporter) ->
     named = any(params[name] for name in ("pair", "guide", "model"))
     if not (named or params["speed"]):
         return
-    pair = choose_pair(ctx, reporter)
+    try:
+        pair = choose_pair(ctx, reporter)
+    except LocalvlmError as error:
+        yield failed("pair", error)
+        return
     options = load_options(params, pair)[1]
     if named:
         reporter.stage("self-tests")
@@ -73,6 +91,19 @@ def _findings(ctx: click.Context, params: dict[str, Any], reporter: Reporter) ->
         reporter.stage("timing this machine")
         with engine() as running:
             yield from find_speed(running, pair, options)
+
+
+def _settings(ctx: click.Context) -> Iterator[Finding]:
+    """The file, and each thing in it that a command would refuse."""
+    from localvlm.doctor import Finding, failed
+
+    problems, config = settings_problems(ctx), user_config(ctx)
+    yield from (failed("settings file", error) for error in problems)
+    if not problems:
+        there = (
+            f", {len(config.settings)} settings, {len(config.pairs)} pairs" if config.path.exists() else ", not there"
+        )
+        yield Finding("settings file", f"'{config.path}'{there}")
 
 
 def _say(finding: Finding) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "Setting", "answer_options", "any_of", "budget_of",
            "engine_options", "files", "image_token_options", "input_options", "known_settings", "on_command_line",
            "output_options", "pair_options", "pairs", "preset_of", "pulled", "rank", "setting",
-           "user_config"]  # fmt: skip
+           "settings_problems", "user_config"]  # fmt: skip
 
 METHODS = (
     "sgl+", "sgl", "fastervlm", "vtc-cls", "divprune", "cdpruner", "scope", "visionzip", "vispruner", "tome",
@@ -85,6 +85,8 @@ class Setting(click.Option):
         """
         value, source = super().consume_value(ctx, opts)
         if source in (ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT) and not self._takes(ctx, value, source):
+            if _forgives(ctx) and source is ParameterSource.DEFAULT_MAP:
+                return self.get_default(ctx), ParameterSource.DEFAULT
             others = known_settings()[self.name or ""]
             if any(other.is_flag == others[0].is_flag and other._takes(ctx, value, source) for other in others):
                 return self.get_default(ctx), ParameterSource.DEFAULT
@@ -167,12 +169,13 @@ def any_of(*completers: Completer) -> Completer:
 class _LazyConfig(MutableMapping[str, Any]):
     """The settings file as click's default map, read when a value is first asked for: never for ``--help``.
 
-    ``forgiving``: one that cannot be read is empty; it is told by commands, not while one is typed.
+    ``forgiving``: what is wrong in it is left out, as ``problems``; it is told by commands, not while one is typed.
     """
 
     def __init__(self, *, forgiving: bool) -> None:
         self._config: Config | None = None
-        self._forgiving = forgiving
+        self.forgiving = forgiving
+        self.problems: list[UsageError] = []
 
     @property
     def config(self) -> Config:
@@ -180,9 +183,9 @@ class _LazyConfig(MutableMapping[str, Any]):
             try:
                 self._config = _read()
             except UsageError:
-                if not self._forgiving:
+                if not self.forgiving:
                     raise
-                self._config = Config(config_file())
+                self._config = read_config(known_settings(), problems=self.problems)
         return self._config
 
     def __getitem__(self, key: str) -> Any:
@@ -208,12 +211,17 @@ class _LazyConfig(MutableMapping[str, Any]):
 
 
 class ConfiguredCommand(click.Command):
-    """A command whose options also come from the settings file."""
+    """A command whose options also come from the settings file.
+
+    ``forgiving``: what is wrong in it does not stop the command, which tells it by :func:`settings_problems`.
+    """
+
+    forgiving = False
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        forgiving = bool(extra.get("resilient_parsing"))  # a shell completes a line
+        forgiving = self.forgiving or bool(extra.get("resilient_parsing"))  # a shell completes a line
         extra.setdefault("default_map", _LazyConfig(forgiving=forgiving))
         return super().make_context(info_name, args, parent, **extra)
 
@@ -222,6 +230,27 @@ def user_config(ctx: click.Context) -> Config:
     """The settings file of a command's context."""
     lazy = ctx.default_map
     return lazy.config if isinstance(lazy, _LazyConfig) else _read()
+
+
+def _forgives(ctx: click.Context) -> bool:
+    return isinstance(ctx.default_map, _LazyConfig) and ctx.default_map.forgiving
+
+
+def settings_problems(ctx: click.Context) -> list[UsageError]:
+    """What is wrong in the settings file of a command that forgives it: all that any command would refuse."""
+    settings = user_config(ctx).settings
+    found = list(ctx.default_map.problems) if isinstance(ctx.default_map, _LazyConfig) else []
+    known = known_settings() if settings else {}
+    for name, value in settings.items():
+        options = [option for option in known[name] if option.is_flag == known[name][0].is_flag]
+        if any(option._takes(ctx, value, ParameterSource.DEFAULT_MAP) for option in options):
+            continue
+        try:
+            options[0]._of_file(ctx, value)
+        except click.BadParameter as error:
+            where = f"{name.replace('_', '-')!r} in config file '{config_file()}'"
+            found.append(UsageError(f"{where}: {error.message.removesuffix('.')}", "correct it"))
+    return found
 
 
 def known_settings() -> Mapping[str, Sequence[Setting]]:

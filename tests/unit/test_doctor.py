@@ -138,6 +138,42 @@ def test_the_command(capsys, native):
     assert "     -> pass -ngl 0" in out
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('keep = "abc"', ["'keep'", "'abc' is neither a share"]),
+        ("ngl = true", ["'ngl'", "a whole number"]),
+        ("keep = ", ["not valid TOML"]),
+        ('kep = 0.5\n[pairs.own]\nmodel = "m.gguf"', ["'kep'", "did you mean 'keep'"]),
+    ],
+)
+def test_settings_that_would_stop_every_question_are_told_beside_all_else(cli, monkeypatch, tmp_path, text, said):
+    monkeypatch.setenv("LOCALVLM_HOME", str(tmp_path))
+    monkeypatch.setattr(doctor, "find_installation", lambda *_: iter([doctor.Finding("llama.cpp", "there")]))
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.toml").write_text(text)
+    run = cli("doctor", "--json")
+    told = json.loads(run.out)
+    names = [f["name"] for f in told["findings"]]
+    assert (run.code, told["ok"]) == (2, False)
+    assert {"llama.cpp", "memory", "pair demo"} <= set(names)
+    (one,) = (f for f in told["findings"] if f["name"] == "settings file")
+    assert one["exit_code"] == cli.ask().code == 2
+    assert all(words in one["problem"] + one["remedy"] for words in ["config.toml", *said])
+
+
+def test_settings_that_are_sound_are_told(cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("LOCALVLM_HOME", str(tmp_path))
+    monkeypatch.setattr(doctor, "find_installation", lambda *_: iter(()))
+    assert "config.toml', not there" in cli("doctor").out
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.toml").write_text('keep = "0.5,0.2"\njson = true\npair = "away"\n')
+    run = cli("doctor", "--json")
+    findings = {f["name"]: f for f in json.loads(run.out)["findings"]}
+    assert findings["settings file"]["problem"] == ""
+    assert (run.code, "no pair 'away'" in findings["pair"]["problem"]) == (3, True)
+
+
 def test_pairs_are_ranked_by_what_fits(cli, monkeypatch):
     from localvlm.cli import recommend
 
