@@ -81,9 +81,12 @@ class Setting(click.Option):
 
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, ParameterSource]:
         """A value of the settings file or the environment that another command's option of this name takes, and this
-        one does not, is not meant for this one. Where the name is of a flag of `ask`, the file has the flag.
+        one does not, is not meant for this one. Where the name is of a flag of `ask`, the file has the flag, and a
+        variable that says yes or no is no name.
         """
         value, source = super().consume_value(ctx, opts)
+        if source is ParameterSource.ENVIRONMENT and self._says_flag(value):
+            return self.get_default(ctx), ParameterSource.DEFAULT
         if source in (ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT) and not self._takes(ctx, value, source):
             if _forgives(ctx) and source is ParameterSource.DEFAULT_MAP:
                 return self.get_default(ctx), ParameterSource.DEFAULT
@@ -97,6 +100,11 @@ class Setting(click.Option):
         if ctx.get_parameter_source(self.name or "") is ParameterSource.DEFAULT_MAP:
             return self._of_file(ctx, value)
         return super().type_cast_value(ctx, value)
+
+    def _says_flag(self, value: Any) -> bool:
+        """Whether a text is yes or no, and meant for a flag of `ask` by the name of this option."""
+        words = isinstance(self.type, click.types.StringParamType) and str(value).lower() in click.BOOL.bool_states
+        return words and not self.is_flag and known_settings()[self.name or ""][0].is_flag
 
     def _takes(self, ctx: click.Context, value: Any, source: ParameterSource) -> bool:
         try:

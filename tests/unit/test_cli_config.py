@@ -92,6 +92,18 @@ def test_the_environment_too(cli, shaped, monkeypatch):
         assert "environment variable LOCALVLM_KEEP" in run.err
 
 
+@pytest.mark.parametrize("word", ["1", "true", "no"])
+def test_a_variable_that_says_yes_for_ask_names_no_file(cli, shaped, monkeypatch, tmp_path, word):
+    monkeypatch.setenv("LOCALVLM_JSON", word)
+    assert cli.ask().out.startswith("{") == (word != "no")
+    run = cli("eval", shaped, *cli.pair, "--methods", "grid", "--keep", "0.5")
+    assert (run.code, run.err) == (0, "")
+    monkeypatch.setenv("LOCALVLM_JSON", str(tmp_path / "out.json"))
+    assert cli("eval", shaped, *cli.pair, "--methods", "grid", "--keep", "0.5").code == 0
+    assert (tmp_path / "out.json").exists()
+    assert cli("eval", shaped, *cli.pair, "--json", word).code == 2  # of a flag it is told
+
+
 def test_what_no_command_takes_is_told_by_each(cli, shaped):
     config_file().parent.mkdir(parents=True)
     config_file().write_text("keep = 5\n")
