@@ -219,7 +219,7 @@ class _LazyConfig(MutableMapping[str, Any]):
 
 
 class ConfiguredCommand(click.Command):
-    """A command whose options also come from the settings file.
+    """A command whose options also come from the settings file, and whose errors name its help.
 
     ``forgiving``: what is wrong in it does not stop the command, which tells it by :func:`settings_problems`.
     """
@@ -232,6 +232,13 @@ class ConfiguredCommand(click.Command):
         forgiving = self.forgiving or bool(extra.get("resilient_parsing"))  # a shell completes a line
         extra.setdefault("default_map", _LazyConfig(forgiving=forgiving))
         return super().make_context(info_name, args, parent, **extra)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx  # the parser tells none for an option without its value
+            raise
 
 
 def user_config(ctx: click.Context) -> Config:
