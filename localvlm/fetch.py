@@ -83,7 +83,8 @@ def _fetched(url: str) -> bytes:
         raise DownloadError(f"{url!r} gave HTTP {error.code} {error.reason}", "check the address") from error
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
-        why = "did not answer in time" if isinstance(reason, socket.timeout) else f"cannot be fetched: {reason}"
+        text = getattr(reason, "strerror", None) or reason
+        why = "did not answer in time" if isinstance(reason, socket.timeout) else f"cannot be fetched: {text}"
         raise DownloadError(f"{url!r} {why}", "check the address and the connection") from error
     if length is not None and len(found) < length:
         raise DownloadError(f"{url!r} was cut off after {len(found)} of {length} bytes", "try again")

@@ -21,8 +21,11 @@ def read_json(path: Path, hint: str) -> Any:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UsageError(f"'{path}' does not exist", "check the path") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"'{path}' cannot be read: {error}", "check the path") from error
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"'{path}' cannot be read: {why}", "check the path") from error
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UsageError(f"'{path}' is empty", hint)

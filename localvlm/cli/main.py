@@ -159,11 +159,22 @@ def _as_known(error: BaseException) -> LocalvlmError:
     if isinstance(error, MemoryError):
         return NotEnoughMemory("out of memory", "close other programs, or use smaller images or models")
     if isinstance(error, OSError):
+        if not error.filename and _stdout_fails():
+            return StorageError(f"standard output cannot be written: {error.strerror or error}", "write it elsewhere")
         return StorageError(f"{error.strerror or error}{f': {error.filename!r}' if error.filename else ''}")
     return LocalvlmError(f"internal error: {type(error).__name__}: {error}", "LOCALVLM_DEBUG=1 shows the traceback")
 
 
+def _stdout_fails() -> bool:
+    """What could not be written is still in its buffer, and fails again."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        return True
+    return False
+
+
 def _sentence(text: str) -> str:
-    """Click's message in our form: no full stop, no capital."""
-    text = text.strip().removesuffix(".")
+    """Click's message in our form: one line, no full stop, no capital."""
+    text = " ".join(text.split()).removesuffix(".")
     return text[:1].lower() + text[1:]

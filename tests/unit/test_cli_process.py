@@ -133,7 +133,8 @@ def test_standard_input_of_a_file_of_nohup_and_closed(command, tmp_path):
     assert closed.stdout == b"red\n"
 
 
-def test_closed_and_full_streams(command):
+def test_closed_and_full_streams(command, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # with it nothing tells which write failed
     for redirection, code, out in ((">&-", 0, b""), ("2>&-", 0, b"red\n"), (">/dev/full", 8, b"")):
         if "full" in redirection and not Path("/dev/full").exists():
             continue
@@ -142,6 +143,7 @@ def test_closed_and_full_streams(command):
         assert (run.returncode, run.stdout) == (code, out), redirection
         assert b"Traceback" not in run.stderr
         assert b"Exception" not in run.stderr
+        assert (b"standard output cannot be written: No space" in run.stderr) == (code == 8)
 
 
 def test_binary_on_standard_input_without_a_dash_is_refused(command, tmp_path):

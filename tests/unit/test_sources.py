@@ -262,7 +262,8 @@ def test_a_picture_of_the_web_is_fetched_if_asked_for(site, cli, monkeypatch):
     monkeypatch.setattr(fetching, "MAX_BYTES", 100)
     with pytest.raises(DownloadError, match="is over"):
         fetch(f"{site}/a.png")
-    assert cli("ask", *cli.pair, "--fetch", "http://127.0.0.1:9/a.png", "What?").code == 7
+    closed = cli("ask", *cli.pair, "--fetch", "http://127.0.0.1:9/a.png", "What?")
+    assert (closed.code, "cannot be fetched: Connection refused" in closed.err) == (7, True)
 
 
 @pytest.mark.loopback
