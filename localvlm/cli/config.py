@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from localvlm.cli.files import write_text
 from localvlm.cli.options import ConfiguredCommand, Setting, known_settings, user_config
-from localvlm.config import config_file
+from localvlm.cli.values import Written
+from localvlm.config import closest, config_file
 from localvlm.errors import UsageError
 from localvlm.sanitize import sanitize
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 __all__ = ["changed", "config"]
+
+TABLES = {"pairs": "pairs.NAME", "keys": "keys"}
+"""What the file holds besides options, and how it begins."""
 
 
 def _keys(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
@@ -68,10 +73,15 @@ def _named(key: str) -> tuple[str, Sequence[Setting]]:
         UsageError: there is no such option.
     """
     name = key.lstrip("-").replace("-", "_")
-    found = known_settings().get(name)
-    if found is None:
-        raise UsageError(f"there is no setting {key!r}", "`localvlm ask --help` lists the options")
-    return name, found
+    table = key.partition(".")[0]
+    if table in TABLES:
+        raise UsageError(
+            f"{key!r} is of a table, which is written by hand", f"write [{TABLES[table]}] into '{config_file()}'"
+        )
+    known = known_settings()
+    if name not in known:
+        raise UsageError(f"there is no setting {key!r}", closest(name, known))
+    return name, known[name]
 
 
 def _get(ctx: click.Context, key: str | None) -> None:
@@ -128,7 +138,16 @@ def _typed(ctx: click.Context, option: Setting, value: str) -> bool | int | floa
         return int(converted)
     if isinstance(option.type, click.types.FloatParamType):
         return float(converted)
-    return value
+    return _number(option, value, converted) if isinstance(option.type, Written) else value
+
+
+def _number(option: Setting, text: str, converted: object) -> int | float | str:
+    """The number that a text is, if the option takes it for the same; else the text."""
+    for kind in (int, float):
+        with suppress(ValueError, click.BadParameter):
+            if option.type.convert(str(number := kind(text)), option, None) == converted:
+                return number
+    return text
 
 
 def _text() -> str:

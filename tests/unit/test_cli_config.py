@@ -27,7 +27,7 @@ def test_what_is_set_is_got_and_used(cli):
         assert cli("config", "set", key, value).code == 0
         assert cli("config", "get", key).out.strip() == value
     assert tomllib.loads(config_file().read_text()) == {
-        "keep": "0.5", "max-tokens": 3, "json": True, "guide": 'a "b".gguf',
+        "keep": 0.5, "max-tokens": 3, "json": True, "guide": 'a "b".gguf',
     }  # fmt: skip
     assert cli("config", "get").out.splitlines()[1] == "max-tokens = 3"
     assert cli.ask("--guide", cli.folder / "guide.gguf").out.startswith('{"answer": ')
@@ -38,7 +38,10 @@ def test_what_is_set_is_got_and_used(cli):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("kep", "0.5", "there is no setting 'kep'"),
+        ("kep", "0.5", "there is no setting 'kep' (did you mean 'keep'?)"),
+        ("zzz", "0.5", "`localvlm ask --help` lists the options"),
+        ("pairs.own.guide", "a.gguf", "written by hand (write [pairs.NAME] into '"),
+        ("keys.help", "f9", "write [keys] into '"),
         ("keep", "5", "is not a share"),
         ("max-tokens", "x", "is not a valid"),
         ("max-tokens", "0", "whole number from 1"),
@@ -56,6 +59,29 @@ def test_what_no_option_would_take_is_refused(cli, key, value, said):
 def test_what_one_command_takes_is_taken(cli, key, value):
     assert cli("config", "set", key, value).code == 0
     assert cli("config", "get", key).out == f"{value}\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("keep", "1", "keep = 1"),
+        ("exit-at", "0", "exit-at = 0"),
+        ("keep", "all", 'keep = "all"'),
+        ("guide", "7", 'guide = "7"'),
+        ("keep", "0.5,0.2", 'keep = "0.5,0.2"'),
+    ],
+)
+def test_numbers_are_written_as_such_where_they_mean_the_same(cli, key, value, line):
+    assert cli("config", "set", key, value).code == 0
+    assert config_file().read_text() == f"{line}\n"
+    if key != "guide":
+        assert cli.ask().code == 0
+
+
+def test_tables_are_got_by_reading_the_file(cli):
+    for key in ("pairs", "pairs.home"):
+        run = cli("config", "get", key)
+        assert (run.code, f"write [pairs.NAME] into '{config_file()}'" in run.err) == (2, True)
 
 
 @pytest.fixture
@@ -127,7 +153,7 @@ def test_a_settings_file_that_is_a_link_stays_one(cli, tmp_path):
         config_file().symlink_to(place)
         assert cli("config", "set", "keep", "0.5").code == 0
         assert config_file().is_symlink()
-        assert place.read_text() == 'keep = "0.5"\n'
+        assert place.read_text() == "keep = 0.5\n"
     config_file().unlink()
     config_file().symlink_to(config_file())
     assert cli("config", "set", "keep", "0.4").code in (2, 8)
