@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = [
     "models_folder",
     "named",
     "pair_named",
+    "pair_names",
     "reference",
     "spoken",
     "vlm_files",
@@ -314,13 +316,20 @@ def entry_named(name: str, user_pairs: Mapping[str, Mapping[str, Path | Referenc
     elif name in bundled:
         entry = _bundled_entry(name, bundled[name], pulled)
     else:
-        known = ", ".join(dict.fromkeys([*user_pairs, *bundled]))
-        raise ModelNotFound(f"there is no pair {name!r}", f"`localvlm list` shows them: {known}")
+        known = pair_names(user_pairs)
+        near = get_close_matches(name, known, 1)
+        told = ", ".join(dict.fromkeys([*near, *known]))
+        raise ModelNotFound(f"there is no pair {name!r}", f"`localvlm list` shows them: {told}")
     if entry.lacking and entry.references:
         raise ModelNotFound(f"pair {name!r} lacks '{entry.lacking[0]}'", f"run `localvlm pull {name}`")
     if entry.lacking:
         raise ModelNotFound(f"pair {name!r} lacks the file '{entry.lacking[0]}'", "`localvlm list` shows what is there")
     return entry
+
+
+def pair_names(user_pairs: Mapping[str, Mapping[str, Path | Reference]] = {}) -> list[str]:
+    """What pairs are called, whether their files are there or not; the user's own first."""
+    return list(dict.fromkeys([*user_pairs, *_bundled()]))
 
 
 def pair_named(name: str) -> Pair:

@@ -15,7 +15,7 @@ import click
 
 from localvlm.cli.options import on_command_line, rank, user_config
 from localvlm.cli.output import Reporter
-from localvlm.errors import ImageError, UsageError
+from localvlm.errors import ImageError, ModelNotFound, UsageError
 
 if TYPE_CHECKING:
     from localvlm.images import Image
@@ -232,10 +232,19 @@ def exit_threshold(ctx: click.Context, pair: Pair, reporter: Reporter) -> float 
 
 
 def _file(ctx: click.Context, key: str) -> Path | Reference:
-    """The file that an option names, or what it is called on the hub."""
-    from localvlm.catalog import reference
+    """The file that an option names, or what it is called on the hub.
+
+    Raises:
+        ModelNotFound: there is no such file, and it is what a pair is called.
+    """
+    from localvlm.catalog import pair_names, reference
 
     path = Path(ctx.params[key]).expanduser()
     if ctx.get_parameter_source(key) is click.core.ParameterSource.DEFAULT_MAP:
         path = user_config(ctx).path.parent / path
-    return (None if path.exists() else reference(ctx.params[key])) or path
+    if path.exists():
+        return path
+    name = ctx.params[key]
+    if name in pair_names(user_config(ctx).pairs):
+        raise ModelNotFound(f"model file {name!r} does not exist", f"for the pair of that name pass --pair {name}")
+    return reference(name) or path

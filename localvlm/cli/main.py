@@ -58,6 +58,19 @@ class _Commands(click.Group):
         command: click.Command = getattr(import_module(f"localvlm.cli.{found[0]}"), found[1])
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            near = [] if args[0].startswith("-") else get_close_matches(args[0], [*_COMMANDS, *_ALIASES], 1)
+            if near:
+                raise UsageError(f"no such command {args[0]!r}", f"did you mean {near[0]!r}?") from error
+            raise
+
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
         from click.shell_completion import CompletionItem
 
