@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from localvlm.config import PAIR_KEYS
-from localvlm.errors import ModelError, ModelNotFound
+from localvlm.errors import ModelError, ModelNotFound, NotGguf
 from localvlm.references import Reference, choose, files_of, heads, parse, quant_of
 
 if TYPE_CHECKING:
@@ -364,6 +364,7 @@ def vlm_files(model: Path, mmproj: Path | None, flag: str) -> VlmFiles:
 
     Raises:
         ModelNotFound: a file is missing, or no mmproj was given and none lies beside the model.
+        NotGguf: none lies beside it, and it is no model.
     """
     from localvlm.pair import VlmFiles
 
@@ -383,6 +384,15 @@ def _mmprojs(model: Path) -> list[Path]:
     return [path for path in beside if "mmproj" in path.name.lower() and path.name != model.name]
 
 
+def _is_gguf(path: Path) -> bool:
+    """By how it begins; yes where it cannot be read, which loading it tells."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return True
+
+
 def _sibling_mmproj(model: Path, flag: str) -> Path:
     """The GGUF beside the model whose name holds "mmproj": most alike in name, then F16 before BF16 before others."""
     own = _KIND.sub("", model.stem.lower())
@@ -396,6 +406,8 @@ def _sibling_mmproj(model: Path, flag: str) -> Path:
         return -alike, len(bare) - alike, _KINDS.index(kind) if kind in _KINDS else len(_KINDS), path.name
 
     found = _mmprojs(model)
+    if not found and not _is_gguf(model):
+        raise NotGguf(f"{str(model)!r} is not a GGUF file", "pass a .gguf model file")
     if not found:
         raise ModelNotFound(f"no mmproj file lies beside {str(model)!r}", f"pass it with {flag}")
     return min(found, key=rank)

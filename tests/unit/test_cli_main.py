@@ -50,3 +50,14 @@ def test_names_of_pairs_are_pointed_at(cli, monkeypatch, tmp_path):
         assert run.code == 3
         assert f"model file '{name}' does not exist (for the pair of that name pass --pair {name})" in run.err
     assert "(check the path)" in cli("ask", "--model", "away", cli.image, "What?").err
+
+
+def test_what_is_no_model_is_not_asked_for_its_projector(cli, tmp_path):
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("some notes about models")
+    (folder / "m.gguf").write_bytes(b"GGUF")
+    for name, words in (("notes.txt", "is not a GGUF file"), ("m.gguf", "no mmproj file lies beside")):
+        for flag in ("--guide", "--model"):
+            run = cli("ask", flag, folder / name, cli.image, "What?")
+            assert (run.code, words in run.err) == (3, True), run.err
