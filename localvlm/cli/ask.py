@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localvlm.cli.app import App
+from localvlm.cli.completers import files
 from localvlm.cli.files import check_writable, target_of, write_whole
 from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import EXAMPLE, choose_pair, find_images, full_question, load_images
@@ -19,7 +20,6 @@ from localvlm.cli.options import (
     ConfiguredCommand,
     answer_options,
     engine_options,
-    files,
     input_options,
     output_options,
     pair_options,

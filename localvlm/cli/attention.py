@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localvlm.cli.app import App
+from localvlm.cli.completers import files
 from localvlm.cli.files import check_writable, write_whole
 from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import choose_pair, full_question, load_images
-from localvlm.cli.options import ConfiguredCommand, engine_options, files, output_options, pair_options, setting
+from localvlm.cli.options import ConfiguredCommand, engine_options, output_options, pair_options, setting
 from localvlm.cli.output import AnswerPrinter, Reporter
 from localvlm.cli.values import WholeType
 from localvlm.errors import UsageError

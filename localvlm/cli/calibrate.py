@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localvlm.cli.app import App
+from localvlm.cli.completers import files
 from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import check_images, choose_pair
-from localvlm.cli.options import ConfiguredCommand, engine_options, files, output_options, pair_options, setting
+from localvlm.cli.options import ConfiguredCommand, engine_options, output_options, pair_options, setting
 from localvlm.cli.output import Reporter
 from localvlm.cli.values import ShareType, WholeType
 from localvlm.errors import UsageError

@@ -10,17 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localvlm.cli.app import App, is_large, load_options
+from localvlm.cli.completers import files
 from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import choose_pair
-from localvlm.cli.options import (
-    ConfiguredCommand,
-    answer_options,
-    engine_options,
-    files,
-    pair_options,
-    setting,
-    user_config,
-)
+from localvlm.cli.options import ConfiguredCommand, answer_options, engine_options, pair_options, setting, user_config
 from localvlm.cli.output import Reporter
 from localvlm.cli.plan import options_asked
 from localvlm.errors import NotEnoughMemory, UsageError

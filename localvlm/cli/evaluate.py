@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localvlm.cli.app import App, load_options
+from localvlm.cli.completers import files
 from localvlm.cli.files import target_of, write_text
 from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import check_images, choose_pair
-from localvlm.cli.options import ConfiguredCommand, engine_options, files, output_options, pair_options, setting
+from localvlm.cli.options import ConfiguredCommand, engine_options, output_options, pair_options, setting
 from localvlm.cli.output import Reporter
 from localvlm.cli.values import LookType, SharesType, WholeType
 from localvlm.errors import UsageError

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from localvlm.cli.options import ConfiguredCommand, files, output_options, setting
+from localvlm.cli.completers import files
+from localvlm.cli.options import ConfiguredCommand, output_options, setting
 from localvlm.cli.output import Reporter
 from localvlm.errors import ImageError, Interrupted, UsageError
 from localvlm.room import told

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from localvlm.cli.completers import files
 from localvlm.cli.info import as_json, dumps
-from localvlm.cli.options import ConfiguredCommand, files, output_options, setting
+from localvlm.cli.options import ConfiguredCommand, output_options, setting
 from localvlm.cli.output import Reporter, print_table
 from localvlm.errors import Interrupted, UsageError
 from localvlm.sanitize import sanitize

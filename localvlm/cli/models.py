@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from localvlm.cli.completers import any_of, files, pairs, pulled
 from localvlm.cli.info import as_json, dumps, gigabytes
-from localvlm.cli.options import (
-    ConfiguredCommand,
-    any_of,
-    files,
-    output_options,
-    pairs,
-    pulled,
-    setting,
-    user_config,
-)
+from localvlm.cli.options import ConfiguredCommand, output_options, setting, user_config
 from localvlm.cli.output import Reporter, print_table
 from localvlm.errors import Interrupted, ModelNotFound, NotGguf, StorageError, UsageError
 from localvlm.sanitize import sanitize

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 from click.core import ParameterSource
 
+from localvlm.cli.completers import any_of, files, pairs, pulled
 from localvlm.cli.values import AmountType, ExitType, KeepType, LookType, PriceType, WholeType, Written
 from localvlm.config import Config, config_file, read_config
 from localvlm.errors import UsageError
@@ -18,12 +19,10 @@ if TYPE_CHECKING:
 
     from localvlm.pruning import Keep
 
-    Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
-
-__all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "Setting", "answer_options", "any_of", "budget_of",
-           "engine_options", "files", "image_token_options", "input_options", "known_settings", "on_command_line",
-           "output_options", "pair_options", "pairs", "preset_of", "pulled", "rank", "setting",
-           "settings_problems", "user_config"]  # fmt: skip
+__all__ = ["METHODS", "PRESETS", "ConfiguredCommand", "Setting", "answer_options", "budget_of",
+           "engine_options", "image_token_options", "input_options", "known_settings", "on_command_line",
+           "output_options", "pair_options", "preset_of", "rank", "setting", "settings_problems",
+           "user_config"]  # fmt: skip
 
 METHODS = (
     "sgl+", "sgl", "fastervlm", "vtc-cls", "divprune", "cdpruner", "scope", "visionzip", "vispruner", "tome",
@@ -140,38 +139,6 @@ class Setting(click.Option):
         if isinstance(self.type, click.types.FloatParamType):
             return (int, float), "a number"
         return (str,), "text in quotes"
-
-
-def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
-    """Leaves completion to the shell, which knows files."""
-    from click.shell_completion import CompletionItem
-
-    return [CompletionItem(incomplete, type="file")]
-
-
-def pairs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
-    """Names of pairs, and what they are."""
-    from click.shell_completion import CompletionItem
-
-    from localvlm.catalog import entries
-
-    found = entries(user_config(ctx).pairs)
-    return [CompletionItem(e.name, help=e.summary) for e in found if e.name.startswith(incomplete)]
-
-
-def pulled(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
-    """Models in the cache."""
-    from click.shell_completion import CompletionItem
-
-    from localvlm.catalog import Pulled
-
-    named = [str(wanted) for wanted in Pulled().models()]
-    return [CompletionItem(name) for name in named if name.startswith(incomplete)]
-
-
-def any_of(*completers: Completer) -> Completer:
-    """What any of them finds; files come first, as bash then takes them where there is nothing else."""
-    return lambda ctx, param, incomplete: [item for each in completers for item in each(ctx, param, incomplete)]
 
 
 class _LazyConfig(MutableMapping[str, Any]):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from localvlm.cli.completers import pairs
 from localvlm.cli.info import gigabytes
-from localvlm.cli.options import ConfiguredCommand, output_options, pairs, setting, user_config
+from localvlm.cli.options import ConfiguredCommand, output_options, setting, user_config
 from localvlm.cli.output import Reporter
 from localvlm.errors import Interrupted, UsageError
 from localvlm.sanitize import sanitize

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localvlm.cli.app import guide_image_tokens
+from localvlm.cli.completers import files
 from localvlm.cli.inputs import choose_pair, find_images, load_image
 from localvlm.cli.options import (
     ConfiguredCommand,
-    files,
     image_token_options,
     input_options,
     output_options,
