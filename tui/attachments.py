@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from .paths import is_picture
 
 if TYPE_CHECKING:
+    from localvlm.errors import LocalvlmError
     from localvlm.images import Image
 
 __all__ = ["EXAMPLE", "MOST", "Attached", "from_clipboard", "from_name", "from_stored", "pasted_names"]
@@ -38,11 +39,12 @@ class Attached:
     page: int | None = None
 
 
-def from_name(name: str) -> list[Attached]:
-    """The pictures that a path, a pattern or "example" stands for. Takes a quarter of a second for each.
+def from_name(name: str, unread: list[LocalvlmError] | None = None) -> list[Attached]:
+    """The pictures that a path, a pattern or "example" stands for. Takes a quarter of a second for each. Where there
+    are several, why one cannot be read is put into ``unread``.
 
     Raises:
-        ImageError: one cannot be read, or they are more than MOST.
+        ImageError: one cannot be read, without ``unread`` or because it is the only one, or they are more than MOST.
     """
     from localvlm.errors import ImageError
     from localvlm.images import load
@@ -60,8 +62,13 @@ def from_name(name: str) -> list[Attached]:
         )
     attached = []
     for source in found:
-        with _AT_ONCE:
-            attached.append(_content_known(Attached(source.load(), source.path, source.page)))
+        try:
+            with _AT_ONCE:
+                attached.append(_content_known(Attached(source.load(), source.path, source.page)))
+        except ImageError as error:
+            if unread is None or len(found) == 1:
+                raise
+            unread.append(error)
     return attached
 
 

@@ -8,6 +8,8 @@ from difflib import get_close_matches
 
 from localvlm.errors import UsageError
 
+from .paths import is_picture
+
 __all__ = ["COMMANDS", "Command", "begun", "parsed"]
 
 
@@ -63,7 +65,7 @@ def parsed(text: str) -> tuple[Command, str] | None:
     unless it is called as a command is: macOS has /private.
 
     Raises:
-        UsageError: there is no such command, or its argument is missing or not wanted.
+        UsageError: there is no such command, or no such picture, or an argument is missing or not wanted.
     """
     first, _, rest = text.strip().partition(" ")
     if not first.startswith("/") or "\n" in text.strip():
@@ -71,7 +73,11 @@ def parsed(text: str) -> tuple[Command, str] | None:
     name, argument = first[1:], rest.strip()
     command = _NAMED.get(ALIASES.get(name, name))
     if command is None and ("/" in name or (name and os.path.lexists(first))):
-        return (_NAMED["image"], text.strip()) if os.path.lexists(text.strip()) else None
+        if os.path.lexists(text.strip()):
+            return _NAMED["image"], text.strip()
+        if is_picture(first) and not rest:
+            raise UsageError(f"{first!r} does not exist", "check the path")
+        return None
     if command is None:
         close = get_close_matches(name, [*_NAMED, *ALIASES], 1)
         raise UsageError(

@@ -43,7 +43,7 @@ class PictureActions(ChatParts):
         chips = self.query_one(Chips)
         room = max(0, MOST - len(chips.chips))
         for name in names[:room]:
-            self._read(await chips.begin(name), partial(from_name, name))
+            self._read_named(await chips.begin(name), name)
         if left := len(names[room:]):
             told = f"a question takes at most {MOST} pictures, and {left} more {'was' if left == 1 else 'were'} given"
             self.warn(UsageError(told, "`localvlm ask --jsonl` asks about each of many"))
@@ -53,24 +53,42 @@ class PictureActions(ChatParts):
         question that is sent before they are read.
         """
         for chip in self.query_one(Chips).first:
-            self._read(chip, partial(from_name, chip.named))
+            self._read_named(chip, chip.named)
+
+    def _read_named(self, chip: Chip, name: str) -> None:
+        """Of several pictures that a name stands for, those that can be read."""
+        unread: list[LocalvlmError] = []
+        self._read(chip, partial(from_name, name, unread), unread=unread)
 
     def _read(
-        self, chip: Chip, read: Callable[[], list[Attached]], failed: Callable[[LocalvlmError], None] | None = None
+        self,
+        chip: Chip,
+        read: Callable[[], list[Attached]],
+        failed: Callable[[LocalvlmError], None] | None = None,
+        unread: list[LocalvlmError] | None = None,
     ) -> None:
-        """Reads beside what goes on; ``failed`` tells why that could not be, if not :meth:`warn`."""
-        self.run_worker(self._reading(chip, read, failed or partial(self.warn, severity="error")), group="pictures")
+        """Reads beside what goes on; ``failed`` tells why that could not be, if not :meth:`warn`. ``unread`` is where
+        ``read`` puts that of some of them.
+        """
+        tell = failed or partial(self.warn, severity="error")
+        self.run_worker(self._reading(chip, read, tell, [] if unread is None else unread), group="pictures")
 
     async def _reading(
-        self, chip: Chip, read: Callable[[], list[Attached]], failed: Callable[[LocalvlmError], None]
+        self,
+        chip: Chip,
+        read: Callable[[], list[Attached]],
+        failed: Callable[[LocalvlmError], None],
+        unread: list[LocalvlmError],
     ) -> None:
         chips = self.query_one(Chips)
         try:
             attached = await in_thread(read)
         except LocalvlmError as error:
             attached = []
+            unread.append(error)
+        for why in unread:
             self.wait_no_more()
-            failed(error)
+            failed(why)
         await chips.replace(chip, attached)
         for note in (f"{each.image.name}: {note}" for each in attached for note in each.image.notes):
             self.notify(one_line(note), markup=False)

@@ -13,6 +13,7 @@ from localvlm.tui import app as app_module
 from localvlm.tui import attachments, picture_actions
 from localvlm.tui.attachments import MOST
 from localvlm.tui.widgets.chips import Chip, Chips
+from localvlm.tui.widgets.saw_panel import SawPanel
 from tests.tui.chat_app import ask, attach, chat_app, ended, last_exchange, notes, played_chat, until
 from tests.tui.chatting import DEADLINE, picture
 from tests.tui.stage import shown
@@ -75,6 +76,29 @@ def test_a_picture_that_cannot_be_read_is_told_and_no_chip_is_left(tmp_path):
     played_chat(chat_app(), act)
 
 
+def test_of_several_pictures_those_that_can_be_read_are_added(photo):
+    for name in ("a.png", "b.png", "bad.png"):
+        (photo.parent / name).write_bytes(b"no picture" if "bad" in name else photo.read_bytes())
+
+    async def act(pilot):
+        app = pilot.app
+        await app.attach_name(str(photo.parent / "[ab]*.png"))
+        await until(pilot, lambda: "bad.png" in notes(app) and len(app.query_one(Chips).attached) == 2)
+
+    played_chat(chat_app(), act)
+
+
+def test_a_chip_that_is_taken_away_by_a_key_is_told_to_the_panel():
+    async def act(pilot):
+        app = pilot.app
+        await attach(pilot, picture(1), picture(2))
+        await until(pilot, lambda: len(app.query_one(SawPanel)._images) == 2)
+        await pilot.press("shift+tab", "delete")
+        await until(pilot, lambda: len(app.query_one(SawPanel)._images) == 1)
+
+    played_chat(chat_app(), act)
+
+
 def test_a_question_waits_for_its_pictures(photo):
     async def act(pilot):
         app = pilot.app
@@ -108,7 +132,9 @@ def test_a_question_sent_at_the_first_frame_waits_for_the_pictures_the_chat_was_
 @pytest.mark.parametrize(("keys", "left"), [(["escape"], "what?"), ([*" ever"], "what? ever")])
 def test_a_question_that_waits_is_not_sent_where_somebody_stops_it_or_writes_on(photo, monkeypatch, keys, left):
     read, from_name = threading.Event(), attachments.from_name
-    monkeypatch.setattr(picture_actions, "from_name", lambda name: read.wait(DEADLINE) and from_name(name))
+    monkeypatch.setattr(
+        picture_actions, "from_name", lambda name, unread: read.wait(DEADLINE) and from_name(name, unread)
+    )
 
     async def act(pilot):
         app = pilot.app
@@ -131,7 +157,7 @@ def test_a_question_that_waits_is_not_sent_where_somebody_stops_it_or_writes_on(
 def test_a_question_whose_picture_cannot_be_read_is_said_to_wait(photo, monkeypatch):
     may = threading.Event()
 
-    def refused(name):
+    def refused(name, unread):
         may.wait(DEADLINE)
         raise ImageError(f"image {name!r} is damaged")
 
@@ -202,7 +228,7 @@ def test_very_many_pictures_are_not_all_read(photo, monkeypatch):
     for number in range(MOST + 1):
         (photo.parent / f"{number}.jpg").touch()
     read = []
-    monkeypatch.setattr(picture_actions, "from_name", lambda name: read.append(name) or [picture(len(read))])
+    monkeypatch.setattr(picture_actions, "from_name", lambda name, unread: read.append(name) or [picture(len(read))])
 
     async def act(pilot):
         app = pilot.app

@@ -35,6 +35,9 @@ def test_a_path_is_a_picture_where_something_is_there(photo: Path, monkeypatch):
     command, argument = parsed(str(photo))
     assert (command.name, argument) == ("image", str(photo))
     assert parsed("/no/such/file is this a path?") is None
+    with pytest.raises(UsageError, match=r"'/no/such/photo\.png' does not exist"):
+        parsed("/no/such/photo.png ")
+    assert parsed("/no/such/photo.png what is it?") is None
     with pytest.raises(UsageError, match="there is no command '/photos'"):
         parsed("/photos")
     monkeypatch.setattr(os.path, "lexists", lambda path: path == "/photos")

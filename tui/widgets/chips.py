@@ -169,4 +169,5 @@ class Chips(HorizontalScroll, can_focus=False):
 
     def _told(self) -> None:
         self.set_class(bool(self.chips), "-filled")
-        self.post_message(self.Changed())
+        # made within a handler of what holds the chips, it would be taken for its own, and go no further
+        self.post_message(self.Changed().set_sender(self))
