@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from textual.css.query import NoMatches
+from textual.dom import NoScreen
 
 from localvlm.errors import LocalvlmError
 
@@ -69,7 +70,7 @@ class Workers:
 async def _while_shown(node: DOMNode, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T | None:
     try:
         return await work()
-    except NoMatches:
+    except (NoMatches, NoScreen):
         if node.display and node.app.is_running:
             raise
         return None

@@ -12,7 +12,7 @@ from textual.worker import WorkerFailed
 
 from localvlm.references import Reference
 from localvlm.tui import picture_actions
-from localvlm.tui.screens.dialog import Dialog
+from localvlm.tui.screens.dialog import Dialog, Rows
 from localvlm.tui.screens.history import HistoryScreen
 from localvlm.tui.screens.images import ImageBrowser, Place
 from localvlm.tui.screens.pairs import PairScreen
@@ -21,10 +21,24 @@ from tests.tui.chat_app import answered, chat_app, notes, played_chat, until
 from tests.tui.stage import Stage, idle, played, press
 
 
-def test_a_dialog_is_closed_while_a_folder_hangs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dialog", ["images", "pairs", "history"])
+def test_a_dialog_is_closed_while_what_it_looks_up_hangs(dialog, tmp_path, monkeypatch):
     let_go = threading.Event()
-    monkeypatch.setattr("localvlm.tui.screens.images.listed", lambda *args, **options: let_go.wait(20) and [])
-    app = Stage(ImageBrowser(Place(tmp_path)))
+
+    def hangs(*args, **options):
+        let_go.wait(20)
+        return ([], 1) if dialog == "pairs" else []
+
+    class Hanging:
+        conversations = hangs
+
+    monkeypatch.setattr("localvlm.tui.screens.images.listed", hangs)
+    made = {
+        "images": lambda: ImageBrowser(Place(tmp_path)),
+        "pairs": lambda: PairScreen(hangs),
+        "history": lambda: HistoryScreen(Hanging(), tmp_path),
+    }
+    app = Stage(made[dialog]())
 
     async def play():
         async with app.run_test() as pilot:
@@ -49,7 +63,7 @@ class Late(Dialog):
         self.at_once = at_once
 
     def body(self):
-        yield Static()
+        yield Rows()
 
     def on_mount(self):
         self.run_worker(self._late())
@@ -58,24 +72,43 @@ class Late(Dialog):
         try:
             await asyncio.sleep(0 if self.at_once else 1e6)
         finally:
-            self.query_one("#nowhere")
+            self.look()
+
+    def look(self):
+        self.query_one("#nowhere")
 
 
-@pytest.mark.parametrize("at_once", [False, True])
-def test_what_is_missing_is_an_error_while_the_dialog_is_there(at_once):
-    app = Stage(Late(at_once))
+class Detached(Late):
+    """Draws on a widget that it had from before."""
 
+    def on_mount(self):
+        self.rows = self.query_one(Rows)
+        self.rows.loading = True
+        super().on_mount()
+
+    def look(self):
+        self.rows.loading = False
+
+
+@pytest.mark.parametrize("made", [Late, Detached])
+def test_what_is_missing_is_no_error_once_the_dialog_is_closed(made):
     async def play():
         async with app.run_test() as pilot:
             await pilot.press("escape")
             await idle(pilot)
 
-    if at_once:
-        with pytest.raises(WorkerFailed, match="nowhere"):
-            asyncio.run(play())
-    else:
+    app = Stage(made(at_once=False))
+    asyncio.run(play())
+    assert app.results == [None]
+
+
+def test_what_is_missing_is_an_error_while_the_dialog_is_there():
+    async def play():
+        async with Stage(Late(at_once=True)).run_test() as pilot:
+            await idle(pilot)
+
+    with pytest.raises(WorkerFailed, match="nowhere"):
         asyncio.run(play())
-        assert app.results == [None]
 
 
 def test_the_chat_is_left_before_its_panel_is_there(monkeypatch):

@@ -94,7 +94,8 @@ class PairScreen(Dialog[PairChoice]):
             self.tell(told_error(error), error=True)
             return
         finally:
-            options.loading = False
+            if options.is_attached:  # else it was closed meanwhile
+                options.loading = False
         self._shown = {one.entry.name: one for one in found}
         here = [one for one in found if not one.entry.lacking]
         away = [one for one in found if one.entry.lacking]
