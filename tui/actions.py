@@ -150,7 +150,10 @@ class ChatActions(PictureActions, HistoryActions):
 
     @on(Composer.Interrupt)
     async def _interrupt(self) -> None:
-        if self.conversation.busy:
+        if selected := self.screen.get_selected_text():  # of what is read, with the mouse
+            self.copy(selected)
+            self.screen.clear_selection()
+        elif self.conversation.busy:
             await self.action_cancel()
         else:
             self.notify(f"{key_of('quit', self.setup.keymap)} leaves", markup=False)
@@ -187,6 +190,12 @@ class ChatActions(PictureActions, HistoryActions):
             await self.action_edit_last()
         else:
             await self.action_regenerate()
+
+    def on_chat_message_typed(self, event: ChatMessage.Typed) -> None:
+        """Somebody writes on, with a message in focus."""
+        prompt = self.composer.prompt
+        self.screen.set_focus(prompt)  # at once: the next letter goes there
+        prompt.insert(event.character)
 
     def action_copy_answer(self) -> None:
         """Copies the last answer."""

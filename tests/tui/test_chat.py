@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from textual.selection import SELECT_ALL
 from textual.widgets import TextArea
 
 from localvlm.answers import AskOptions
@@ -105,6 +106,50 @@ def test_escape_stops_an_answer_and_r_asks_again():
         assert app.conversation.exchanges[-1].images[0].name == "1.png"
 
     played_chat(chat_app(model=SLOW), act)
+
+
+def test_a_click_on_an_answer_leaves_the_keys_to_the_text():
+    async def act(pilot):
+        app = pilot.app
+        await answered(pilot, "what?")
+        await pilot.click(AnswerMessage)
+        await press(pilot, "+are")
+        assert app.composer.text == "are"
+        assert [e.question for e in app.conversation.exchanges] == ["what?"]
+
+    played_chat(chat_app(), act)
+
+
+def test_letters_that_do_nothing_with_a_message_go_to_the_text():
+    async def act(pilot):
+        app = pilot.app
+        await answered(pilot, "what?")
+        app.query(AnswerMessage).last().focus()
+        await press(pilot, "+is there")
+        assert app.composer.text == "is there"
+        assert app.focused is app.composer.prompt
+        assert len(app.conversation.exchanges) == 1
+
+    played_chat(chat_app(), act)
+
+
+def test_ctrl_c_copies_what_is_selected_in_an_answer_and_stops_nothing(monkeypatch):
+    copied: list[str] = []
+
+    async def act(pilot):
+        app = pilot.app
+        monkeypatch.setattr(app, "copy", copied.append)
+        await ask(pilot, "what?")
+        question = app.query(Question).first().query_one(".question")
+        app.screen.selections = {question: SELECT_ALL}
+        await pilot.press("ctrl+c")
+        assert copied == ["what?"]
+        assert app.conversation.busy
+        await pilot.press("ctrl+c")
+        await until(pilot, lambda: not app.conversation.busy)
+        assert copied == ["what?"]
+
+    played_chat(chat_app(model=Script("dark red", token_s=HELD)), act)
 
 
 def test_up_in_an_empty_text_edits_the_last_question():

@@ -9,6 +9,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
 from textual.content import Content
+from textual.events import Key
 from textual.message import Message
 from textual.widgets import Static
 
@@ -38,8 +39,9 @@ FATES: dict[Fate, tuple[str, str]] = {
 
 
 class ChatMessage(Vertical, can_focus=True):
-    """What a turn shows; with the focus, keys do something with it."""
+    """What a turn shows; with the focus, which keys alone give it, some letters do something with it."""
 
+    FOCUS_ON_CLICK = False  # who clicks on what they read and writes on means the text
     DEFAULT_CSS = """
     ChatMessage {
         height: auto;
@@ -65,6 +67,13 @@ class ChatMessage(Vertical, can_focus=True):
             super().__init__()
             self.widget, self.do = widget, do
 
+    class Typed(Message):
+        """A character that does nothing here was typed."""
+
+        def __init__(self, character: str) -> None:
+            super().__init__()
+            self.character = character
+
     def __init__(self, turn: int) -> None:
         super().__init__()
         self.turn = turn
@@ -76,6 +85,12 @@ class ChatMessage(Vertical, can_focus=True):
 
     def action_take(self, do: str) -> None:
         self.post_message(self.Taken(self, do))
+
+    def on_key(self, event: Key) -> None:
+        if event.is_printable and event.character and not self._bindings.key_to_bindings.get(event.key):
+            event.stop()
+            event.prevent_default()
+            self.post_message(self.Typed(event.character))
 
 
 class Question(ChatMessage):
