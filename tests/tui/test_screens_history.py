@@ -10,6 +10,7 @@ from textual.widgets import Input
 
 from localvlm.errors import StorageError
 from localvlm.history import History, StoredTurn
+from localvlm.tui.screens.confirm import ConfirmScreen
 from localvlm.tui.screens.history import HistoryScreen
 from tests.tui.chat_app import pressed_at_once
 from tests.tui.stage import idle, played, press, settled, shown
@@ -71,6 +72,46 @@ def test_arrows_choose_and_letters_act_in_the_list_alone(history, tmp_path):
     before = titles(history)
     browse(history, tmp_path, "+red", look=lambda app: shown(app))  # r, e and d are text while one searches
     assert titles(history) == before
+
+
+@pytest.mark.parametrize("typed", ["day", "dyes", "zebra"])
+def test_what_is_typed_fast_behind_a_slash_is_searched_and_no_key_of_the_list(history, tmp_path, typed):
+    before, seen = titles(history), []
+
+    async def act(pilot):
+        await press(pilot, "down")
+        pressed_at_once(pilot.app, "slash", *typed)
+        await settled(pilot)
+        seen.append((type(pilot.app.screen), pilot.app.screen.query_one(Input).value))
+
+    assert played(HistoryScreen(history, tmp_path / "exports"), act) == []
+    assert seen == [(HistoryScreen, typed)]
+    assert titles(history) == before
+    assert not (tmp_path / "exports").exists()
+
+
+@pytest.mark.parametrize(("last", "resumed"), [("enter", True), ("escape", False)])
+def test_keys_behind_a_search_act_behind_it(history, tmp_path, last, resumed):
+    wanted = history.conversations("halt")[0].id
+
+    async def act(pilot):
+        await press(pilot, "down")
+        pressed_at_once(pilot.app, "slash", *"haltx", "backspace", last)
+        await settled(pilot)
+
+    assert played(HistoryScreen(history, tmp_path), act) == [wanted if resumed else None]
+
+
+def test_a_letter_right_behind_down_is_a_key_of_the_list(history, tmp_path):
+    seen = []
+
+    async def act(pilot):
+        pressed_at_once(pilot.app, "down", "d")
+        await settled(pilot)
+        seen.append(type(pilot.app.screen))
+
+    assert played(HistoryScreen(history, tmp_path), act) == []
+    assert seen == [ConfirmScreen]
 
 
 def test_r_renames(history, tmp_path):

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
@@ -68,6 +68,23 @@ class Kept(Protocol):
     def export(self, conversation: int, folder: Path) -> Path: ...
 
 
+class _Listed(Rows):
+    """The list. What is typed behind "/" is text of the search, and no key of the list, however fast it comes."""
+
+    async def _on_key(self, event: events.Key) -> None:
+        line = self.screen.query_one(Line)
+        if self.screen.focused is line:  # it was on its way here when the search got the focus
+            event.stop()
+            event.prevent_default()
+            line._forward_event(events.Key(event.key, event.character))
+        elif event.key == "slash":
+            event.stop()
+            event.prevent_default()
+            self.screen.set_focus(line)
+        else:
+            await super()._on_key(event)
+
+
 class HistoryScreen(Dialog[int]):
     """Dismissed with the id of the conversation to resume.
 
@@ -105,7 +122,7 @@ class HistoryScreen(Dialog[int]):
 
     def body(self) -> ComposeResult:
         yield Line(placeholder="search questions, answers and titles")
-        yield Rows()
+        yield _Listed()
         yield Static(id="preview", markup=False)
 
     def on_mount(self) -> None:
@@ -180,11 +197,11 @@ class HistoryScreen(Dialog[int]):
 
     def action_into_list(self) -> None:
         options = self.query_one(OptionList)
-        options.focus()
+        self.set_focus(options)  # at once: the next key goes there
         options.action_cursor_down()
 
     def action_search(self) -> None:
-        self.query_one(Input).focus()
+        self.set_focus(self.query_one(Input))
 
     def action_rename(self) -> None:
         if (one := self._chosen()) is None:
