@@ -210,6 +210,7 @@ class ChatApp(ChatActions):
                 await self._answered(message, event)
             case events.Interrupted() if message is not None:
                 await message.interrupted()
+                self.panel(lambda panel: panel.stopped())
                 await self._ended(turn, "stopped")
             case events.Failed() | events.Died():
                 await self._failed(message, event)
@@ -218,6 +219,7 @@ class ChatApp(ChatActions):
                 self.status("ready")
             case events.Undone():
                 await self.taken_back(turn)
+                self._show_last()
             case events.NotSaved():
                 self.warn(event.error)
 
@@ -263,6 +265,18 @@ class ChatApp(ChatActions):
             await self.query_one(Chips).add(exchange.attached)
         self.show_pictures()
         self.status(how)
+
+    def _show_last(self) -> None:
+        """The panel goes back to the last answer that there is; a question that waits will take it anyway."""
+        exchanges = self.conversation.exchanges
+        if exchanges and exchanges[-1].status == "waiting":
+            return
+        self.status("taken back")
+        self.panel(lambda panel: panel.clear())
+        last = next((e for e in reversed(exchanges) if e.answer is not None), None)
+        if last is not None and (answer := last.answer) is not None:
+            self.panel(lambda panel: panel.begin(last.question))
+            self.panel(lambda panel: panel.answered(answer))
 
     def _tick(self) -> None:
         for exchange in self.conversation.exchanges:

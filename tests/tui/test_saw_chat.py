@@ -6,9 +6,10 @@ from localvlm.answers import AskOptions
 from localvlm.engine.fake import Script
 from localvlm.tui.widgets.picture_view import PictureView
 from localvlm.tui.widgets.retention_slider import RetentionSlider
-from tests.tui.chat_app import answered, attach, chat_app, played_chat
-from tests.tui.chatting import picture
-from tests.tui.stage import press
+from localvlm.tui.widgets.stage_bars import StageBars
+from tests.tui.chat_app import answered, ask, attach, chat_app, ended, played_chat, until
+from tests.tui.chatting import HELD, picture
+from tests.tui.stage import press, shown
 
 GUIDE = Script("red")
 TILED = Script("dark red", grid=(4, 4), tiles=(2, 3), tile_price=6.0)
@@ -35,3 +36,35 @@ def test_the_slider_previews_what_another_chat_would_keep():
             assert exchange.answer.kept_indices == kept[percent]
 
         played_chat(chat_app(GUIDE, TILED, AskOptions(keep=percent / 100)), asked)
+
+
+def test_the_bars_stand_still_once_the_answer_is_stopped():
+    async def act(pilot) -> None:
+        bars = pilot.app.query_one(StageBars)
+        exchange = await ask(pilot, "what?")
+        await until(pilot, lambda: bars._stage == "decode")
+        await pilot.press("escape")
+        await ended(pilot, exchange)
+        assert bars._stage == ""
+        assert bars.ms["decode"] == bars.ms["decode"] > 0
+
+    played_chat(chat_app(model=Script("dark red", token_s=HELD)), act)
+
+
+def test_a_turn_that_was_taken_back_leaves_the_panel_to_the_one_before():
+    async def act(pilot) -> None:
+        app = pilot.app
+        await attach(pilot, picture())
+        for question in ("what?", "and?"):
+            await answered(pilot, question)
+        assert "of them from before" in shown(app)
+        await app.action_undo()
+        await until(pilot, lambda: "of them from before" not in shown(app))
+        assert "The model answered" in shown(app)
+        assert "50 of 144 image tokens" in shown(app)
+        await app.action_undo()
+        await until(pilot, lambda: "The model answered" not in shown(app))
+        assert "image tokens" not in shown(app)
+        assert not app.query_one(StageBars).ms
+
+    played_chat(chat_app(), act)

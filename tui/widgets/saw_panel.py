@@ -154,6 +154,10 @@ class SawPanel(VerticalScroll, can_focus=False):
         self.query_one(StageBars).stop()
         self._say([one_line(text)])
 
+    def stopped(self) -> None:
+        """Somebody stopped the answer: what is known of it stays, and takes no more time."""
+        self.query_one(StageBars).stop()
+
     def clear(self) -> None:
         """Nothing was asked."""
         self.begin()
