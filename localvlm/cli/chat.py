@@ -29,9 +29,26 @@ __all__ = ["chat"]
 
 PICTURES = ("blocks", "kitty", "sixel", "none")
 """Ways of showing pictures (:class:`localvlm.tui.picture.Protocol`), known here without loading Textual."""
+OWN_THEMES = ("localvlm-dark", "localvlm-light")
+"""Those of :mod:`localvlm.tui.themes`."""
 DEMO_NOTE = (
     "This is the demo pair, which knows drawn scenes only: /image example shows one. {key} has pairs for photos."
 )
+
+
+class ThemeType(click.types.StringParamType):
+    """The name of a theme. Textual is asked only for those that are not our own: the help page does not load it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value in OWN_THEMES:
+            return str(value)
+        from textual.theme import BUILTIN_THEMES
+
+        from localvlm.tui.themes import theme_names
+
+        if value not in (names := theme_names(BUILTIN_THEMES)):
+            self.fail(f"{value!r} is not one of {', '.join(map(repr, names))}.", param, ctx)
+        return str(value)
 
 
 @click.command(cls=ConfiguredCommand, epilog="Each option is also LOCALVLM_<OPTION> and a key of config.toml.")
@@ -39,7 +56,7 @@ DEMO_NOTE = (
 @pair_options(model=True)
 @answer_options(planned=False)
 @engine_options
-@setting("--theme", metavar="NAME", default="localvlm-dark", show_default=True,
+@setting("--theme", metavar="NAME", type=ThemeType(), default=OWN_THEMES[0], show_default=True,
          help="Colours: localvlm-dark, localvlm-light, or one of Textual's.")  # fmt: skip
 @setting("--pictures", type=click.Choice(PICTURES),
          help="How pictures are shown [default: as the terminal can].")  # fmt: skip

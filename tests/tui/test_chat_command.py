@@ -12,10 +12,11 @@ import pytest
 from localvlm.catalog import pair_named
 from localvlm.cli import chat as command
 from localvlm.cli.app import App
-from localvlm.cli.chat import PICTURES
+from localvlm.cli.chat import OWN_THEMES, PICTURES
 from localvlm.engine.fake import FakeEngine
 from localvlm.errors import NotEnoughMemory
 from localvlm.tui.picture import Protocol
+from localvlm.tui.themes import THEMES
 
 
 def chat(*flags: str, terminals: str = "", **environment: str) -> tuple[int, str]:
@@ -54,6 +55,23 @@ def test_ways_of_showing_pictures_that_there_are_not_are_refused():
         assert code == 2
         assert "crayon" in err
         assert "blocks" in err
+
+
+def test_a_theme_that_there_is_not_is_refused_with_those_that_there_are(tmp_path):
+    assert [theme.name for theme in THEMES] == list(OWN_THEMES)
+    settings = tmp_path / "config" / "config.toml"
+    settings.parent.mkdir()
+    settings.write_text('theme = "bogus"\n')
+    for flags, environment in (
+        (["--theme", "bogus"], {}),
+        ([], {"LOCALVLM_THEME": "bogus"}),
+        ([], {"LOCALVLM_HOME": str(tmp_path)}),
+    ):
+        code, err = chat(*flags, terminals="01", **environment)
+        assert code == 2, err
+        assert "'bogus' is not one of 'localvlm-dark', 'localvlm-light'" in err
+        assert "'nord'" in err
+    assert "needs a terminal" in chat("--theme", "nord")[1]
 
 
 def test_more_pictures_than_a_question_takes_are_refused():
