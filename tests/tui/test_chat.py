@@ -75,6 +75,34 @@ def test_what_the_model_makes_of_the_draft_is_told(said, told):
     played_chat(chat_app(model=Script(said)), act)
 
 
+@pytest.mark.parametrize("how", ["stopped", "died"])
+def test_a_draft_whose_model_says_no_more_is_left_as_it_was(how):
+    script = Script("dark red", encode_s=HELD) if how == "stopped" else Script("dark red", crash_at=1)
+
+    async def act(pilot):
+        app = pilot.app
+        await attach(pilot, picture())
+        exchange = await ask(pilot, "what?")
+        if how == "stopped":
+            await until(pilot, lambda: "draft: red \u00b7 the model is asked" in shown(app))
+            await pilot.press("escape")
+        await ended(pilot, exchange)
+        assert "the guide's draft was: red" in shown(app)
+        assert "the model" not in shown(app)
+
+    played_chat(chat_app(model=script), act)
+
+
+def test_a_guide_that_says_nothing_has_no_draft():
+    async def act(pilot):
+        await attach(pilot, picture())
+        await answered(pilot, "what?")
+        assert "draft was" not in shown(pilot.app)
+        assert "replaced" not in shown(pilot.app)
+
+    played_chat(chat_app(guide=Script(" ")), act)
+
+
 def test_an_answer_of_the_guide_says_why_it_is_final():
     async def act(pilot):
         await attach(pilot, picture())

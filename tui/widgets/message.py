@@ -137,7 +137,7 @@ class AnswerMessage(ChatMessage):
     def __init__(self, turn: int) -> None:
         super().__init__(turn)
         self._text: list[str] = []
-        self._draft: str | None = None
+        self._drafted = ""
         self._stage, self._note = "", ""
 
     @property
@@ -168,7 +168,7 @@ class AnswerMessage(ChatMessage):
 
     def looked(self, draft: str) -> None:
         """What the guide says, before the model was asked."""
-        self._draft = draft
+        self._drafted = draft.strip()
         self._show_draft(done=False)
 
     def text(self, piece: str) -> None:
@@ -192,16 +192,18 @@ class AnswerMessage(ChatMessage):
     async def interrupted(self) -> None:
         """Somebody stopped it."""
         await self._end("-interrupted")
+        self._leave_draft()
         self._caption(Content.assemble(("stopped", "$text-warning"), " \u00b7 r asks again"))
 
     async def failed(self, told: str) -> None:
         """There is no answer, or only a part; ``told`` says why."""
         await self._end("-failed")
+        self._leave_draft()
         self._caption(Content(f"{one_line(told)} \u00b7 r asks again"))
 
     async def restored(self, exchange: Exchange) -> None:
         """An answer that was given before."""
-        self._draft = exchange.guide_text
+        self._drafted = (exchange.guide_text or "").strip()
         if exchange.text:
             self.text(exchange.text)
         if exchange.answer is not None:
@@ -225,14 +227,23 @@ class AnswerMessage(ChatMessage):
         self.query_one(".draft").display = False
 
     def _show_draft(self, *, done: bool) -> Fate | None:
-        if self._draft is None:
+        if not self._drafted:
             return None
-        fate = fate_of(self._draft, self.raw, done=done)
-        row = self.query_one(".draft", Static)
-        row.display = fate in FATES
+        fate = fate_of(self._drafted, self.raw, done=done)
         if fate in FATES:
             before, behind = FATES[fate]
-            style = "strike" if fate == "replaced" else "italic"
-            shown = Content.assemble((one_line(displayed(self._draft), 300), style))
-            row.update(Content.assemble((f"{before}: ", "$guide"), shown, (f" \u00b7 {behind}", "$text-muted")))
+            self._write_draft(f"{before}: ", "strike" if fate == "replaced" else "italic", f" \u00b7 {behind}")
+        else:
+            self._hide_draft()
         return fate
+
+    def _leave_draft(self) -> None:
+        """Nobody will say what becomes of it."""
+        if self._drafted:
+            self._write_draft("the guide's draft was: ", "italic")
+
+    def _write_draft(self, before: str, style: str, behind: str = "") -> None:
+        row = self.query_one(".draft", Static)
+        row.display = True
+        shown = one_line(displayed(self._drafted), 300)
+        row.update(Content.assemble((before, "$guide"), (shown, style), (behind, "$text-muted")))
