@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Protocol, cast
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.fuzzy import Matcher
 
-from .commands import COMMANDS, Command
+from .commands import ALIASES, COMMANDS, Command
 
 __all__ = ["ChoosesCommand", "CommandProvider"]
 
@@ -33,12 +35,20 @@ class CommandProvider(Provider):
     async def search(self, query: str) -> Hits:
         matcher = self.matcher(query)
         for command in COMMANDS:
-            by_name, by_what = matcher.match(command.usage), matcher.match(command.what)
-            if score := max(by_name, by_what):
+            names = [command.usage, *(alias for alias, name in ALIASES.items() if name == command.name)]
+            if score := _score(matcher, names, command.what):
                 yield Hit(score, matcher.highlight(command.usage), self._chosen(command), command.usage, command.what)
         for own in self.app.get_system_commands(self.screen):
-            if score := max(matcher.match(own.title), matcher.match(own.help)):
+            if score := _score(matcher, [own.title], own.help):
                 yield Hit(score, matcher.highlight(own.title), own.callback, own.title, own.help)
 
     def _chosen(self, command: Command) -> partial[None]:
         return partial(cast(ChoosesCommand, self.app).choose_command, command)
+
+
+def _score(matcher: Matcher, names: Iterable[str], what: str) -> float:
+    """How well a query goes with what is called so and does that. Its letters may lie scattered in a name, but not in a
+    sentence, which has nearly all letters: "quit" would find "asks the last question again".
+    """
+    told = all(word in what.lower() for word in matcher.query.lower().split())
+    return max(*map(matcher.match, names), matcher.match(what) if told else 0.0)

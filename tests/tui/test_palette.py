@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from textual.app import App
 
-from localvlm.tui.commands import COMMANDS, Command
+from localvlm.tui.commands import ALIASES, COMMANDS, Command
 from localvlm.tui.palette import CommandProvider
 from tests.tui.stage import press, settled, shown
 
@@ -23,7 +23,16 @@ class Palette(App[None]):
         self.chosen.append(command)
 
 
-@pytest.mark.parametrize(("typed", "name"), [("undo", "undo"), ("another answer", "regen"), ("takes nothing", None)])
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("undo", "undo"),
+        ("another answer", "regen"),
+        ("takes nothing", None),
+        *ALIASES.items(),
+        ("tlq", None),  # "takes the last question back"
+    ],
+)
 def test_a_command_is_found_and_chosen(typed, name):
     app = Palette()
 
