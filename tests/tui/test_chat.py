@@ -180,6 +180,22 @@ def test_ctrl_c_copies_what_is_selected_in_an_answer_and_stops_nothing(monkeypat
     played_chat(chat_app(model=Script("dark red", token_s=HELD)), act)
 
 
+def test_the_key_that_asks_again_is_told_of_the_last_turn_alone():
+    async def act(pilot):
+        app = pilot.app
+        for question in ("what?", "and?"):
+            exchange = await ask(pilot, question)
+            await pilot.press("escape")
+            await ended(pilot, exchange)
+        assert shown(app).count("stopped \u00b7") == 1
+        assert shown(app).count("ctrl+b asks again") == 1
+        await press(pilot, "ctrl+b")
+        await until(pilot, lambda: app.conversation.busy and len(app.query(AnswerMessage)) == 2)
+        assert "asks again" not in shown(app)
+
+    played_chat(chat_app(model=Script("dark red", token_s=HELD), keymap={"regenerate": "ctrl+b"}), act)
+
+
 def test_up_in_an_empty_text_edits_the_last_question():
     async def act(pilot):
         app = pilot.app

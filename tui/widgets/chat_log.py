@@ -138,8 +138,9 @@ class ChatLog(VerticalScroll, can_focus=False):
         from .message import AnswerMessage, Question  # with Markdown, which the first frame does not wait for
 
         self.query(Welcome).set(display=False)
-        answer = AnswerMessage(turn)
+        answer = AnswerMessage(turn, key_of("regenerate", self._keymap))
         await self.mount_all([Question(turn, question, images), answer], after=after)
+        self._mark_last()
         return answer
 
     @property
@@ -171,6 +172,12 @@ class ChatLog(VerticalScroll, can_focus=False):
         for message in messages:
             if message.turn in turns:
                 await message.remove()
+        self._mark_last()
+
+    def _mark_last(self) -> None:
+        answers: list[AnswerMessage] = list(self.query("AnswerMessage"))  # type: ignore[arg-type]
+        for answer in answers:
+            answer.be_last(answer is answers[-1])
 
     def _greet(self) -> None:
         self.query(Welcome).set(display=not self.query("ChatMessage") and not self.folded)

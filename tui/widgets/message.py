@@ -134,8 +134,12 @@ class AnswerMessage(ChatMessage):
     }
     """
 
-    def __init__(self, turn: int) -> None:
+    def __init__(self, turn: int, again: str = "ctrl+g") -> None:
+        """``again``: the key that asks the last question again, whatever has the focus."""
         super().__init__(turn)
+        self._again, self._is_last = again, True
+        self._broke: Content | None = None
+        """What it ended with, if with no answer."""
         self._text: list[str] = []
         self._drafted = ""
         self._stage, self._note = "", ""
@@ -193,13 +197,20 @@ class AnswerMessage(ChatMessage):
         """Somebody stopped it."""
         await self._end("-interrupted")
         self._leave_draft()
-        self._caption(Content.assemble(("stopped", "$text-warning"), " \u00b7 r asks again"))
+        self._break(Content.styled("stopped", "$text-warning"))
 
     async def failed(self, told: str) -> None:
         """There is no answer, or only a part; ``told`` says why."""
         await self._end("-failed")
         self._leave_draft()
-        self._caption(Content(f"{one_line(told)} \u00b7 r asks again"))
+        self._break(Content(one_line(told)))
+
+    def be_last(self, is_last: bool) -> None:
+        """Whether it is the newest one, which alone can be asked again."""
+        if is_last != self._is_last:
+            self._is_last = is_last
+            if self._broke is not None:
+                self._break(self._broke)
 
     async def restored(self, exchange: Exchange) -> None:
         """An answer that was given before."""
@@ -219,6 +230,10 @@ class AnswerMessage(ChatMessage):
         self._stage = ""
         await self.query_one(AnswerText).finish()
         self.add_class(how)
+
+    def _break(self, told: Content) -> None:
+        self._broke = told
+        self._caption(Content.assemble(told, f" \u00b7 {self._again} asks again" if self._is_last else ""))
 
     def _caption(self, content: Content) -> None:
         rewrite(self.query_one(".caption", Static), content)
