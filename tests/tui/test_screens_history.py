@@ -66,6 +66,20 @@ def test_typing_searches_and_enter_resumes_what_is_found(history, tmp_path):
     assert "nothing of that is in the history" in seen[1]
 
 
+@pytest.mark.parametrize("size", [(40, 12), (80, 24)])
+def test_that_there_is_nothing_is_told_on_any_screen(history, tmp_path, size):
+    seen = []
+    browse(history, tmp_path, "+nowhere", "down", "enter", look=lambda app: seen.append(shown(app)), size=size)
+    assert seen[0].count("nothing of that is in the history") == 1
+    assert "Was steht" not in seen[0]
+    for one in history.conversations()[1:]:
+        history.delete(one.id)
+    browse(
+        history, tmp_path, "down", "d", "y", "down", "enter", "d", look=lambda app: seen.append(shown(app)), size=size
+    )
+    assert "nothing is in the history yet" in seen[1]
+
+
 def test_arrows_choose_and_letters_act_in_the_list_alone(history, tmp_path):
     order = [one.id for one in history.conversations()]
     assert browse(history, tmp_path, "down", "down", "enter") == [order[2]]

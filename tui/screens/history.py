@@ -147,7 +147,8 @@ class HistoryScreen(Dialog[int]):
             options.highlighted = min(at, len(found) - 1)
         else:
             nothing = "nothing of that is in the history" if query.strip() else "nothing is in the history yet"
-            self.query_one("#preview", Static).update(Content(nothing))
+            options.add_option(Option(Content.styled(nothing, MUTED), disabled=True))
+            self.query_one("#preview", Static).update("")
         self.refresh_bindings()
         if self._wanted and query == self.query_one(Input).value:
             self._resume()
