@@ -139,14 +139,19 @@ class ChatActions(PictureActions, HistoryActions):
             self.composer.write(last.question)
 
     async def action_cancel(self) -> None:
-        """Stops the answer; else leaves what is being edited; else goes to the text."""
+        """Leaves what is being edited; else stops the answer; else goes to the text."""
         composer = self.composer
         self.wait_no_more()
+        if composer.editing:
+            self._drop_edit()
+        else:
+            self._stop()
+        composer.prompt.focus()
+
+    def _stop(self) -> None:
+        """Stops what is being answered."""
         if self.conversation.cancel():
             self.status("stopping\u2026")
-        else:
-            self._drop_edit()
-        composer.prompt.focus()
 
     @on(Composer.Interrupt)
     async def _interrupt(self) -> None:
@@ -154,7 +159,7 @@ class ChatActions(PictureActions, HistoryActions):
             self.copy(selected)
             self.screen.clear_selection()
         elif self.conversation.busy:
-            await self.action_cancel()
+            self._stop()
         else:
             self.notify(f"{key_of('quit', self.setup.keymap)} leaves", markup=False)
 

@@ -196,6 +196,22 @@ def test_the_key_that_asks_again_is_told_of_the_last_turn_alone():
     played_chat(chat_app(model=Script("dark red", token_s=HELD), keymap={"regenerate": "ctrl+b"}), act)
 
 
+def test_escape_leaves_an_edit_before_it_stops_the_answer():
+    async def act(pilot):
+        app = pilot.app
+        exchange = await ask(pilot, "what?")
+        await pilot.press("up")
+        await until(pilot, lambda: app.composer.editing)
+        await pilot.press("escape")
+        await until(pilot, lambda: not app.composer.editing)
+        assert (app.composer.text, exchange.status, app.conversation.busy) == ("", "waiting", True)
+        await pilot.press("escape")
+        await ended(pilot, exchange)
+        assert exchange.status == "interrupted"
+
+    played_chat(chat_app(model=Script("dark red", token_s=HELD)), act)
+
+
 def test_up_in_an_empty_text_edits_the_last_question():
     async def act(pilot):
         app = pilot.app

@@ -155,7 +155,7 @@ def test_the_pictures_of_a_stopped_question_come_once_and_stay_where_its_edit_is
         exchange = await ask(pilot, "what?")
         await app.action_edit_last()
         await until(pilot, lambda: chips(app) == [A])
-        await pilot.press("escape")
+        await pilot.press("ctrl+c")
         await ended(pilot, exchange)
         assert exchange.status == "interrupted"
         await pilot.press("escape")
