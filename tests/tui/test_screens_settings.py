@@ -89,6 +89,11 @@ def test_what_is_wrong_is_told_as_the_command_line_does_and_not_taken(tabs, type
     assert told in " ".join(texts[0].split())
 
 
+def test_the_key_that_takes_them_does_not_claim_to_keep_them():
+    assert "^s use" in (text := seen())
+    assert "save" not in text
+
+
 def test_a_score_that_is_wrong_is_told():
     keys = ["tab"] * 3 + ["enter", "end", "enter", "tab", "+1.5"]
     assert "exit-at: '1.5' is not a score from 0 to 1." in seen(*keys, size=(120, 24))
