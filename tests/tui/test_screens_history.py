@@ -82,7 +82,8 @@ def test_that_there_is_nothing_is_told_on_any_screen(history, tmp_path, size):
 
 def test_arrows_choose_and_letters_act_in_the_list_alone(history, tmp_path):
     order = [one.id for one in history.conversations()]
-    assert browse(history, tmp_path, "down", "down", "enter") == [order[2]]
+    assert browse(history, tmp_path, "down", "enter") == [order[0]], "the first down leads to the first"
+    assert browse(history, tmp_path, "down", "down", "down", "enter") == [order[2]]
     before = titles(history)
     browse(history, tmp_path, "+red", look=lambda app: shown(app))  # r, e and d are text while one searches
     assert titles(history) == before
@@ -130,31 +131,31 @@ def test_a_letter_right_behind_down_is_a_key_of_the_list(history, tmp_path):
 
 def test_r_renames(history, tmp_path):
     screens = []
-    keys = ("down", "r", "ctrl+u", "+Star", "enter")
+    keys = ("down", "down", "r", "ctrl+u", "+Star", "enter")
     assert browse(history, tmp_path, *keys, look=lambda app: screens.append(shown(app))) == []
     assert titles(history)[1] == "Star"
     assert "Star" in screens[0]
-    browse(history, tmp_path, "down", "r", "enter")
+    browse(history, tmp_path, "down", "down", "r", "enter")
     assert titles(history)[1] == "Star", "as it was"
     browse(history, tmp_path, "r", "escape")
-    browse(history, tmp_path, "down", "up", "r", "enter")
+    browse(history, tmp_path, "down", "r", "enter")
     assert HOSTILE in titles(history), "a title that nobody changed is not cleaned in silence"
 
 
 def test_d_deletes_what_was_chosen_once_that_is_agreed_to(history, tmp_path):
-    browse(history, tmp_path, "down", "d", "enter")
-    browse(history, tmp_path, "down", "d", "escape")
-    browse(history, tmp_path, "down", "d", "n")
+    browse(history, tmp_path, "down", "down", "d", "enter")
+    browse(history, tmp_path, "down", "down", "d", "escape")
+    browse(history, tmp_path, "down", "down", "d", "n")
     assert len(titles(history)) == 3, "the button that has the focus keeps it"
     seen = []
-    browse(history, tmp_path, "down", "d", "y", look=lambda app: seen.append(shown(app)))
+    browse(history, tmp_path, "down", "down", "d", "y", look=lambda app: seen.append(shown(app)))
     assert "deleted: What colour is the star?" in seen[0]
     assert titles(history) == [HOSTILE, "Was steht auf dem Schild?"]
 
 
 def test_e_exports_and_says_where_to(history, tmp_path):
     seen = []
-    browse(history, tmp_path, "down", "e", look=lambda app: seen.append(shown(app)), size=(160, 24))
+    browse(history, tmp_path, "down", "down", "e", look=lambda app: seen.append(shown(app)), size=(160, 24))
     written = list((tmp_path / "exports").rglob("*.md"))
     assert len(written) == 1
     assert "Yellow." in written[0].read_text("utf-8")

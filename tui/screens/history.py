@@ -197,9 +197,7 @@ class HistoryScreen(Dialog[int]):
             self.dismiss(one.id)
 
     def action_into_list(self) -> None:
-        options = self.query_one(OptionList)
-        self.set_focus(options)  # at once: the next key goes there
-        options.action_cursor_down()
+        self.set_focus(self.query_one(OptionList))  # at once: the next key goes there
 
     def action_search(self) -> None:
         self.set_focus(self.query_one(Input))
