@@ -158,7 +158,8 @@ class ChatActions(PictureActions, HistoryActions):
         if selected := self.screen.get_selected_text():  # of what is read, with the mouse
             self.copy(selected)
             self.screen.clear_selection()
-        elif self.conversation.busy:
+        elif self.conversation.busy or self._waits is not None:
+            self.wait_no_more()
             self._stop()
         else:
             self.notify(f"{key_of('quit', self.setup.keymap)} leaves", markup=False)
@@ -324,6 +325,12 @@ class ChatActions(PictureActions, HistoryActions):
     def on_saw_panel_method_changed(self, event: Any) -> None:
         """Chosen in its list."""
         self.set_options(tell=False, method=event.name)
+
+    def on_saw_panel_hidden(self) -> None:
+        """By a key, or in a terminal that became smaller: what is typed goes to the text, if it went to the panel."""
+        focused = self.composer.screen.focused
+        if focused is None or self.query_one("#side") in focused.ancestors:
+            self.composer.prompt.focus()
 
     def action_toggle_panel(self) -> None:
         """Shows or hides what it saw; where there is no room for both, in place of the chat."""

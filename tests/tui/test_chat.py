@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -16,14 +17,14 @@ from localvlm.tui.screens.help import HelpScreen
 from localvlm.tui.screens.history import HistoryScreen
 from localvlm.tui.screens.images import ImageBrowser
 from localvlm.tui.screens.settings import SettingsScreen
-from localvlm.tui.widgets.chips import Chip
+from localvlm.tui.widgets.chips import Chip, Chips
 from localvlm.tui.widgets.composer import Composer
 from localvlm.tui.widgets.message import AnswerMessage, Question
 from localvlm.tui.widgets.retention_slider import RetentionSlider
 from localvlm.tui.widgets.status_line import StatusLine
 from tests.tui.chat_app import answered, ask, attach, chat_app, ended, last_exchange, notes, played_chat, until
-from tests.tui.chatting import HELD, picture
-from tests.tui.stage import press, shown
+from tests.tui.chatting import DEADLINE, HELD, picture
+from tests.tui.stage import idle, press, shown
 
 SLOW = Script("dark " * 200, token_s=0.01)
 
@@ -210,6 +211,42 @@ def test_escape_leaves_an_edit_before_it_stops_the_answer():
         assert exchange.status == "interrupted"
 
     played_chat(chat_app(model=Script("dark red", token_s=HELD)), act)
+
+
+def test_ctrl_c_takes_a_question_back_that_waits_for_its_picture():
+    async def act(pilot):
+        app = pilot.app
+        chips, read = app.query_one(Chips), threading.Event()
+        app._read(await chips.begin("slow.png"), lambda: [picture()] if read.wait(DEADLINE) else [])
+        app.composer.write("what?")
+        await pilot.press("enter")
+        await until(pilot, lambda: app._waits == "what?")
+        await pilot.press("ctrl+c")
+        await until(pilot, lambda: app.query_one(StatusLine).told.endswith("not asked yet"))
+        assert not notes(app)
+        read.set()
+        await until(pilot, lambda: not chips.reading)
+        await press(pilot, "!")
+        assert (app.composer.text, app.conversation.exchanges) == ("what?!", [])
+
+    played_chat(chat_app(), act)
+
+
+@pytest.mark.parametrize("how", ["f2", "smaller"])
+def test_a_panel_that_goes_leaves_the_keys_to_the_text(how):
+    async def act(pilot):
+        app = pilot.app
+        app.query_one(RetentionSlider).focus()
+        await idle(pilot)
+        if how == "f2":
+            await pilot.press("f2")
+        else:
+            await pilot.resize_terminal(70, 24)
+        await until(pilot, lambda: not app.query_one("#side").display)
+        await press(pilot, "+hi")
+        assert app.composer.text == "hi"
+
+    played_chat(chat_app(), act, (100, 30))
 
 
 def test_up_in_an_empty_text_edits_the_last_question():

@@ -66,6 +66,9 @@ class SawPanel(VerticalScroll, can_focus=False):
             super().__init__()
             self.name = name
 
+    class Hidden(Message):
+        """It can be seen no more."""
+
     def __init__(
         self,
         options: AskOptions = AskOptions(),
@@ -191,6 +194,9 @@ class SawPanel(VerticalScroll, can_focus=False):
 
     def on_resize(self) -> None:
         self._caption()
+
+    def on_hide(self) -> None:
+        self.post_message(self.Hidden())
 
     # what is shown
 
