@@ -77,7 +77,8 @@ class HistoryActions(ChatParts):
         self.show_pictures()
         for each in lost:
             self.warn(each)
-        self.status("the conversation goes on")
+        without = f", without {len(lost)} of its pictures" if lost else ""
+        self.status(f"the conversation goes on{without}")
         composer.prompt.focus()
 
     async def _given_back(self, text: str, editing: bool, attached: list[Attached]) -> None:
