@@ -139,8 +139,9 @@ class ChatActions(PictureActions, HistoryActions):
             self.composer.write(last.question)
 
     async def action_cancel(self) -> None:
-        """Leaves what is being edited; else stops the answer; else goes to the text."""
+        """Leaves what is being edited; else stops the answer; else goes to the text. What was told in passing goes."""
         composer = self.composer
+        self.clear_notifications()
         self.wait_no_more()
         if composer.editing:
             self._drop_edit()

@@ -15,6 +15,7 @@ from textual.containers import Horizontal, Vertical
 from textual.events import Event, Key
 from textual.filter import LineFilter
 from textual.message import Message
+from textual.notifications import SeverityLevel
 from textual.widgets import Static
 
 from localvlm.errors import LocalvlmError
@@ -69,6 +70,7 @@ class ChatApp(ChatActions):
     #hints { height: auto; max-height: 8; padding: 0 2; display: none; color: $text-muted; }
     #hints.-filled { display: block; }
     .-short ChatLog { padding: 0 1; }
+    ToastRack { dock: top; align: right top; margin: 0; }
     """
 
     class Told(Message):
@@ -284,6 +286,19 @@ class ChatApp(ChatActions):
                 message = self.query_one(ChatLog).answer(exchange.turn)
                 if message is not None:
                     message.tick(self.now() - self._asked_at[exchange.turn])
+
+    def notify(
+        self,
+        message: str,
+        *,
+        title: str = "",
+        severity: SeverityLevel = "information",
+        timeout: float | None = None,
+        markup: bool = True,
+    ) -> None:
+        """Tells something in passing, once while it is shown."""
+        if all((told.message, told.title) != (message, title) for told in self._notifications):
+            super().notify(message, title=title, severity=severity, timeout=timeout, markup=markup)
 
     def warn(self, error: LocalvlmError, severity: str = "warning") -> None:
         """A line that goes away by itself."""

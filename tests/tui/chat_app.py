@@ -45,13 +45,15 @@ def chat_app(
     return app
 
 
-def played_chat(app: ChatApp, act: Act, size: tuple[int, int] = (120, 36), *, ready: bool = True) -> None:
+def played_chat(
+    app: ChatApp, act: Act, size: tuple[int, int] = (120, 36), *, ready: bool = True, toasts: bool = False
+) -> None:
     """Runs ``act`` with the app's pilot, once a pair is open, or at the first frame; the engine is ended whatever comes
-    of it.
+    of it. ``toasts``: what is told in passing is on the screen, too.
     """
 
     async def play() -> None:
-        async with app.run_test(size=size) as pilot:
+        async with app.run_test(size=size, notifications=toasts) as pilot:
             patient(pilot)
             await until(pilot, lambda: not ready or (bool(app.query(SawPanel)) and app.options is not None))
             app.query_one(Composer).prompt.cursor_blink = False

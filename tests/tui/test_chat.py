@@ -249,6 +249,23 @@ def test_a_panel_that_goes_leaves_the_keys_to_the_text(how):
     played_chat(chat_app(), act, (100, 30))
 
 
+def test_what_is_told_twice_is_shown_once_above_the_text_until_escape():
+    async def act(pilot):
+        app = pilot.app
+        for _ in range(2):
+            app.composer.write("/regan")
+            await pilot.press("enter")
+            await until(pilot, lambda: "did you mean /regen?" in notes(app))
+        await until(pilot, lambda: "did you mean /regen?" in shown(app))
+        [toast] = app.screen.query("Toast")
+        assert toast.region.bottom <= app.composer.region.y
+        assert toast.region.y <= 1
+        await pilot.press("escape")
+        await until(pilot, lambda: not app.screen.query("Toast"))
+
+    played_chat(chat_app(), act, (70, 24), toasts=True)
+
+
 def test_up_in_an_empty_text_edits_the_last_question():
     async def act(pilot):
         app = pilot.app
