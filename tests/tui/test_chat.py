@@ -478,6 +478,7 @@ def test_a_resumed_conversation_whose_picture_is_gone_goes_on_without_it(tmp_pat
         await app._resume(1)
         await until(pilot, lambda: len(app.query(AnswerMessage)) == 1)
         assert "does not exist" in notes(app)
+        assert "goes on, without 1 of its pictures" in app.query_one(StatusLine).told
         assert (await answered(pilot, "and?")).answer.tokens.image == 0
 
     played_chat(chat_app(history=path), first)
