@@ -152,8 +152,9 @@ class Prompts:
         if self._causal and not self._model.mrope:
             return n
         for source in (rows.source, self._cache.keys[:, SOURCE]):
-            while 0 < n < len(source) and source[n - 1] == source[n] >= 0:
-                n -= 1
+            if 0 < n < len(source) and source[n] >= 0:
+                others = np.flatnonzero(source[:n] != source[n])
+                n = int(others[-1]) + 1 if len(others) else 0
         return n
 
     # rows
