@@ -12,10 +12,10 @@ import click
 
 from localvlm.cli.app import App
 from localvlm.cli.fit import check_fit
-from localvlm.cli.inputs import EXAMPLE, load_image
+from localvlm.cli.inputs import EXAMPLE, readable
 from localvlm.cli.output import Reporter, answer_json, data_of
 from localvlm.cli.plan import plan_answer, say
-from localvlm.errors import ContextOverflow, DownloadError, EngineCrashed, ImageError, LocalvlmError, NotEnoughMemory
+from localvlm.errors import ContextOverflow, EngineCrashed, LocalvlmError, NotEnoughMemory
 
 if TYPE_CHECKING:
     from localvlm.images import Image
@@ -35,11 +35,7 @@ class _Batch:
 
     def pictures(self) -> Iterator[tuple[str, Image]]:
         """Those that can be read, one by one, by name."""
-        for source in self._left:
-            try:
-                yield source.name, load_image(source, self._reporter)
-            except (ImageError, DownloadError) as error:
-                self.fail(source.name, error)
+        return readable(self._left, self._reporter, self.fail)
 
     def fail(self, name: str, error: LocalvlmError) -> None:
         """Goes on without this one.

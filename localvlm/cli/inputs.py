@@ -6,7 +6,7 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -15,7 +15,7 @@ import click
 
 from localvlm.cli.options import on_command_line, rank, user_config
 from localvlm.cli.output import Reporter
-from localvlm.errors import ImageError, ModelNotFound, UsageError
+from localvlm.errors import DownloadError, ImageError, LocalvlmError, ModelNotFound, UsageError
 
 if TYPE_CHECKING:
     from localvlm.images import Image
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from localvlm.sources import Source
 
 __all__ = ["EXAMPLE", "check_images", "choose_pair", "exit_threshold", "find_images", "full_question", "load_image",
-           "load_images"]  # fmt: skip
+           "load_images", "readable"]  # fmt: skip
 
 EXAMPLE = "example"
 """Names the bundled picture, unless there is a file of that name."""
@@ -116,6 +116,17 @@ def load_image(source: Source, reporter: Reporter) -> Image:
     if reporter.verbose:
         reporter.note(f"image {image.name!r}: {image.size[0]}x{image.size[1]} pixels")
     return image
+
+
+def readable(
+    found: Iterable[Source], reporter: Reporter, failed: Callable[[str, LocalvlmError], None]
+) -> Iterator[tuple[str, Image]]:
+    """Names of pictures, and those that can be read, one by one; ``failed`` hears of the others."""
+    for source in found:
+        try:
+            yield source.name, load_image(source, reporter)
+        except (ImageError, DownloadError) as error:
+            failed(source.name, error)
 
 
 def check_images(names: Iterable[str], reporter: Reporter) -> None:

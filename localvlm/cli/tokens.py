@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import click
 
 from localvlm.cli.app import guide_image_tokens
 from localvlm.cli.completers import files
-from localvlm.cli.inputs import choose_pair, find_images, load_image
+from localvlm.cli.inputs import choose_pair, find_images, readable
 from localvlm.cli.options import (
     ConfiguredCommand,
     image_token_options,
@@ -25,7 +25,7 @@ from localvlm.cli.options import (
 )
 from localvlm.cli.output import Reporter, print_table
 from localvlm.cli.values import KeepType
-from localvlm.errors import ImageError, ModelError, UsageError
+from localvlm.errors import LocalvlmError, ModelError, UsageError
 from localvlm.sanitize import sanitize
 
 if TYPE_CHECKING:
@@ -57,8 +57,15 @@ def tokens(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> Non
     """
     reporter = Reporter(quiet=params["quiet"], verbose=params["verbose"])
     pairs, others = _pairs(ctx, reporter)
-    left: list[ImageError] = []
-    found = [_counted(picture, pairs, params) for picture in _readable(images, params, reporter, left)]
+    sources, left = find_images(images, params), list[LocalvlmError]()
+
+    def leave_out(name: str, error: LocalvlmError) -> None:
+        if len(sources) == 1:
+            raise error
+        reporter.note(f"{name!r} is left out: {error.message}")
+        left.append(error)
+
+    found = [_counted(picture, pairs, params) for _, picture in readable(sources, reporter, leave_out)]
     if params["json"]:
         import json
 
@@ -66,26 +73,8 @@ def tokens(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> Non
     else:
         _show(found, others)
     if left:
-        raise ImageError(f"{len(left)} picture{'s were' if len(left) > 1 else ' was'} left out", "the others are told")
-
-
-def _readable(
-    names: Sequence[str], params: Mapping[str, Any], reporter: Reporter, left: list[ImageError]
-) -> Iterator[Image]:
-    """Those of several pictures that can be read; what the others say is told, and put into ``left``.
-
-    Raises:
-        ImageError: there is one alone, and it cannot be read.
-    """
-    found = find_images(names, params)
-    for source in found:
-        try:
-            yield load_image(source, reporter)
-        except ImageError as error:
-            if len(found) == 1:
-                raise
-            reporter.note(f"{source.name!r} is left out: {error.message}")
-            left.append(error)
+        told = f"{len(left)} picture{'s were' if len(left) > 1 else ' was'} left out"
+        raise type(left[-1])(told, "the others are told")
 
 
 def _show(found: Sequence[dict[str, Any]], others: Sequence[Entry]) -> None:

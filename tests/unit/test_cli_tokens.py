@@ -11,6 +11,7 @@ from localvlm.catalog import DEMOS, pair_named
 from localvlm.cli.output import Reporter
 from localvlm.cli.tokens import say_seen
 from localvlm.engine.families.base import Tile
+from localvlm.errors import DownloadError
 from localvlm.images import load
 from localvlm.planning.shapes import VlmShape
 from tests.damage import Gguf
@@ -84,6 +85,16 @@ def test_a_damaged_picture_leaves_the_others(cli):
     assert f"'{damaged}' is left out" in run.err
     assert "1 picture was left out" in run.err.splitlines()[-1]
     assert (cli("tokens", "--pair=demo", damaged).out, cli("tokens", "--pair=demo", damaged).code) == ("", 6)
+
+
+def test_so_does_one_that_cannot_be_fetched(cli, monkeypatch):
+    def fetch(url):
+        raise DownloadError(f"{url!r} gave HTTP 404 Not Found")
+
+    monkeypatch.setattr("localvlm.fetch.fetch", fetch)
+    run = cli("tokens", "--pair=demo", "--json", "--fetch", "https://example.org/a.png", "example")
+    assert (run.code, [one["image"] for one in json.loads(run.out)]) == (7, ["example"])
+    assert "HTTP 404" in run.err
 
 
 def test_what_cannot_be_told(cli):
