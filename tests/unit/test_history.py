@@ -249,7 +249,7 @@ def test_a_picture_is_found_however_its_path_is_written(history, tmp_path, monke
     kept = {"up": "../photo.png", "behind": "../link/../photo.png", "linked": "../link/photo.png"}
     for title, written in kept.items():
         history.begin_with(turn(images=(StoredImage.of(shown, Path(written)),)), title)
-    history.begin_with(turn(images=(image(path=f"{tmp_path}/work/../photo.png"),)), "old")
+    history.begin_with(turn(images=(image(path=f"{tmp_path}/elsewhere/../photo.png"),)), "old")
     for path, expected in (
         ("photo.png", ["old", "up"]),
         ("far/photo.png", ["behind"]),
