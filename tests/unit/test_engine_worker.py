@@ -228,6 +228,18 @@ def test_nothing_is_left_of_twenty_engines(files) -> None:
     assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids if pid)
 
 
+@pytest.fixture
+def frees_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker whose allocator gives back what is freed: else glibc keeps some 50 MB of it, now and then, for later.
+
+    glibc takes a larger and larger block for one to keep as they are freed, up to 32 MiB, so that whether a context
+    goes back to the system depends on what lies behind it.
+    """
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(64 << 10))
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", str(64 << 10))
+
+
+@pytest.mark.usefixtures("frees_at_once")
 def test_loading_and_closing_again_and_again_needs_no_more_memory(files) -> None:
     with Engine() as engine:
 
@@ -241,9 +253,10 @@ def test_loading_and_closing_again_and_again_needs_no_more_memory(files) -> None
         cycle()
         before = cycle()
         cycle()
-        assert cycle() - before < 8 << 20
+        assert cycle() - before < 4 << 20
 
 
+@pytest.mark.usefixtures("frees_at_once")
 def test_loads_that_fail_leave_no_weights_behind(files, tmp_path: Path) -> None:
     file = Gguf.parse(files["llava15-large"].mmproj.read_bytes())
     body = (7).to_bytes(8, "little") + b"unknown"
@@ -258,10 +271,11 @@ def test_loads_that_fail_leave_no_weights_behind(files, tmp_path: Path) -> None:
             return int(psutil.Process(engine.pid).memory_info().vms)
 
         before = cycle(4)
-        assert cycle(20) - before < 25 << 20, "twenty models of 5 MB"
+        assert cycle(20) - before < 4 << 20, "twenty models of 5 MB"
         assert ask(load(engine, files["llava15"]))
 
 
+@pytest.mark.usefixtures("frees_at_once")
 def test_loads_that_fail_leave_no_context_behind(files) -> None:
     """Positions of an M-RoPE model cannot be compact, which is known when the context is there."""
     compact = LoadOptions(threads=1, compact_positions=True)
@@ -274,7 +288,7 @@ def test_loads_that_fail_leave_no_context_behind(files) -> None:
             return int(psutil.Process(engine.pid).memory_info().vms)
 
         before = cycle(4)
-        assert cycle(20) - before < 40 << 20, "twenty contexts of 23 MB"
+        assert cycle(20) - before < 4 << 20, "twenty contexts of 23 MB"
         assert ask(load(engine, files["qwen25vl"]))
 
 
