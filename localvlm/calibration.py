@@ -80,6 +80,8 @@ class Calibration:
     share: float
     questions: int
     labelled: bool
+    image_tokens: int | None = None
+    """Most image tokens of the guide; 0: its family's own bound; None: as many as it looks at if nothing is said."""
 
 
 # the curve

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from localvlm.cli.app import App
+from localvlm.cli.app import App, guide_image_tokens
 from localvlm.cli.completers import files
 from localvlm.cli.fit import check_fit
 from localvlm.cli.inputs import check_images, choose_pair
@@ -71,7 +71,8 @@ def calibrate(ctx: click.Context, /, data: tuple[str, ...], **params: Any) -> No
     found = None
     if point is not None:
         found = Calibration(point.threshold, params["method"], params["risk"], point.risk, point.high, point.share,
-                            len(examples), examples[0].answer is not None)  # fmt: skip
+                            len(examples), examples[0].answer is not None,
+                            guide_image_tokens(params, pair))  # fmt: skip
         store(pair, found)
     _show(found, curve, params["json"])
     if found is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from localvlm.cli.app import guide_image_tokens
 from localvlm.cli.options import on_command_line, rank, user_config
 from localvlm.cli.output import Reporter
 from localvlm.errors import DownloadError, ImageError, LocalvlmError, ModelNotFound, UsageError
@@ -217,8 +218,8 @@ def exit_threshold(ctx: click.Context, pair: Pair, reporter: Reporter) -> float 
     """The score from which the guide's answer is final, None for never: as set, else as calibrated.
 
     A method that is not SGL's turns early exit off, unless --exit-at was set at the same place or nearer to the user;
-    so do --guide-keep and --schema what was calibrated, which is of free answers. Without a guide, only the command
-    line's --exit-at is asked for, and refused later.
+    so do --guide-keep, --schema and another bound of the guide's image tokens what was calibrated, which is of free
+    answers to what it saw then. Without a guide, only the command line's --exit-at is asked for, and refused later.
     """
     method, value = ctx.params["method"], ctx.params["exit_at"]
     other = ctx.params["guide_keep"] is not None or ctx.params.get("schema") is not None
@@ -233,13 +234,19 @@ def exit_threshold(ctx: click.Context, pair: Pair, reporter: Reporter) -> float 
         return None
     from localvlm.calibration import stored
 
-    found = stored(pair, method)
-    if found is None and (reporter.verbose or reporter.terminal):
+    found, why = stored(pair, method), "is not calibrated"
+    if found is not None:
+        seen = guide_image_tokens(ctx.params, pair)
+        usual = guide_image_tokens({"guide_image_max_tokens": 0, "image_max_tokens": 0}, pair)
+        if seen == (usual if found.image_tokens is None else found.image_tokens):
+            return found.threshold
+        why = "was calibrated for another bound of the guide's image tokens"
+    if reporter.verbose or reporter.terminal:
         reporter.note(
-            "early exit is off, as this pair is not calibrated: `localvlm calibrate DATA.jsonl` finds when the guide's "
+            f"early exit is off, as this pair {why}: `localvlm calibrate DATA.jsonl` finds when the guide's "
             "answer will do; --exit-at sets it by hand, and --exit-at off ends this note"
         )
-    return None if found is None else found.threshold
+    return None
 
 
 def _file(ctx: click.Context, key: str) -> Path | Reference:

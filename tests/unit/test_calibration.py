@@ -217,6 +217,20 @@ def test_calibrate_lets_ask_exit(cli, data):
     assert cli.ask("--method", "sgl").out == MODEL_SAYS + "\n", "calibrated for sgl+"
 
 
+def test_a_threshold_holds_for_the_guide_as_it_looked_when_it_was_calibrated(cli, data):
+    """A guide that sees fewer tokens is wrong more often at the same score."""
+    fewer = ("--guide-image-max-tokens", 16)
+    assert cli("calibrate", data, *cli.pair).code == 0
+    assert cli.ask("-v").out == GUIDE_SAYS + "\n"
+    run = cli.ask(*fewer, "-v")
+    assert run.out == MODEL_SAYS + "\n"
+    assert "calibrated for another bound of the guide's image tokens" in run.err
+    assert cli.ask(*fewer, "--exit-at", 0).out == GUIDE_SAYS + "\n"
+    assert cli("calibrate", data, *cli.pair, *fewer).code == 0
+    assert cli.ask(*fewer).out == GUIDE_SAYS + "\n"
+    assert cli.ask().out == MODEL_SAYS + "\n"
+
+
 def test_calibrate_finds_no_threshold_where_the_guide_is_wrong(cli):
     run = cli("calibrate", write(cli, ["blue"] * 50), *cli.pair)
     assert run.code == 1
