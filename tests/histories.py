@@ -179,8 +179,9 @@ def killed_writers(folder: Path, kills: int, seed: int = 0) -> Kills:
         said = [process.stdout.readline() for _ in range(choose.randrange(1, 6))]
         time.sleep(choose.random() * 0.01)  # so that it is killed anywhere in a write
         process.send_signal(signal.SIGKILL)
-        out, err = process.communicate(timeout=WAIT_S)
-        added = sum(line.endswith("\n") for line in [*said, *out.splitlines(keepends=True)])
+        said += process.stdout.readlines()  # communicate() would lose what was read ahead of these lines
+        _, err = process.communicate(timeout=WAIT_S)
+        added = sum(line.endswith("\n") for line in said)
         result.kills, result.acknowledged = result.kills + 1, result.acknowledged + added
         with History.open(path) as history:
             found = [history.turns(c.id) for c in history.conversations(limit=number + 1) if c.title == name]
