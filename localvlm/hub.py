@@ -148,6 +148,10 @@ class Hub:
         try:
             info = self._repeated(ask, repo)
             files = tuple(_hub_file(repo, info.sha, sibling) for sibling in info.siblings)
+        except UnicodeEncodeError as error:  # headers are ASCII
+            raise DownloadError(
+                "the hub's token holds characters that no token has", "run `hf auth login`, or set HF_TOKEN, anew"
+            ) from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DownloadError(
                 f"'{self.endpoint}' does not answer as a hub does ({type(error).__name__})",

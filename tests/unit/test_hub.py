@@ -464,6 +464,13 @@ def test_digests_and_commits_that_are_none_are_refused(server, hub):
         hub.listing(REPO)
 
 
+def test_a_token_that_cannot_be_sent(server, hub):
+    hub.token = "hf_\N{ZERO WIDTH SPACE}abc"
+    with pytest.raises(DownloadError, match="token holds characters") as raised:
+        hub.listing(REPO)
+    assert "HF_TOKEN" in raised.value.hint
+
+
 def test_what_lies_in_the_cache(server, hub):
     assert cached_files(hub.cache) == []
     pull(hub)
