@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from textual import on
 from textual.app import SystemCommand
 from textual.containers import Vertical
-from textual.events import DescendantFocus
+from textual.events import DescendantFocus, Paste
 from textual.screen import Screen
 
 from localvlm.errors import LocalvlmError, UsageError
@@ -203,6 +203,12 @@ class ChatActions(PictureActions, HistoryActions):
         prompt = self.composer.prompt
         self.screen.set_focus(prompt)  # at once: the next letter goes there
         prompt.insert(event.character)
+
+    def on_paste(self, event: Paste) -> None:
+        """What is pasted where nothing takes it is for the text."""
+        if not self.screen.is_modal:
+            self.screen.set_focus(self.composer.prompt)  # at once: the next letter goes there
+            self.composer.prompt.take_paste(event.text)
 
     def action_copy_answer(self) -> None:
         """Copies the last answer."""

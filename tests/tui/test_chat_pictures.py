@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from textual.widgets import TextArea
+from textual.widgets import Input, TextArea
 
 from localvlm.errors import ImageError
 from localvlm.sources import Source
@@ -14,7 +14,7 @@ from localvlm.tui import attachments, picture_actions
 from localvlm.tui.attachments import MOST
 from localvlm.tui.widgets.chips import Chip, Chips
 from localvlm.tui.widgets.saw_panel import SawPanel
-from tests.tui.chat_app import ask, attach, chat_app, ended, last_exchange, notes, played_chat, until
+from tests.tui.chat_app import answered, ask, attach, chat_app, ended, last_exchange, notes, played_chat, until
 from tests.tui.chatting import DEADLINE, picture
 from tests.tui.stage import shown
 
@@ -60,6 +60,40 @@ def test_other_pastes_are_text():
         pilot.app.composer.prompt.post_message(paste("two\r\nlines /no/such.png"))
         await until(pilot, lambda: pilot.app.composer.text != "")
         assert pilot.app.composer.text == "two\nlines /no/such.png"
+
+    played_chat(chat_app(), act)
+
+
+@pytest.mark.parametrize("size", [(120, 36), (70, 24)])
+def test_a_paste_is_for_the_text_whatever_has_the_focus(photo, size):
+    async def act(pilot):
+        app = pilot.app
+        await answered(pilot, "what?")
+        leave = "shift+tab" if size[0] > 100 else "f2"  # to a message; to the panel alone, which hides the text
+        await pilot.press(leave)
+        await until(pilot, lambda: app.focused is not app.composer.prompt)
+        app.post_message(paste("two\r\nlines"))
+        await until(pilot, lambda: app.composer.text == "two\nlines" and app.focused is app.composer.prompt)
+        await pilot.press("!", leave)
+        await until(pilot, lambda: app.focused is not app.composer.prompt)
+        app.post_message(paste(str(photo).replace(" ", r"\ ")))
+        await until(pilot, lambda: [each.path for each in app.query_one(Chips).attached] == [photo])
+        assert app.composer.text == "two\nlines!"
+
+    played_chat(chat_app(), act, size)
+
+
+def test_a_paste_into_a_dialog_is_not_for_the_text_below_it():
+    async def act(pilot):
+        await pilot.press("f1")
+        await until(pilot, lambda: pilot.app.screen.is_modal)
+        pilot.app.post_message(paste("copy"))
+        await until(pilot, lambda: pilot.app.screen.query_one(Input).value == "copy")
+        pilot.app.screen.set_focus(None)
+        pilot.app.post_message(paste("text"))
+        await pilot.press("escape")
+        await until(pilot, lambda: not pilot.app.screen.is_modal)
+        assert pilot.app.composer.text == ""
 
     played_chat(chat_app(), act)
 

@@ -128,13 +128,17 @@ class Prompt(TextArea):
     async def _on_paste(self, event: events.Paste) -> None:
         event.stop()
         event.prevent_default()
-        if names := pasted_names(event.text):
+        self.take_paste(event.text)
+
+    def take_paste(self, text: str) -> None:
+        """Writes what was pasted, or tells that it is pictures."""
+        if names := pasted_names(text):
             self.post_message(self.Dropped(names))
             return
         room = MOST - len(self.text)
-        if len(event.text) > room:
+        if len(text) > room:
             self.post_message(self.TooLong())
-        text = event.text.replace("\r\n", "\n").replace("\r", "\n")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
         self.replace(text[: max(0, room)], *self.selection, maintain_selection_offset=False)
 
 
