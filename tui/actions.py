@@ -42,18 +42,18 @@ class ChatActions(PictureActions, HistoryActions):
     async def _submitted(self, event: Composer.Submitted) -> None:
         try:
             command = parsed(event.text)
-        except UsageError as error:
+            if command is not None:
+                self._leave_edit()
+                await self.run_command(command[0].action, command[1])
+                return
+        except LocalvlmError as error:
             self.composer.give_back(event.text)
             self.warn(error)
             return
-        if command is not None:
-            self._leave_edit()
-            await self.run_command(command[0].action, command[1])
-        else:
-            text, names = mentioned(event.text)
-            await self.attach_names(names)
-            if text.strip():
-                await self.send(text.strip())
+        text, names = mentioned(event.text)
+        await self.attach_names(names)
+        if text.strip():
+            await self.send(text.strip())
 
     def choose_command(self, command: Command) -> None:
         """Of the palette: a command that needs something is written, to be completed."""
@@ -63,7 +63,11 @@ class ChatActions(PictureActions, HistoryActions):
             self.call_later(self.run_command, command.action)
 
     async def run_command(self, action: str, argument: str = "") -> None:
-        """Runs what a command or the palette names."""
+        """Runs what a command or the palette names.
+
+        Raises:
+            LocalvlmError: ``argument`` is none that it takes.
+        """
         run: Callable[..., Any] = getattr(self, f"action_{action}")
         result = run(argument) if argument else run()
         if result is not None:
@@ -241,11 +245,7 @@ class ChatActions(PictureActions, HistoryActions):
     async def action_switch_pair(self, name: str = "", *, anyway: bool = False) -> None:
         """Changes the pair; ``anyway``: to one that does not fit into memory."""
         if name:
-            try:
-                self.setup.check(name)
-            except LocalvlmError as error:  # what is open stays so
-                self.warn(error)
-                return
+            self.setup.check(name)  # where that fails, what is open stays so
             self.status(f"opening {one_line(name, 40)}\u2026")
             self.conversation.switch(name, anyway=anyway)
             return
@@ -264,11 +264,17 @@ class ChatActions(PictureActions, HistoryActions):
             screen = PullScreen(entry.name, entry.references, run=entry.run)
             self.push_screen(screen, lambda result: self._pulled(choice, result))
         else:
-            await self.action_switch_pair(choice.entry.name, anyway=choice.anyway)
+            await self._switch(choice)
 
     async def _pulled(self, choice: PairChoice, result: Any) -> None:
         if result is not None:
+            await self._switch(choice)
+
+    async def _switch(self, choice: PairChoice) -> None:
+        try:
             await self.action_switch_pair(choice.entry.name, anyway=choice.anyway)
+        except LocalvlmError as error:
+            self.warn(error)
 
     async def action_choose_method(self, name: str = "") -> None:
         """Changes how image tokens are chosen."""
@@ -281,11 +287,7 @@ class ChatActions(PictureActions, HistoryActions):
             self.unset_options("method")
             self.status("method auto" if self.options is None else f"method {self.options.method}")
             return
-        try:
-            method_named(name)
-        except LocalvlmError as error:
-            self.warn(error)
-            return
+        method_named(name)
         self.set_options(method=name)
         self.status(f"method {name}")
 
@@ -296,8 +298,7 @@ class ChatActions(PictureActions, HistoryActions):
         try:
             keep = KeepType().convert(text, None, None)
         except Exception as error:  # noqa: BLE001 - click's own, with the sentence that the command line prints
-            self.warn(UsageError(getattr(error, "message", str(error)).rstrip(".")))
-            return
+            raise UsageError(getattr(error, "message", str(error)).rstrip(".")) from None
         self.set_options(keep=keep)
         self.status(f"keep {text}")
 

@@ -328,6 +328,20 @@ def test_commands_say_what_they_may_become_and_what_is_wrong():
     played_chat(chat_app(), act)
 
 
+@pytest.mark.parametrize(
+    ("written", "told"), [("/keep abc", "'abc' is neither a share"), ("/method nosuch", "no method 'nosuch'")]
+)
+def test_a_command_that_is_not_taken_is_there_to_be_mended(written, told):
+    async def act(pilot):
+        app = pilot.app
+        before = app.options
+        await pilot.press(*written, "enter")
+        await until(pilot, lambda: told in notes(app))
+        assert (app.composer.text, app.options) == (written, before)
+
+    played_chat(chat_app(), act)
+
+
 def test_the_slider_changes_the_next_question():
     async def act(pilot):
         app = pilot.app

@@ -278,8 +278,10 @@ def test_a_pair_that_there_is_not_leaves_the_one_that_is_open():
 
     async def act(pilot):
         app = pilot.app
-        await app.action_switch_pair("typo")
+        app.composer.write("/model typo")
+        await pilot.press("enter")
         await until(pilot, lambda: "there is no pair 'typo'" in notes(app))
+        assert app.composer.text == "/model typo"
         await answered(pilot, "what?")
         assert app.engine.alive
 
