@@ -36,7 +36,7 @@ class Fault:
         flip: this byte of the response comes inverted.
         ignore_range: the whole file comes whatever was asked for.
         more: so many bytes come on top.
-        stall: seconds of silence before the first byte.
+        stall: seconds of silence before the first byte, while the server runs.
     """
 
     status: int = 0
@@ -87,6 +87,7 @@ class HubServer(ThreadingHTTPServer):
         self.tokens = {"hf_right"}
         self.requests: list[Seen] = []
         self.served = 0
+        self.over = threading.Event()
         self.pace: Callable[[int], None] = lambda served: None
         self.repos: dict[str, _Repo] = {}
         self.blobs: dict[str, bytes] = {}
@@ -96,6 +97,7 @@ class HubServer(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.over.set()
         self.shutdown()
         self.server_close()
 
@@ -203,11 +205,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(302, {"Location": to, "X-Repo-Commit": repo.commit, "ETag": f'"{digest}"', **linked})
 
     def _content(self, digest: str) -> None:
-        import time
-
         content = self.server.blobs[digest]
         fault = self.server.faults.pop(0) if self.server.faults else Fault()
-        time.sleep(fault.stall)
+        self.server.over.wait(fault.stall)
         if fault.status:
             self._send(fault.status, fault.headers)
             return
@@ -229,8 +229,8 @@ class _Handler(BaseHTTPRequestHandler):
         for at in range(0, end if self.command == "GET" else 0, PIECE):
             self.server.pace(self.server.served)
             piece = body[at : min(at + PIECE, end)]
+            self.server.served += len(piece)  # before a client that has it all may look
             self.wfile.write(piece)
-            self.server.served += len(piece)
         self.close_connection = self.close_connection or end < len(body)
 
 

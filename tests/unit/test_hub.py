@@ -25,12 +25,16 @@ WITHOUT_SOCKS = pytest.mark.skipif(find_spec("socksio") is not None, reason="SOC
 BIG = bytes(range(256)) * 8192  # 2 MiB
 FILES = {"model-Q4_K_M.gguf": BIG, "mmproj-model-F16.gguf": b"projector" * 100, "README.md": b"# Model"}
 
+PATIENCE_S = 120
+"""Seconds that something may take which takes none unless the machine is busy."""
+
 
 class Heard:
     """Progress that remembers."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.noted = threading.Event()
         self.bytes: dict[str, list[int]] = {}
 
     def begin(self, files):
@@ -41,6 +45,7 @@ class Heard:
 
     def note(self, text):
         self.notes.append(text)
+        self.noted.set()
 
 
 @pytest.fixture
@@ -54,6 +59,7 @@ def server():
 def hub(server, tmp_path, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", PATIENCE_S)
     return Hub(server.endpoint, tmp_path / "hub", "hf_right", offline=False, progress=Heard(), wait_s=0.001)
 
 
@@ -238,7 +244,7 @@ def test_a_connection_cut_again_and_again_is_gone_on_with(server, hub):
 
 def test_a_server_that_falls_silent_is_left(server, hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
-    server.faults.append(Fault(stall=1.0))
+    server.faults.append(Fault(stall=PATIENCE_S))
     pull(hub, "model-Q4_K_M.gguf")
     assert any("Timeout" in note for note in hub.progress.notes)
 
@@ -364,21 +370,20 @@ def test_two_at_once_do_the_work_once(server, hub):
 
     def pace(served: int) -> None:
         begun.set()
-        free.wait(5)
+        free.wait(PATIENCE_S)
 
     server.pace = pace
     heard = Heard()
     twin = Hub(hub.endpoint, hub.cache, "hf_right", offline=False, progress=heard)
     first = threading.Thread(target=pull, args=(hub, "model-Q4_K_M.gguf"))
     first.start()
-    assert begun.wait(5)
+    assert begun.wait(PATIENCE_S)
     second = threading.Thread(target=pull, args=(twin, "model-Q4_K_M.gguf"))
     second.start()
-    while not heard.notes and second.is_alive():
-        pass
+    assert heard.noted.wait(PATIENCE_S)
     free.set()
-    first.join(10)
-    second.join(10)
+    first.join(PATIENCE_S)
+    second.join(PATIENCE_S)
     assert "another process" in heard.notes[0]
     assert server.served == len(BIG)
     assert visible(hub) == visible(twin) == ["model-Q4_K_M.gguf"]
@@ -392,18 +397,18 @@ def half_way(server: HubServer, hub: Hub):
     def pace(served: int) -> None:
         if served >= 1 << 20 and not begun.is_set():
             begun.set()
-            free.wait(20)
+            free.wait(PATIENCE_S)
 
     server.pace = pace
     fetched: list[Path] = []
     thread = threading.Thread(target=lambda: fetched.extend(pull(hub, "model-Q4_K_M.gguf")))
     thread.start()
-    assert begun.wait(20)
+    assert begun.wait(PATIENCE_S)
     try:
         yield fetched
     finally:
         free.set()
-        thread.join(20)
+        thread.join(PATIENCE_S)
 
 
 def test_what_is_being_fetched_is_not_stale(server, hub):
