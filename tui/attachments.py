@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from localvlm.errors import LocalvlmError
     from localvlm.images import Image
 
-__all__ = ["EXAMPLE", "MOST", "Attached", "from_clipboard", "from_name", "from_stored", "pasted_names"]
+__all__ = ["EXAMPLE", "MOST", "NO_FILE", "Attached", "from_clipboard", "from_name", "from_stored", "pasted_names"]
 
 EXAMPLE = "example"
 """Names the bundled picture, unless there is a file of that name."""
 MOST = 32
 """Pictures that a name may stand for, or that may be added to one question: each is held as it was decoded."""
+NO_FILE = "give a picture file, or those of a folder as in FOLDER/*.jpg"
+"""What to do where a name is of a folder, a device or the web."""
 MOST_PASTED = 16_384
 """Characters of a paste that may be paths; longer ones are text."""
 _AT_ONCE = threading.BoundedSemaphore(2)
@@ -66,8 +68,10 @@ def from_name(name: str, unread: list[LocalvlmError] | None = None) -> list[Atta
             with _AT_ONCE:
                 attached.append(_content_known(Attached(source.load(), source.path, source.page)))
         except ImageError as error:
+            if source.path is None or (source.path.exists() and not source.path.is_file()):
+                error = ImageError(error.message, NO_FILE)  # the command line's hint names what is not here
             if unread is None or len(found) == 1:
-                raise
+                raise error from None
             unread.append(error)
     return attached
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -11,7 +12,7 @@ from localvlm.errors import ImageError
 from localvlm.sources import Source
 from localvlm.tui import app as app_module
 from localvlm.tui import attachments, picture_actions
-from localvlm.tui.attachments import MOST
+from localvlm.tui.attachments import MOST, NO_FILE
 from localvlm.tui.widgets.chips import Chip, Chips
 from localvlm.tui.widgets.saw_panel import SawPanel
 from tests.tui.chat_app import answered, ask, attach, chat_app, ended, last_exchange, notes, played_chat, until
@@ -106,6 +107,20 @@ def test_a_picture_that_cannot_be_read_is_told_and_no_chip_is_left(tmp_path):
         app.composer.write(f"/image {tmp_path / 'bad.png'}")
         await pilot.press("enter")
         await until(pilot, lambda: "bad.png" in notes(app) and not app.query(Chip))
+
+    played_chat(chat_app(), act)
+
+
+@pytest.mark.parametrize("name", ["{}", "'{}'", "{}/pipe", "https://example.org/cat.png"])
+def test_what_is_no_file_is_told_with_what_can_be_given_in_the_chat(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+
+    async def act(pilot):
+        app = pilot.app
+        app.composer.write(f"/image {name.format(tmp_path)}")
+        await pilot.press("enter")
+        await until(pilot, lambda: NO_FILE in notes(app) and not app.query(Chip))
+        assert "--fetch" not in notes(app)
 
     played_chat(chat_app(), act)
 
