@@ -10,12 +10,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 for _name in ("HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "HUGGINGFACE_HUB_CACHE"):
     os.environ.pop(_name, None)
 os.environ["HF_HOME"] = str(
     Path(tempfile.gettempdir()) / "no-models-for-tests"
 )  # read when huggingface_hub is imported
+
+# The same examples each time, however long the machine takes for one: a search for others is run by hand,
+# with `pytest --hypothesis-profile=default`.
+settings.register_profile(
+    "repeatable",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("repeatable")
 
 _network_allowed = _loopback_allowed = False
 _HERE = ("127.0.0.1", "localhost", b"localhost")
