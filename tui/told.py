@@ -50,7 +50,7 @@ def caption(answer: Answer, fate: Fate | None, note: str = "", *, hidden: int = 
         seconds_told(answer.ms.get("total", 0.0)) if answer.ms else "",
         _FATES.get(fate, "") if fate else "",
         "cut at --max-tokens" if answer.finish == "length" else "",
-        f"{hidden:,} characters more: c copies all" if hidden else "",
+        f"{hidden:,} characters more: shift+tab, then c copies all" if hidden else "",
         note,
     ]
     return Content.assemble((by, f"bold ${by}"), *(f" \u00b7 {part}" for part in parts if part))

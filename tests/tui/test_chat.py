@@ -13,6 +13,7 @@ from localvlm.answers import AskOptions
 from localvlm.engine.fake import Script
 from localvlm.errors import StorageError
 from localvlm.history import History
+from localvlm.tui import display
 from localvlm.tui.screens.help import HelpScreen
 from localvlm.tui.screens.history import HistoryScreen
 from localvlm.tui.screens.images import ImageBrowser
@@ -26,7 +27,8 @@ from tests.tui.chat_app import answered, ask, attach, chat_app, ended, last_exch
 from tests.tui.chatting import DEADLINE, HELD, picture
 from tests.tui.stage import idle, press, shown
 
-SLOW = Script("dark " * 200, token_s=0.01)
+SLOW = Script("dark " * 200, token_s=0.2)
+"""Of an answer that is to be stopped before its end."""
 
 
 def test_a_question_is_typed_and_answered():
@@ -179,6 +181,21 @@ def test_ctrl_c_copies_what_is_selected_in_an_answer_and_stops_nothing(monkeypat
         assert copied == ["what?"]
 
     played_chat(chat_app(model=Script("dark red", token_s=HELD)), act)
+
+
+def test_the_keys_told_below_a_cut_answer_copy_all_of_it(monkeypatch):
+    copied: list[str] = []
+    monkeypatch.setattr(display, "MOST", 5)
+
+    async def act(pilot):
+        app = pilot.app
+        monkeypatch.setattr(app, "copy", copied.append)
+        await answered(pilot, "what?")
+        assert "3 characters more: shift+tab, then c copies all" in " ".join(shown(app).split())
+        await press(pilot, "shift+tab", "c")
+        assert copied == ["dark red"]
+
+    played_chat(chat_app(), act)
 
 
 def test_the_key_that_asks_again_is_told_of_the_last_turn_alone():
