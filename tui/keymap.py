@@ -24,7 +24,7 @@ class KeyAction:
 
 
 KEYS = (
-    KeyAction("cancel", "escape", "cancel", "stops the answer; leaves what is being edited", priority=False),
+    KeyAction("cancel", "escape", "cancel", "leaves an edit, else stops the answer", priority=False),
     KeyAction("new-chat", "ctrl+n", "new_chat", "new chat"),
     KeyAction("open-image", "ctrl+o", "open_image", "add pictures"),
     KeyAction("resume", "ctrl+r", "resume", "history: search, resume, rename, delete, export"),
