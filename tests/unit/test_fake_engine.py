@@ -78,10 +78,13 @@ def test_a_crash_ends_the_engine_until_the_next_load():
 def test_cancel_from_another_thread():
     engine, vlm = loaded(Script(answer="long answer", token_s=0.05))
     vlm.prefill(prompt(vlm))
-    timer = threading.Timer(0.12, engine.cancel)
-    timer.start()
-    done = vlm.generate(100)
-    timer.join()
+
+    def cancel(text: str) -> None:
+        thread = threading.Thread(target=engine.cancel)
+        thread.start()
+        thread.join()
+
+    done = vlm.generate(100, on_text=cancel)
     assert done.finish == "cancelled"
     assert "long answer".startswith(done.text)
     assert len(done.ids) == len(done.text) < len("long answer")
