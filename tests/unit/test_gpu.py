@@ -219,18 +219,28 @@ def test_a_cancel_is_answered_within_a_second(name: str, ngl: int, engine: Engin
     """In the tower, in a prompt, in an answer, between them; what comes after is as if there had been none."""
     model = zoo.build(name, folder)
     vlm = engine.load(model.model, model.mmproj, LoadOptions(threads=1, gpu_layers=ngl))
-    want, waited = _answer(vlm, 1), []
+    want, bound = _answer(vlm, 1), 1.0 if ngl else 2.0  # seconds; a CPU may be busy with other things
     for i in range(20 if ngl else 6):
-        called: list[float] = []
-        timer = threading.Timer(0.003 * i, lambda called=called: (called.append(time.monotonic()), engine.cancel()))
-        timer.start()
-        with pytest.raises(Interrupted):
-            _answers(vlm, range(2, 2000))
-        timer.join()
-        waited.append(time.monotonic() - called[0])
-        assert _answer(vlm, 1) == want
+        for _ in range(3):  # a slow one may tell of what else the machine does
+            took = _cancelled(vlm, engine, 0.003 * i)
+            assert _answer(vlm, 1) == want
+            if took < bound:
+                break
+        else:
+            pytest.fail(f"answered {took:.1f} s after a cancel at {3 * i} ms, three times")
     vlm.close()
-    assert max(waited) < (1.0 if ngl else 2.0), "a CPU may be busy with other things"
+
+
+def _cancelled(vlm: RemoteVlm, engine: Engine, after: float) -> float:
+    """Seconds from a cancel to its answer."""
+    called: list[float] = []
+    timer = threading.Timer(after, lambda: (called.append(time.monotonic()), engine.cancel()))
+    timer.start()
+    with pytest.raises(Interrupted):
+        _answers(vlm, range(2, 2000))
+    answered = time.monotonic()
+    timer.join()
+    return answered - called[0]
 
 
 def _answers(vlm: RemoteVlm, seeds: Iterable[int]) -> list[list[int]]:
