@@ -20,8 +20,8 @@ from localvlm.tui.exchange import Exchange
 
 __all__ = ["DEADLINE", "HELD", "Heard", "HeldEngine", "fake_opener", "open_conversation", "pair_of", "picture", "scene"]
 
-DEADLINE = 20.0
-"""Seconds after which what is waited for will not come."""
+DEADLINE = 120.0
+"""Seconds after which what is waited for will not come, however slow the machine."""
 _E = TypeVar("_E")
 
 

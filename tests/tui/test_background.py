@@ -18,6 +18,7 @@ from localvlm.tui.screens.images import ImageBrowser, Place
 from localvlm.tui.screens.pairs import PairScreen
 from localvlm.tui.screens.pull import PullScreen
 from tests.tui.chat_app import answered, chat_app, notes, played_chat, until
+from tests.tui.chatting import DEADLINE
 from tests.tui.stage import Stage, idle, played, press
 
 
@@ -26,7 +27,7 @@ def test_a_dialog_is_closed_while_what_it_looks_up_hangs(dialog, tmp_path, monke
     let_go = threading.Event()
 
     def hangs(*args, **options):
-        let_go.wait(20)
+        let_go.wait(DEADLINE)
         return ([], 1) if dialog == "pairs" else []
 
     class Hanging:
@@ -116,7 +117,7 @@ def test_the_chat_is_left_before_its_panel_is_there(monkeypatch):
 
     def hangs():
         begun.set()
-        let_go.wait(20)
+        let_go.wait(DEADLINE)
         return Static
 
     monkeypatch.setattr("localvlm.tui.app._import_panel", hangs)

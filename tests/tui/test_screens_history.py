@@ -13,6 +13,7 @@ from localvlm.history import History, StoredTurn
 from localvlm.tui.screens.confirm import ConfirmScreen
 from localvlm.tui.screens.history import HistoryScreen
 from tests.tui.chat_app import pressed_at_once
+from tests.tui.chatting import DEADLINE
 from tests.tui.stage import idle, played, press, settled, shown
 
 HOSTILE = "[red]x[/] [@click=app.quit]y[/] \x1b]0;title\x07\x1b[31mz\n\u202eevil"
@@ -170,7 +171,7 @@ class Held:
 
     def conversations(self, query="", limit=200):
         self.threads.add(threading.current_thread())
-        assert self.may.wait(20)
+        assert self.may.wait(DEADLINE)
         if self.error:
             raise self.error
         return []
@@ -216,7 +217,7 @@ class HeldSearch:
         return getattr(self._history, name)
 
     def conversations(self, query="", limit=200):
-        assert not query or self.may.wait(20)
+        assert not query or self.may.wait(DEADLINE)
         return self._history.conversations(query, limit)
 
 

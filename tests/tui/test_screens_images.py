@@ -10,6 +10,7 @@ import pytest
 from localvlm.tui.screens import images
 from localvlm.tui.screens.images import ImageBrowser, Place
 from tests.tui.chat_app import pressed_at_once
+from tests.tui.chatting import DEADLINE
 from tests.tui.stage import idle, played, press, shown
 
 HOSTILE = "bad\x1b[2J\nname\u202e.png"
@@ -82,7 +83,7 @@ def test_what_is_typed_while_a_folder_is_read_is_of_that_folder(folder, monkeypa
     may, read = threading.Event(), images.listed
 
     def slow(path, hidden):
-        assert path == folder or may.wait(20)
+        assert path == folder or may.wait(DEADLINE)
         return read(path, hidden=hidden)
 
     monkeypatch.setattr(images, "listed", slow)

@@ -14,6 +14,7 @@ from localvlm.ranking import Ranked
 from localvlm.references import Reference
 from localvlm.tui.screens.pairs import PairScreen, pairs_of
 from tests.tui.chat_app import pressed_at_once
+from tests.tui.chatting import DEADLINE
 from tests.tui.stage import Stage, idle, played, press, settled, shown
 
 GB = 10**9
@@ -106,7 +107,7 @@ def test_it_is_there_before_the_pairs_are_looked_at():
 
     def look():
         threads.append(threading.current_thread())
-        assert may.wait(20)
+        assert may.wait(DEADLINE)
         return PAIRS, 10 * GB
 
     async def play():

@@ -14,6 +14,7 @@ from localvlm.hub import Hub, HubFile
 from localvlm.references import Reference
 from localvlm.tui.screens.pull import PullProgress, PullScreen
 from tests.hub_server import PIECE, HubServer
+from tests.tui.chatting import DEADLINE
 from tests.tui.stage import Stage, idle, press, settled, shown
 
 pytestmark = pytest.mark.loopback
@@ -82,7 +83,7 @@ def test_esc_stops_keeps_the_part_and_r_goes_on_where_it_was(hub, tmp_path):
     def pace(served):
         if served >= 3 * PIECE and not held.is_set():
             reached.set()
-            assert held.wait(20)
+            assert held.wait(DEADLINE)
 
     hub.pace = pace
 
@@ -167,7 +168,7 @@ def test_a_fetch_that_was_stopped_ends_before_it_is_gone_on_with():
             running.append(self)
             most.append(len(running))
             try:
-                assert may.wait(20)
+                assert may.wait(DEADLINE)
                 self.progress.note("fetching")
                 raise DownloadError("the second one")
             finally:
