@@ -18,7 +18,8 @@ from localvlm.tui import events
 from localvlm.tui.conversation import Conversation
 from tests.tui.chatting import DEADLINE, Heard, fake_opener, open_conversation, pair_of, picture
 
-SLOW = 0.01
+SLOW = 0.2
+"""Seconds a token takes of an answer that is to be stopped before its end."""
 FINAL = AskOptions(exit_at=0.0)
 
 
@@ -29,6 +30,7 @@ def talking(*args, **options):
         yield conversation, heard, engine
     finally:
         conversation.close()
+        conversation._thread.join(DEADLINE)
         assert not conversation._thread.is_alive()
 
 
