@@ -7,6 +7,7 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+from textual.notifications import Notification
 
 for _name in [name for name in os.environ if name.startswith("TEXTUAL_") and "SNAPSHOT" not in name]:
     del os.environ[_name]  # read when Textual is imported
@@ -22,6 +23,12 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLORTERM", "truecolor")
+
+
+@pytest.fixture(autouse=True)
+def _notes_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told in passing is there when a test gets to it, however long it takes on a busy machine."""
+    monkeypatch.setattr(Notification, "time_left", 1e6)
 
 
 @pytest.fixture
