@@ -77,6 +77,10 @@ async def nothing(pilot):
     pass
 
 
+def works_at(app):
+    return app.query_one(StageBars)._stage
+
+
 async def asked(pilot):
     await attach(pilot, scene())
     await answered(pilot, "What colour is the star?")
@@ -110,7 +114,7 @@ def test_the_guides_draft(seen):
     async def act(pilot):
         await attach(pilot, scene())
         await ask(pilot, "What colour is the star?")
-        await until(pilot, lambda: "draft: red" in shown(pilot.app))
+        await until(pilot, lambda: "draft: red" in shown(pilot.app) and works_at(pilot.app) == "encode")
 
     assert seen(act, model=Script("dark red", encode_s=HELD))
 
@@ -132,7 +136,7 @@ def test_stopped(seen):
     async def act(pilot):
         await attach(pilot, scene())
         exchange = await ask(pilot, "What colour is the star?")
-        await until(pilot, lambda: "draft: red" in shown(pilot.app))
+        await until(pilot, lambda: "draft: red" in shown(pilot.app) and works_at(pilot.app) == "encode")
         await pilot.press("escape")
         await ended(pilot, exchange)
 
