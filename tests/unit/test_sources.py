@@ -136,7 +136,9 @@ def test_ctrl_c_while_a_picture_is_decoded_is_no_damage_of_it(monkeypatch, place
 
 
 def test_ctrl_c_while_a_picture_is_decoded_apart(monkeypatch, interrupts):
-    kill = "import os, signal, time; os.kill(os.getppid(), signal.SIGUSR1); time.sleep(600)"
+    # once all was written to it: before, whoever starts it may not be done with that
+    kill = "import os, signal, sys, time; sys.stdin.buffer.read(); os.kill(os.getppid(), signal.SIGUSR1); "
+    kill += "time.sleep(600)"
     monkeypatch.setattr(images_apart, "_BOOT", kill)
     with pytest.raises(Interrupted):
         load(saved("PNG"), apart=True)
