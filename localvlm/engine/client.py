@@ -48,12 +48,12 @@ Int32 = NDArray[np.int32]
 
 _CONTROL = struct.Struct("<Q")
 _BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "import json, os, sys; sys.path[:] = json.loads(sys.argv[1]); os.nice(int(sys.argv[4])); "
     "from localvlm.engine.isolation import close_to_processes; sys.argv[3] == 'apart' and close_to_processes(); "
     "from localvlm.engine.worker import main; main(int(sys.argv[2]))"
 )
 """The worker finds packages where its client does, and never in the directory the user happens to stand in. It imports
-NumPy, which starts threads: only before can all of them be kept from other processes.
+NumPy, which starts threads: only before can all of them be kept from other processes, and be of the same priority.
 """
 _QUICK_S = 25.0
 """Seconds after which a call that only looks at text or sizes counts as hung."""
@@ -120,7 +120,7 @@ class Engine:
             env["LOCALVLM_ENGINE_LOG"] = "1"
         command = [sys.executable, "-E", "-P", "-c", _BOOT, json.dumps(_import_path()), str(control_read)]
         self._process = subprocess.Popen(
-            [*command, "apart" if apart else ""],
+            [*command, "apart" if apart else "", str(self._niceness)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -129,9 +129,6 @@ class Engine:
             env=env,
             bufsize=0,
         )
-        if self._niceness:
-            with contextlib.suppress(OSError):  # it ended already, which the first call tells
-                os.setpriority(os.PRIO_PROCESS, self._process.pid, os.nice(0) + self._niceness)
         os.close(control_read)
         self._generation += 1
         self.hung = self._loaded = False
@@ -141,12 +138,13 @@ class Engine:
 
     def _drain_stderr(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stderr is not None
-        for raw in iter(process.stderr.readline, b""):
-            line = "".join(c if c.isprintable() else "\ufffd" for c in raw.decode("utf-8", "replace").rstrip())
-            if line:  # printable alone: a file's metadata may come with escape sequences
-                self._stderr.append(line)
-                if self._verbose:
-                    sys.stderr.write(f"engine: {line}\n")
+        with process.stderr:
+            for raw in iter(process.stderr.readline, b""):
+                line = "".join(c if c.isprintable() else "\ufffd" for c in raw.decode("utf-8", "replace").rstrip())
+                if line:  # printable alone: a file's metadata may come with escape sequences
+                    self._stderr.append(line)
+                    if self._verbose:
+                        sys.stderr.write(f"engine: {line}\n")
 
     def kill(self) -> None:
         """Ends the worker at once, whatever it is doing."""
@@ -179,8 +177,6 @@ class Engine:
             return
         if self._stderr_reader is not None:
             self._stderr_reader.join(timeout=2)
-        if process.stderr is not None and not (self._stderr_reader and self._stderr_reader.is_alive()):
-            process.stderr.close()
         with self._state:  # a cancel from another thread must not write to a file that gets the number next
             control, self._control = self._control, -1
         if control >= 0:
