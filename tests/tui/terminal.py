@@ -12,10 +12,19 @@ import termios
 import time
 from collections.abc import Mapping, Sequence
 
-__all__ = ["Terminal"]
+__all__ = ["Terminal", "untouched_lines"]
 
 DEADLINE = 120.0
 """Seconds after which a program that says nothing will say nothing more."""
+
+
+def untouched_lines() -> int:
+    """``lines`` of a terminal that no program has changed yet."""
+    ours, theirs = pty.openpty()
+    lines = int(termios.tcgetattr(ours)[3])
+    os.close(ours)
+    os.close(theirs)
+    return lines
 
 
 class Terminal:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.tui.terminal import DEADLINE, Terminal
+from tests.tui.terminal import DEADLINE, Terminal, untouched_lines
 
 CHAT = "[sys.executable, '-m', 'localvlm', 'chat', '--pair', 'demo', '--threads', '1']"
 STARTED = {
@@ -47,7 +47,7 @@ def test_a_terminal_that_is_closed_ends_the_chat(tmp_path: Path, how: str) -> No
 
 def test_sigterm_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
     with Terminal(["-m", "localvlm", "chat", "--pair", "demo"], env={"LOCALVLM_HOME": str(tmp_path)}) as t:
-        before = t.lines
+        before = untouched_lines()  # those of ``t`` may be the chat's by now
         t.until(b"ready")
         assert t.lines != before
         said = len(t.said)
