@@ -138,13 +138,13 @@ class Engine:
 
     def _drain_stderr(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stderr is not None
-        with process.stderr:
-            for raw in iter(process.stderr.readline, b""):
-                line = "".join(c if c.isprintable() else "\ufffd" for c in raw.decode("utf-8", "replace").rstrip())
-                if line:  # printable alone: a file's metadata may come with escape sequences
-                    self._stderr.append(line)
-                    if self._verbose:
-                        sys.stderr.write(f"engine: {line}\n")
+        for raw in iter(process.stderr.readline, b""):
+            line = "".join(c if c.isprintable() else "\ufffd" for c in raw.decode("utf-8", "replace").rstrip())
+            if line:  # printable alone: a file's metadata may come with escape sequences
+                self._stderr.append(line)
+                if self._verbose:
+                    sys.stderr.write(f"engine: {line}\n")
+        process.stderr.close()  # whoever ended the worker may not have waited so long
 
     def kill(self) -> None:
         """Ends the worker at once, whatever it is doing."""
@@ -177,6 +177,8 @@ class Engine:
             return
         if self._stderr_reader is not None:
             self._stderr_reader.join(timeout=2)
+        if process.stderr is not None and not (self._stderr_reader and self._stderr_reader.is_alive()):
+            process.stderr.close()
         with self._state:  # a cancel from another thread must not write to a file that gets the number next
             control, self._control = self._control, -1
         if control >= 0:
