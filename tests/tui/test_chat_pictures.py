@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from textual.widgets import Input, TextArea
@@ -32,6 +34,25 @@ def test_chips_are_reached_and_removed_by_keys():
         await pilot.press("delete", "delete")
         await until(pilot, lambda: not app.query(Chip))
         assert isinstance(app.focused, TextArea)
+
+    played_chat(chat_app(), act)
+
+
+def test_chips_show_names_of_files_and_folders_where_these_are_the_same():
+    names = ["/pictures/me/a/cat.png", "/pictures/me/b/cat.png", "/pictures/me/b/dog.png", "/pictures/you/b/cat.png", "owl.png"]
+
+    async def act(pilot):
+        app = pilot.app
+
+        def labels():
+            return [str(chip.render()).split()[1] for chip in app.query(Chip)]
+
+        await attach(pilot, *(replace(picture(1, name), path=Path(name)) for name in names))
+        assert labels() == ["a/cat.png", "me/b/cat.png", "dog.png", "you/b/cat.png", "owl.png"]
+        assert [str(chip.tooltip) for chip in app.query(Chip)] == names
+        for _ in range(2):
+            await app.query_one(Chips).drop(app.query(Chip).first())
+        assert labels() == ["dog.png", "cat.png", "owl.png"]
 
     played_chat(chat_app(), act)
 

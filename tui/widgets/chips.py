@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from ..attachments import Attached
-from ..text import one_line, shown_name
+from ..text import one_line, shown_name, shown_path
 
 __all__ = ["Chip", "Chips"]
 
@@ -55,12 +55,24 @@ class Chip(Static, can_focus=True):
     def __init__(self, name: str, attached: Attached | None) -> None:
         self.named, self.attached = name, attached
         self.taken = False
-        shown = one_line(shown_name(name), LONGEST)
-        if attached is None:
-            super().__init__(Content(f"\u25a2 {shown} \u2026"), classes="-reading", markup=False)
-        else:
-            width, height = attached.image.size
-            super().__init__(Content(f"\u25a3 {shown} {width}\u00d7{height} \u00d7"), markup=False)
+        self._shown = _tail(name, ())
+        super().__init__(self._label, classes="-reading" if attached is None else "", markup=False)
+        path = None if attached is None else attached.path
+        self.tooltip = Content(one_line(shown_name(name) if path is None else shown_path(path)))
+
+    @property
+    def _label(self) -> Content:
+        shown = one_line(shown_name(self._shown), LONGEST)
+        if self.attached is None:
+            return Content(f"\u25a2 {shown} \u2026")
+        width, height = self.attached.image.size
+        return Content(f"\u25a3 {shown} {width}\u00d7{height} \u00d7")
+
+    def tell_apart(self, names: Sequence[str]) -> None:
+        """Shows so much of its path as these do not end with."""
+        if (shown := _tail(self.named, names)) != self._shown:
+            self._shown = shown
+            self.update(self._label)
 
     def action_remove(self) -> None:
         self.post_message(self.Removed(self))
@@ -168,6 +180,17 @@ class Chips(HorizontalScroll, can_focus=False):
         self._told()
 
     def _told(self) -> None:
+        names = [chip.named for chip in self.chips]
+        for chip in self.chips:
+            chip.tell_apart(names)
         self.set_class(bool(self.chips), "-filled")
         # made within a handler of what holds the chips, it would be taken for its own, and go no further
         self.post_message(self.Changed().set_sender(self))
+
+
+def _tail(name: str, names: Sequence[str]) -> str:
+    """The file's name of a path, with the folders before it that tell it from other paths."""
+    parts = name.rstrip("/").split("/")
+    others = [other.rstrip("/").split("/") for other in names if other != name]
+    n = next((n for n in range(1, len(parts)) if all(other[-n:] != parts[-n:] for other in others)), len(parts))
+    return "/".join(parts[-n:]) or name
