@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import pty
 import re
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -412,11 +414,21 @@ def test_bars_are_for_terminals(cli, hub, monkeypatch):
     hub.faults.append(Fault(cut=3_000_000))
     assert "\x1b" not in cli("pull", GUIDE).err
     ours, theirs = pty.openpty()
+    pieces: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # once its other end is closed
+            while piece := os.read(ours, 1 << 16):
+                pieces.append(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()  # a terminal comes by pieces, and takes some 64 KB where nobody reads
     with io.TextIOWrapper(os.fdopen(theirs, "wb", buffering=0), write_through=True) as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         assert cli("pull", f"{MODEL}:Q8_0").code == 0
-    shown = os.read(ours, 1 << 20).decode(errors="replace")
+    reader.join()
     os.close(ours)
+    shown = b"".join(pieces).decode(errors="replace")
     assert "model-Q8_0.gguf" in shown
     assert "all" in shown
     assert re.search(r"[\d.]+/[\d.]+ MB", shown)
