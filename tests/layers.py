@@ -37,7 +37,7 @@ from localvlm.pruning import PRESETS
 from tests import layer_table, zoo
 from tests.fidelity import Measure, compare
 
-__all__ = ["REFERENCES", "Difference", "committed", "cut_lists", "differences", "measure", "pauses"]
+__all__ = ["REFERENCES", "Difference", "anonymous", "committed", "cut_lists", "differences", "measure", "pauses"]
 
 REFERENCES = ("llava15", "qwen25vl")
 """Families that are compared with transformers: one position a token, and M-RoPE."""
@@ -197,10 +197,12 @@ THRICE: Schedule = ((2, 0.5), (6, 0.35), (15, 0.2))
 """The layers at which SparseVLM (2410.04417) prunes a model of 32."""
 
 
-def _anonymous(pid: int) -> float:
-    """MiB of a process that no file stands behind: weights that are mapped do not count."""
+def anonymous(pid: int) -> float:
+    """MiB of a process that no file stands behind, in memory or swapped out: weights that are mapped do not count, and
+    what the system takes from a process and gives back makes no difference. On Linux.
+    """
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]) / 1024
+    return sum(map(int, re.findall(r"(?:RssAnon|VmSwap):\s+(\d+) kB", status))) / 1024
 
 
 def memory(folder: Path, schedule: Schedule) -> float:
@@ -217,7 +219,7 @@ def memory(folder: Path, schedule: Schedule) -> float:
         vlm.finish(kept) if schedule else vlm.prefill(parts)
         vlm.generate(4)
         assert engine.pid is not None
-        return _anonymous(engine.pid)
+        return anonymous(engine.pid)
 
 
 def memories(folder: Path, say: Callable[[str], None] = print) -> int:

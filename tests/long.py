@@ -22,6 +22,7 @@ from localvlm.catalog import pair_named
 from localvlm.engine.api import LoadOptions
 from localvlm.engine.client import Engine
 from localvlm.pipeline import Pipeline
+from tests.layers import anonymous
 from tests.session import Scene, held_out
 
 __all__ = ["Report", "run"]
@@ -41,10 +42,10 @@ SLACK = 4 << 20
 
 @dataclass(frozen=True)
 class Sample:
-    """Both processes after some questions: resident bytes, descriptors and threads of (client, worker)."""
+    """Both processes after some questions: bytes, descriptors and threads of (client, worker)."""
 
     questions: int
-    rss: tuple[int, int]
+    held: tuple[int, int]
     descriptors: tuple[int, int]
     threads: tuple[int, int]
 
@@ -67,7 +68,7 @@ class Report:
     def slope(self, process: int) -> float:
         """Bytes a question, by least squares over the samples after the warm-up. 0: client, 1: worker."""
         warm = [s for s in self.samples if s.questions >= WARM * self.questions]
-        return float(np.polyfit([s.questions for s in warm], [s.rss[process] for s in warm], 1)[0])
+        return float(np.polyfit([s.questions for s in warm], [s.held[process] for s in warm], 1)[0])
 
     def misses(self) -> Iterator[tuple[str, str]]:
         """(what is looked at, what is wrong with it or nothing)."""
@@ -141,10 +142,15 @@ def _sample(pipeline: Pipeline, questions: int) -> Sample:
     both = client, worker
     return Sample(
         questions,
-        (client.memory_info().rss, worker.memory_info().rss),
+        (_held(client), _held(worker)),
         (client.num_fds(), worker.num_fds()),
         (threading.active_count(), both[1].num_threads()),
     )
+
+
+def _held(process: psutil.Process) -> int:
+    """Bytes of its own."""
+    return int(anonymous(process.pid) * 2**20) if sys.platform == "linux" else int(process.memory_info().rss)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -161,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed |= bool(miss)
     first, last = report.samples[0], report.samples[-1]
     for process, name in enumerate(("client", "worker")):
-        began, ended = (sample.rss[process] / 1e6 for sample in (first, last))
+        began, ended = (sample.held[process] / 1e6 for sample in (first, last))
         print(f"{name}: {began:.1f} MB at question {first.questions}, {ended:.1f} MB at the end")
     print(f"{report.questions:,} questions in {report.seconds:.0f} s, seed {options.seed}")
     return int(failed)
