@@ -2,7 +2,8 @@
 
 A pipeline with a pair of the zoo answers while SIGKILL, SIGABRT or SIGSEGV reaches its worker in one stage after the
 other. Each time the question must end in EngineCrashed that names the signal, within a second, the same pipeline must
-then give the answer it gives unharmed, and no process may stay behind.
+then give the answer it gives unharmed, and no process may stay behind. A kill that was told later is tried again: that
+may tell of what else the machine does.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from tests import zoo
 SIGNALS = (signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV)
 STAGES = ("load", "guide_encode", "guide_prefill", "guide_decode", "encode", "prefill", "decode")
 TOLD_S, TRIES = 1.0, 3
+TOLD_S, TRIES = 1.0, 3
 QUESTION = "what is the thing in red?"
 OPTIONS = AskOptions(keep=0.5, max_tokens=64)
 PICTURE = Image(np.random.RandomState(5).randint(0, 256, (300, 400, 3)).astype(np.uint8), "picture")
@@ -39,13 +41,16 @@ PICTURE = Image(np.random.RandomState(5).randint(0, 256, (300, 400, 3)).astype(n
 
 @dataclass
 class Kill:
-    """One signal and what came of it; ``miss`` is empty if all is well, ``late`` if the answer came first."""
+    """One signal and what came of it, told ``seconds`` later; ``miss`` is empty if all is well, ``late`` if the answer
+    came first.
+    """
 
     stage: str
     number: signal.Signals
     said: str = ""
     late: bool = False
     miss: str = ""
+    seconds: float = 0.0
 
 
 def open_pipeline(directory: Path, family: str) -> tuple[Pipeline, Engine]:
@@ -104,7 +109,7 @@ def _told_after(directory: Path, family: str, kill: Kill, delay: float, want: An
             ask(pipeline, shooter.on_stage)
             kill.late = True
         except EngineCrashed as error:
-            kill.said, seconds = error.message, time.monotonic() - shooter.sent
+            kill.said, kill.seconds = error.message, time.monotonic() - shooter.sent
             if not kill.said.startswith(f"the engine was ended by {kill.number.name} during"):
                 kill.miss = f"the signal is not named: {kill.said}"
         except Exception as error:  # noqa: BLE001  exactly what is looked for
@@ -139,9 +144,15 @@ def campaign(points: int, seed: int, directory: Path) -> Iterator[Kill]:
         unharmed[family] = min(runs, key=lambda answer: answer.ms["total"])
     for i in range(points):
         family = ("llava15", "qwen25vl")[i // len(STAGES) % 2]
-        kill = Kill(STAGES[i % len(STAGES)], SIGNALS[i % len(SIGNALS)])
-        want = unharmed[family]
-        kill_once(directory, family, kill, random.random() * 0.8 * want.ms[kill.stage] / 1e3, want)
+        stage, number, want = STAGES[i % len(STAGES)], SIGNALS[i % len(SIGNALS)], unharmed[family]
+        delay = random.random() * 0.8 * want.ms[stage] / 1e3
+        for _ in range(TRIES):
+            kill = Kill(stage, number)
+            kill_once(directory, family, kill, delay, want)
+            if kill.miss or kill.seconds <= TOLD_S:
+                break
+        else:
+            kill.miss = f"told only {kill.seconds:.1f} s later, {TRIES} times"
         yield kill
 
 
