@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import random
 import re
 import signal
@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import PIL.Image
 import pytest
@@ -276,8 +277,10 @@ def test_a_bar_is_for_terminals_alone(cli, data, monkeypatch):
     assert "[" not in cli("eval", data, *cli.pair, "--methods", "grid", "--keep", "0.5").err
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("localvlm.cli.output.sys.stderr.isatty", lambda: True)
+    seconds = itertools.count(0, 10)  # asked for at the start and after each question
+    monkeypatch.setattr("localvlm.cli.output.time", SimpleNamespace(monotonic=lambda: next(seconds)))
     shown = cli("eval", data, *cli.pair, "--methods", "grid", "--keep", "0.5", "--restart").err
-    assert "[####################....] 5 of 6 questions, 0 s left" in shown
+    assert "[####################....] 5 of 6 questions, 10 s left" in shown
     assert shown.endswith("\r\x1b[K")
     refused = cli("eval", data, *cli.pair, "--images", "nowhere").err
     assert "\r\x1b[Kreading the pictures ...\r\x1b[Klocalvlm: image" in refused
@@ -379,10 +382,21 @@ def test_an_engine_that_dies_loses_one_question(cli, data, tmp_path):
 
 
 CHILD = """
-import sys
+import sys, time
 from localvlm.cli.app import App
 from localvlm.cli.main import main
-from localvlm.engine.fake import FakeEngine, Script
+from localvlm.engine.fake import FakeEngine, FakeVlm, Script
+
+left, encode = int(sys.argv.pop(1)), FakeVlm.encode
+
+def encode_some(*args, **options):
+    global left
+    left -= 1
+    if left < 0:
+        time.sleep(3600)
+    return encode(*args, **options)
+
+FakeVlm.encode = encode_some
 scripts = {"guide": Script(answer="red"), "model": Script(answer="dark red", pruned_answer="red", encode_s=0.01)}
 main(sys.argv[1:], App(lambda _: FakeEngine(scripts)))
 """
@@ -391,22 +405,22 @@ main(sys.argv[1:], App(lambda _: FakeEngine(scripts)))
 def test_killed_at_random_it_tells_the_same_in_the_end(cli, tmp_path):
     data = make(tmp_path, 30)
 
-    def start(work: str) -> subprocess.Popen[bytes]:
+    def start(work: str, encodes: int = 1000) -> subprocess.Popen[bytes]:
         command = ["eval", data, *cli.pair, "--keep", "0.5,0.25", "--work", tmp_path / work, "--no-timings",
                    "--json", tmp_path / f"{work}.json", "-q"]  # fmt: skip
-        return subprocess.Popen([sys.executable, "-c", CHILD, *map(str, command)], stdout=subprocess.DEVNULL)
+        line = [sys.executable, "-c", CHILD, str(encodes), *map(str, command)]
+        return subprocess.Popen(line, stdout=subprocess.DEVNULL)
 
     assert start("whole").wait() == 0
-    rng, kills = random.Random(5), 0
+    rng = random.Random(5)
     journal = tmp_path / "cut" / "answers.jsonl"
     for _ in range(3):
-        child = start("cut")
+        child = start("cut", 18)  # two a question: it never ends by itself, however late it is killed
         before = journal.stat().st_size if journal.exists() else 0
         while child.poll() is None and (not journal.exists() or journal.stat().st_size == before):
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.1))
-        os.kill(child.pid, signal.SIGKILL)
-        kills += child.wait() == -signal.SIGKILL
-    assert kills
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
     assert start("cut").wait() == 0
     assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
