@@ -43,6 +43,7 @@ SELECT c.id, c.title, c.pair, c.system, c.created, c.updated,
     (SELECT count(*) FROM turn WHERE conversation = c.id) AS turns,
     (SELECT count(*) FROM turn JOIN image ON image.turn = turn.id WHERE conversation = c.id) AS images
 FROM conversation AS c"""
+_COUNT = "SELECT count(*) FROM conversation AS c"
 _HAS_WORD = """(instr(c.folded, ?)
     OR EXISTS (SELECT 1 FROM turn WHERE conversation = c.id AND instr(turn.folded, ?)))"""
 _SHOWN = """
@@ -149,12 +150,16 @@ class History:
         A word is looked for in titles, questions, answers and names of pictures, within longer words too, whatever its
         case; no character of it means anything else than itself.
         """
-        words = list(dict.fromkeys(folded(query).split()))[:MAX_WORDS]
-        where = " AND ".join([_HAS_WORD] * len(words)) or "1"
-        values: list[object] = [word for word in words for _ in range(2)]
+        where, values = _holding(query)
         values.append(-1 if limit is None else limit)
         found = self._read(f"{_SUMMARY} WHERE {where} ORDER BY c.updated DESC, c.id DESC LIMIT ?", values)
         return self._summaries(found)
+
+    def count(self, query: str = "") -> int:
+        """How many there are of those that :meth:`conversations` gives without a limit."""
+        where, values = _holding(query)
+        (found,) = self._read(f"{_COUNT} WHERE {where}", values)
+        return int(found[0])
 
     def conversation(self, conversation: int) -> ConversationSummary:
         """One of them.
@@ -379,6 +384,12 @@ def _remove_alone(path: Path) -> bool:
         for end in ("-wal", "-shm", "-journal", ""):
             path.with_name(path.name + end).unlink(missing_ok=True)
     return True
+
+
+def _holding(query: str) -> tuple[str, list[object]]:
+    """A condition, and its values: that a conversation holds every word."""
+    words = list(dict.fromkeys(folded(query).split()))[:MAX_WORDS]
+    return " AND ".join([_HAS_WORD] * len(words)) or "1", [word for word in words for _ in range(2)]
 
 
 def _insert(connection: sqlite3.Connection, table: str, values: dict[str, Any]) -> int:

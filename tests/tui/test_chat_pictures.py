@@ -39,7 +39,7 @@ def test_chips_are_reached_and_removed_by_keys():
 
 
 def test_chips_show_names_of_files_and_folders_where_these_are_the_same():
-    names = ["/pictures/me/a/cat.png", "/pictures/me/b/cat.png", "/pictures/me/b/dog.png", "/pictures/you/b/cat.png", "owl.png"]
+    names = ["/p/me/a/cat.png", "/p/me/b/cat.png", "/p/me/b/dog.png", "/p/you/b/cat.png", "owl.png"]
 
     async def act(pilot):
         app = pilot.app

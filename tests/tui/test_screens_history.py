@@ -10,6 +10,7 @@ from textual.widgets import Input
 
 from localvlm.errors import StorageError
 from localvlm.history import History, StoredTurn
+from localvlm.tui.screens import history as history_screen
 from localvlm.tui.screens.confirm import ConfirmScreen
 from localvlm.tui.screens.history import HistoryScreen
 from tests.tui.chat_app import pressed_at_once
@@ -65,6 +66,16 @@ def test_typing_searches_and_enter_resumes_what_is_found(history, tmp_path):
     assert browse(history, tmp_path, "+yellow", "enter") == [wanted]
     assert browse(history, tmp_path, "+nowhere", "enter", look=lambda app: seen.append(shown(app))) == []
     assert "nothing of that is in the history" in seen[1]
+
+
+@pytest.mark.parametrize("size", [(40, 12), (80, 24)])
+def test_how_many_there_are_is_told_where_not_all_are_listed(history, tmp_path, size, monkeypatch):
+    monkeypatch.setattr(history_screen, "MOST", 2)
+    seen = []
+    for keys in ([], ["+st"], ["+st", "backspace", "backspace"]):
+        browse(history, tmp_path, *keys, look=lambda app: seen.append(shown(app)), size=size)
+    assert ["History \u00b7 2 of 3" in text for text in seen] == [True, False, True]
+    assert "History" in seen[1]
 
 
 @pytest.mark.parametrize("size", [(40, 12), (80, 24)])

@@ -126,6 +126,7 @@ def test_the_newest_comes_first(history):
     assert [found.title for found in history.conversations(limit=1)] == ["first"]
     assert history.conversations()[0].updated >= history.conversations()[0].created
     assert second not in [found.id for found in history.conversations(limit=1)]
+    assert (history.count(), history.count("first")) == (2, 1)
 
 
 # ---- search
@@ -157,6 +158,7 @@ def test_no_query_means_more_than_its_letters(history, query):
     history.add(history.begin("other"), turn("question", f"has {query} in it"))
     if query.strip("\0 "):
         assert titles(history, query) == ["other"]
+    assert history.count(query) == len(titles(history, query))
 
 
 # ---- what is not there

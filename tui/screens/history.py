@@ -62,6 +62,7 @@ class Kept(Protocol):
     """The part of :class:`localvlm.history.History` that is used here; all of it is called from threads."""
 
     def conversations(self, query: str = "", limit: int = MOST) -> Sequence[Conversation]: ...
+    def count(self, query: str = "") -> int: ...
     def turns(self, conversation: int) -> Sequence[Turn]: ...
     def rename(self, conversation: int, title: str) -> object: ...
     def delete(self, conversation: int) -> object: ...
@@ -136,10 +137,13 @@ class HistoryScreen(Dialog[int]):
         self.run_worker(partial(self._list, query), exclusive=True, group="list")
 
     async def _list(self, query: str, at: int = 0) -> None:
-        found = await self._asked(partial(self._history.conversations, query, MOST))
-        if found is None:
+        listed = await self._asked(partial(self._found, query))
+        if listed is None:
             self._wanted = False
             return
+        found, there = listed
+        of = f" \u00b7 {len(found)} of {there:,}" if there > len(found) else ""
+        self.query_one("#dialog").border_title = Content(f"{self.heading}{of}")
         self._shown, self._listed = {str(one.id): one for one in found}, query
         options = self.query_one(OptionList)
         options.set_options([Option(self._row(one), id=str(one.id)) for one in found])
@@ -152,6 +156,11 @@ class HistoryScreen(Dialog[int]):
         self.refresh_bindings()
         if self._wanted and query == self.query_one(Input).value:
             self._resume()
+
+    def _found(self, query: str) -> tuple[Sequence[Conversation], int]:
+        """Those that are listed, and how many there are; in a thread."""
+        found = self._history.conversations(query, MOST)
+        return found, self._history.count(query) if len(found) == MOST else len(found)
 
     def _row(self, one: Conversation) -> Content:
         about = [_day(one.updated, self._now()), one_line(one.pair or "files", 24), _counted(one.turns, "turn")]
