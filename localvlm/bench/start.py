@@ -38,9 +38,9 @@ def from_start(bench: Bench, case: Case, picture: Path, question: str) -> Proces
     """
     order = json.dumps(_packed(bench, case, picture, question))
     command = [sys.executable, "-m", "localvlm.bench.start"]
-    began, started = time.time(), time.perf_counter()
+    began = time.monotonic()  # the same clock in all processes
     done = subprocess.run(command, input=order, capture_output=True, text=True, check=False)
-    whole = time.perf_counter() - started
+    whole = time.monotonic() - began
     if done.returncode:
         raise EngineCrashed(f"case '{case.name}' failed from its start: {done.stderr.strip()[-300:]}")
     told = json.loads(done.stdout)
@@ -63,7 +63,7 @@ def _packed(bench: Bench, case: Case, picture: Path, question: str) -> dict[str,
 
 
 def _answer(order: dict[str, Any]) -> dict[str, Any]:
-    """Time of day of the first token, and the worker's peak."""
+    """When the first token came, and the worker's peak."""
     from localvlm.engine.client import Engine
 
     files = {role: found and VlmFiles(*map(Path, found)) for role, found in order["files"].items()}
@@ -73,9 +73,9 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
     with Bench(setting, Engine) as bench:
         bench.know(case, Prepared(**order["prepared"]))
         picture = load(order["picture"])
-        began = time.time()
+        began = time.monotonic()
         run = bench.run(case, [picture], order["question"])
-        total = time.time() - began  # loading included, which the first token of plain's clock may not be
+        total = time.monotonic() - began  # loading included, which the first token of plain's clock may not be
         return {"first": began + total - (run.total_ms - run.first_ms) / 1e3, "peak": run.peak}
 
 
