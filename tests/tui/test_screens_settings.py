@@ -90,7 +90,7 @@ def test_what_is_wrong_is_told_as_the_command_line_does_and_not_taken(tabs, type
 
 
 def test_the_key_that_takes_them_does_not_claim_to_keep_them():
-    assert "^s use" in (text := seen())
+    assert "^s use in this chat" in (text := seen())
     assert "save" not in text
 
 

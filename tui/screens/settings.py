@@ -80,7 +80,7 @@ class SettingsScreen(Dialog[SettingsChange]):
         Binding("shift+tab", "app.focus_previous", show=False, priority=True),
         Binding("down", "app.focus_next", show=False),
         Binding("up", "app.focus_previous", show=False),
-        Binding("ctrl+s", "save", "use", priority=True),
+        Binding("ctrl+s", "save", "use in this chat", priority=True),
     ]
     DEFAULT_CSS = """
     SettingsScreen {
