@@ -59,7 +59,7 @@ def copied(kind: str, data: bytes) -> None:
     subprocess.run(
         ["xclip", "-selection", "clipboard", "-t", kind, "-i"], input=data, stdout=quiet, stderr=quiet, check=True
     )
-    until(lambda: kind.encode() in held("xclip", "-t", "TARGETS"))
+    until(lambda: held("xclip", "-t", kind) == data)  # what was held before may have been of that kind too
 
 
 def held(xclip: str, *options: str) -> bytes:
