@@ -26,7 +26,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, int, int]]:
-    """(file, first byte, bytes) of what the kernel was asked for; a thread of an earlier test may still ask for others."""
+    """(file, first byte, bytes) of what the kernel was asked for; a thread of an earlier test may ask for others."""
     found: list[tuple[str, int, int]] = []
 
     def advise(fd: int, at: int, n: int, advice: int) -> None:
