@@ -9,6 +9,8 @@ from pathlib import Path
 
 __all__ = ["room", "told"]
 
+_CGROUP = Path("/sys/fs/cgroup")
+
 
 def room() -> int:
     """Bytes of memory that a worker may have now: what is available, and no more than its limits leave."""
@@ -19,13 +21,16 @@ def room() -> int:
 
 def _limits() -> Iterator[int]:
     """What a control group and the limit of the address space leave."""
-    for most, taken in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for most, taken, stat, of_files in (
+        ("memory.max", "memory.current", "memory.stat", ""),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
     ):
         try:
-            limit, used = (Path("/sys/fs/cgroup", name).read_text().strip() for name in (most, taken))
-            yield max(int(limit) - int(used), 0)
+            limit, used = (int((_CGROUP / name).read_text()) for name in (most, taken))
+            rows = dict(line.split() for line in (_CGROUP / stat).read_text().splitlines())
+            # what of files was read stays in memory until somebody needs the room
+            files = sum(int(rows.get(f"{of_files}{kind}_file", 0)) for kind in ("active", "inactive"))
+            yield max(limit - max(used - files, 0), 0)
         except (OSError, ValueError):
             continue
     if of_worker := os.environ.get("LOCALVLM_WORKER_MEMORY"):  # as localvlm.engine.worker has it

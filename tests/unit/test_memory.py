@@ -156,6 +156,27 @@ def test_files_that_cannot_be_read_are_told_by_those_that_load_them(cli):
     assert cli.ask("-v", "--max-memory", "0.000001").code == 0  # the fake needs no files
 
 
+@pytest.mark.parametrize(
+    ("most", "taken", "folder", "before"),
+    [
+        ("memory.max", "memory.current", "", ""),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory", "total_"),
+    ],
+)
+def test_a_control_group_has_room_where_it_holds_files_that_were_read(
+    monkeypatch, tmp_path, most, taken, folder, before
+):
+    place = tmp_path / folder
+    place.mkdir(exist_ok=True)
+    (place / most).write_text("100000\n")
+    (place / taken).write_text("90000\n")
+    (place / "memory.stat").write_text(f"anon 20000\n{before}inactive_file 40000\n{before}active_file 20000\n")
+    monkeypatch.setattr("localvlm.room._CGROUP", tmp_path)
+    assert room() == 70_000
+    (place / most).write_text("max\n")
+    assert room() > 100_000
+
+
 def test_limits_of_the_worker_and_of_processes_bound_the_room(monkeypatch):
     monkeypatch.setenv("LOCALVLM_WORKER_MEMORY", "123456789")
     assert room() == 123_456_789
