@@ -87,8 +87,11 @@ class ChatParts(Workers, App[int]):
                 self.panel(lambda panel: panel.set_options(options))
 
     def show_pictures(self) -> None:
-        """Tells the side panel which pictures there are: those said, and those that come with the next question."""
+        """Tells the side panel which pictures there are: those said, and those that come with the next question, once
+        where they are both, as in an edit.
+        """
         said = [e for e in self.conversation.exchanges if e.status in ("done", "waiting")]
         images = [image for exchange in said for image in exchange.images]
-        images += [each.image for each in self.query_one(Chips).attached]
+        there = {id(image) for image in images}
+        images += [each.image for each in self.query_one(Chips).attached if id(each.image) not in there]
         self.panel(lambda panel: panel.show_images(images))

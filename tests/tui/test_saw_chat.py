@@ -68,3 +68,21 @@ def test_a_turn_that_was_taken_back_leaves_the_panel_to_the_one_before():
         assert not app.query_one(StageBars).ms
 
     played_chat(chat_app(), act)
+
+
+def test_the_picture_of_a_question_that_is_edited_is_there_once_with_what_is_known_of_it():
+    async def act(pilot) -> None:
+        app = pilot.app
+        view = app.query_one(PictureView)
+        await attach(pilot, picture())
+        await answered(pilot, "what?")
+        await pilot.press("up")
+        await until(pilot, lambda: app.composer.editing)
+        [drawing] = view.drawings
+        assert drawing.has_heat
+        assert drawing.kept is not None
+        await attach(pilot, picture(2))
+        await until(pilot, lambda: len(view.drawings) == 2)
+        assert [drawing.has_heat for drawing in view.drawings] == [True, False]
+
+    played_chat(chat_app(), act)
