@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -212,6 +213,16 @@ def test_a_caller_may_have_many_files_open() -> None:
     if done.stdout == "too few\n":
         pytest.skip("this system allows fewer files")
     assert done.stdout == "True\n", done.stderr
+
+
+def test_a_log_is_closed_by_the_thread_that_reads_it() -> None:
+    """Whoever ends the worker waits for it two seconds, which may be too few on a busy machine."""
+    read, write = os.pipe()
+    os.write(write, b"said\n")
+    os.close(write)
+    engine, worker = Engine(), SimpleNamespace(stderr=os.fdopen(read, "rb", 0))
+    engine._drain_stderr(worker)  # type: ignore[arg-type]
+    assert (list(engine._stderr), worker.stderr.closed) == (["said"], True)
 
 
 def test_nothing_is_left_of_twenty_engines(files) -> None:
