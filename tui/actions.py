@@ -178,6 +178,7 @@ class ChatActions(PictureActions, HistoryActions):
         self.composer.prompt.focus()
         self.show_pictures()
         self.panel(lambda panel: panel.clear())
+        self.turn_told = 0
         self.status("new chat")
 
     async def action_go_private(self) -> None:
@@ -201,12 +202,6 @@ class ChatActions(PictureActions, HistoryActions):
             await self.action_edit_last()
         else:
             await self.action_regenerate()
-
-    def on_chat_message_typed(self, event: ChatMessage.Typed) -> None:
-        """Somebody writes on, with a message in focus."""
-        prompt = self.composer.prompt
-        self.screen.set_focus(prompt)  # at once: the next letter goes there
-        prompt.insert(event.character)
 
     def on_paste(self, event: Paste) -> None:
         """What is pasted where nothing takes it is for the text."""

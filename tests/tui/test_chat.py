@@ -23,7 +23,18 @@ from localvlm.tui.widgets.composer import Composer
 from localvlm.tui.widgets.message import AnswerMessage, Question
 from localvlm.tui.widgets.retention_slider import RetentionSlider
 from localvlm.tui.widgets.status_line import StatusLine
-from tests.tui.chat_app import answered, ask, attach, chat_app, ended, last_exchange, notes, played_chat, until
+from tests.tui.chat_app import (
+    answered,
+    ask,
+    attach,
+    chat_app,
+    ended,
+    last_exchange,
+    notes,
+    played_chat,
+    pressed_at_once,
+    until,
+)
 from tests.tui.chatting import DEADLINE, HELD, picture
 from tests.tui.stage import idle, press, shown
 
@@ -156,8 +167,8 @@ def test_letters_that_do_nothing_with_a_message_go_to_the_text():
         app = pilot.app
         await answered(pilot, "what?")
         app.query(AnswerMessage).last().focus()
-        await press(pilot, "+is there")
-        assert app.composer.text == "is there"
+        pressed_at_once(app, *"is there!", "backspace")
+        await until(pilot, lambda: app.composer.text == "is there")
         assert app.focused is app.composer.prompt
         assert len(app.conversation.exchanges) == 1
 

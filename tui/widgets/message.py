@@ -21,6 +21,7 @@ from ..rewriting import rewrite
 from ..text import one_line, shown_name
 from ..told import caption
 from .answer_text import AnswerText
+from .composer import Prompt
 
 if TYPE_CHECKING:
     from localvlm.answers import Answer
@@ -67,13 +68,6 @@ class ChatMessage(Vertical, can_focus=True):
             super().__init__()
             self.widget, self.do = widget, do
 
-    class Typed(Message):
-        """A character that does nothing here was typed."""
-
-        def __init__(self, character: str) -> None:
-            super().__init__()
-            self.character = character
-
     def __init__(self, turn: int) -> None:
         super().__init__()
         self.turn = turn
@@ -87,10 +81,14 @@ class ChatMessage(Vertical, can_focus=True):
         self.post_message(self.Taken(self, do))
 
     def on_key(self, event: Key) -> None:
-        if event.is_printable and event.character and not self._bindings.key_to_bindings.get(event.key):
+        """Somebody writes on: a letter that does nothing here goes to the text, as do keys that were behind it."""
+        prompt = self.screen.query_one(Prompt)
+        letter = event.is_printable and not self._bindings.key_to_bindings.get(event.key)
+        if letter or self.screen.focused is prompt:
             event.stop()
             event.prevent_default()
-            self.post_message(self.Typed(event.character))
+            self.screen.set_focus(prompt)  # at once: the next letter goes there
+            prompt._forward_event(Key(event.key, event.character))
 
 
 class Question(ChatMessage):
