@@ -377,6 +377,7 @@ def test_only_some_cases(cli, tmp_path):
 def test_the_default_plan_is_that_of_ask_and_told_ahead(cli, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALVLM_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr("localvlm.cli.fit.room", lambda: 64 << 30)
     RateMemory.of(LoadOptions(cache=str(directories().cache))).add(rates())
     for role, real in (("model", LLAVA7), ("guide", GUIDE028)):
         files_of(cli.folder, replace(real, name=role))

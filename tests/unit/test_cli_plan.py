@@ -32,6 +32,7 @@ def timed(cli, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALVLM_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
     monkeypatch.setattr(choice, "_share", lambda: 1.0)
+    monkeypatch.setattr("localvlm.cli.fit.room", lambda: 64 << 30)
     memory().add(rates())
 
     def put(model: Real = LLAVA7, guide: Real = GUIDE028):
