@@ -37,6 +37,10 @@ KV_TYPES = ("f16", "q8_0")
 MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
 """Beyond, threads wait for each other, for minutes at each step."""
 POSITIONS = ("true", "compact")
+YES_NO = frozenset(("true", "yes", "on", "t", "y", "1", "false", "no", "off", "f", "n", "0"))
+"""What click takes for the value of a flag's variable."""
+AT_ODDS = (("keep", "keep_tokens"), ("preset", "keep"), ("preset", "keep_tokens"), ("preset", "layer"))
+"""Settings that say the same thing twice, see :func:`budget_of` and :func:`preset_of`."""
 _F = TypeVar("_F", bound=Callable[..., Any])
 _KNOWN: dict[str, list[Setting]] = {}
 """Those of each name: commands may take other values by one name."""
@@ -102,7 +106,7 @@ class Setting(click.Option):
 
     def _says_flag(self, value: Any) -> bool:
         """Whether a text is yes or no, and meant for a flag of `ask` by the name of this option."""
-        words = isinstance(self.type, click.types.StringParamType) and str(value).lower() in click.BOOL.bool_states
+        words = isinstance(self.type, click.types.StringParamType) and str(value).lower() in YES_NO
         return words and not self.is_flag and known_settings()[self.name or ""][0].is_flag
 
     def _takes(self, ctx: click.Context, value: Any, source: ParameterSource) -> bool:
@@ -232,6 +236,10 @@ def settings_problems(ctx: click.Context) -> list[UsageError]:
         except click.BadParameter as error:
             where = f"{name.replace('_', '-')!r} in config file '{config_file()}'"
             found.append(UsageError(f"{where}: {error.message.removesuffix('.')}", "correct it"))
+    for both in AT_ODDS:
+        if all(name in settings for name in both):
+            said = " and ".join(repr(name.replace("_", "-")) for name in both)
+            found.append(UsageError(f"config file '{config_file()}' has both {said}", "take one of them out"))
     return found
 
 

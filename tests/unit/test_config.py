@@ -9,7 +9,7 @@ import click
 import pytest
 
 from localvlm.cli.main import cli as group
-from localvlm.cli.options import Setting
+from localvlm.cli.options import YES_NO, Setting
 from localvlm.config import config_file, directories, read_config
 from localvlm.engine.fake import FakeEngine
 from localvlm.errors import UsageError
@@ -76,6 +76,12 @@ def test_flags_in_environment_and_file(cli, settings, monkeypatch):
     cli.scripts = {role: replace(script, gpus=("a card",)) for role, script in cli.scripts.items()}
     answer = json.loads(cli.ask().out)
     assert (answer["keep"], answer["method"], answer["tokens"]["generated"]) == (1.0, "grid", 3)
+
+
+def test_words_for_yes_and_no_are_those_of_click():
+    """The oldest click that the project takes does not tell its own."""
+    states = getattr(click.BOOL, "bool_states", None)
+    assert states is None or set(states) == YES_NO
 
 
 def loaded_with(monkeypatch, name: str) -> list:
