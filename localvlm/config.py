@@ -99,17 +99,22 @@ def read_config(known: Collection[str], path: Path | None = None, problems: list
     if not isinstance(keys, dict):
         refuse(UsageError(f"'keys' in config file '{path}' must be a table", "write [keys]"))
         keys = {}
-    settings, found = {}, {}
+    settings: dict[str, Any] = {}
+    found: dict[str, dict[str, Path | Reference]] = {}
     for key, value in content.items():
         name = key.replace("-", "_")
         if name in known:
             settings[name] = value
         else:
             refuse(UsageError(f"config file '{path}' has an unknown key {key!r}", closest(name, known)))
-    try:
-        found = _read_pairs(path, pairs)
-    except UsageError as error:
-        refuse(error)
+    if not isinstance(pairs, dict) or not all(isinstance(pair, dict) for pair in pairs.values()):
+        refuse(UsageError(f"'pairs' in config file '{path}' must hold tables", "write [pairs.NAME]"))
+        pairs = {}
+    for name, table in pairs.items():
+        try:
+            found[name] = _read_pair(path, name, table)
+        except UsageError as error:
+            refuse(error)
     return Config(path, settings, found, keys)
 
 
@@ -121,22 +126,15 @@ def closest(name: str, known: Collection[str]) -> str:
     return f"did you mean {close[0].replace('_', '-')!r}?" if close else "`localvlm ask --help` lists the options"
 
 
-def _read_pairs(path: Path, pairs: object) -> dict[str, dict[str, Path | Reference]]:
+def _read_pair(path: Path, name: str, table: dict[str, Any]) -> dict[str, Path | Reference]:
     from localvlm.references import parse
 
-    if not isinstance(pairs, dict) or not all(isinstance(p, dict) for p in pairs.values()):
-        raise UsageError(f"'pairs' in config file '{path}' must hold tables", "write [pairs.NAME]")
-    result = {}
-    for name, table in pairs.items():
-        files = {key.replace("-", "_"): value for key, value in table.items()}
-        for key, value in files.items():
-            if key not in PAIR_KEYS or not isinstance(value, str):
-                raise UsageError(
-                    f"pair {name!r} in config file '{path}' has a wrong entry {key!r}",
-                    "give guide, guide-mmproj, model and mmproj as paths or user/repo:quant in quotes",
-                )
-        places = {key: path.parent / Path(value).expanduser() for key, value in files.items()}
-        result[name] = {
-            key: (None if places[key].exists() else parse(value)) or places[key] for key, value in files.items()
-        }
-    return result
+    files = {key.replace("-", "_"): value for key, value in table.items()}
+    for key, value in files.items():
+        if key not in PAIR_KEYS or not isinstance(value, str):
+            raise UsageError(
+                f"pair {name!r} in config file '{path}' has a wrong entry {key!r}",
+                "give guide, guide-mmproj, model and mmproj as paths or user/repo:quant in quotes",
+            )
+    places = {key: path.parent / Path(value).expanduser() for key, value in files.items()}
+    return {key: (None if places[key].exists() else parse(value)) or places[key] for key, value in files.items()}

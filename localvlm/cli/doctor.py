@@ -21,7 +21,7 @@ from localvlm.cli.options import (
     user_config,
 )
 from localvlm.cli.output import Reporter
-from localvlm.errors import LocalvlmError
+from localvlm.errors import LocalvlmError, UsageError
 from localvlm.sanitize import sanitize
 
 if TYPE_CHECKING:
@@ -98,6 +98,13 @@ def _settings(ctx: click.Context) -> Iterator[Finding]:
     from localvlm.doctor import Finding, failed
 
     problems, config = settings_problems(ctx), user_config(ctx)
+    if config.keys:
+        from localvlm.tui.keymap import checked_keymap
+
+        try:
+            checked_keymap(config.keys, str(config.path))
+        except UsageError as error:
+            problems.append(error)
     yield from (failed("settings file", error) for error in problems)
     if not problems:
         there = (

@@ -145,6 +145,8 @@ def test_the_command(capsys, native):
         ("ngl = true", ["'ngl'", "a whole number"]),
         ("keep = ", ["not valid TOML"]),
         ('kep = 0.5\n[pairs.own]\nmodel = "m.gguf"', ["'kep'", "did you mean 'keep'"]),
+        ("keep = 0.5\nkeep-tokens = 64", ["'keep' and 'keep-tokens'"]),
+        ('keep = 0.5\npreset = "paper-9"', ["'preset' and 'keep'"]),
     ],
 )
 def test_settings_that_would_stop_every_question_are_told_beside_all_else(cli, monkeypatch, tmp_path, text, said):
@@ -160,6 +162,23 @@ def test_settings_that_would_stop_every_question_are_told_beside_all_else(cli, m
     (one,) = (f for f in told["findings"] if f["name"] == "settings file")
     assert one["exit_code"] == cli.ask().code == 2
     assert all(words in one["problem"] + one["remedy"] for words in ["config.toml", *said])
+
+
+def test_of_pairs_and_keys_of_the_settings_those_that_are_wrong_are_told(cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("LOCALVLM_HOME", str(tmp_path))
+    monkeypatch.setattr(doctor, "find_installation", lambda *_: iter(()))
+    (tmp_path / "config").mkdir()
+    wrong = "".join(f"[pairs.{name}]\nmodle = 'm.gguf'\n" for name in ("bad", "worse"))
+    own = f"[pairs.own]\nmodel = '{cli.pair[1]}'\n[keys]\nbogus = 'f9'\n"
+    (tmp_path / "config" / "config.toml").write_text(f"pair = 'own'\n{wrong}{own}")
+    run = cli("doctor", "--json")
+    found = [(f["name"], f["problem"]) for f in json.loads(run.out)["findings"]]
+    told = [problem for name, problem in found if name == "settings file"]
+    assert [next(word for word in ("'bad'", "'worse'", "'bogus'") if word in line) for line in told] == [
+        "'bad'", "'worse'", "'bogus'",
+    ]  # fmt: skip
+    assert not any("there is no pair" in problem for _, problem in found)
+    assert "pair own" in dict(found)
 
 
 def test_settings_that_are_sound_are_told(cli, monkeypatch, tmp_path):
