@@ -49,7 +49,7 @@ class _Batch:
             raise error
         self._unfit = unfit
         self.failed.append(error)
-        self._reporter.note(f"{name!r} is left out: {error.message}")
+        self._reporter.note(f"{name!r} is left out: {error}")
 
     def succeed(self) -> None:
         """Notes an answer."""

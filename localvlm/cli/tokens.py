@@ -62,7 +62,7 @@ def tokens(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> Non
     def leave_out(name: str, error: LocalvlmError) -> None:
         if len(sources) == 1:
             raise error
-        reporter.note(f"{name!r} is left out: {error.message}")
+        reporter.note(f"{name!r} is left out: {error}")
         left.append(error)
 
     found = [_counted(picture, pairs, params) for _, picture in readable(sources, reporter, leave_out)]
@@ -70,8 +70,10 @@ def tokens(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> Non
         import json
 
         click.echo(json.dumps(found))
-    else:
+    elif found:
         _show(found, others)
+    if left and not found:
+        raise type(left[-1])(f"none of the {len(left)} pictures can be read", "what stands above says why")
     if left:
         told = f"{len(left)} picture{'s were' if len(left) > 1 else ' was'} left out"
         raise type(left[-1])(told, "the others are told")

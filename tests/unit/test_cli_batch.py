@@ -9,7 +9,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import PIL.Image
 import pytest
@@ -261,7 +260,8 @@ def test_guide_and_model_are_given_the_schema(cli, monkeypatch):
 def test_a_calibration_of_free_answers_does_not_count_for_schemas(cli, monkeypatch):
     from localvlm import calibration
 
-    monkeypatch.setattr(calibration, "stored", lambda pair, method: SimpleNamespace(threshold=0.0, share=1.0))
+    found = calibration.Calibration(0.0, "sgl+", 0.1, 0.0, 0.1, 1.0, 100, labelled=True)
+    monkeypatch.setattr(calibration, "stored", lambda *_: found)
     assert json.loads(cli.ask("--json").out)["answered_by"] == "guide"
     assert json.loads(cli.ask("--json", "--schema", "a").out)["answered_by"] == "model"
     assert json.loads(cli.ask("--json", "--schema", "a", "--exit-at", "always").out)["answered_by"] == "guide"

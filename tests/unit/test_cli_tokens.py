@@ -85,6 +85,9 @@ def test_a_damaged_picture_leaves_the_others(cli):
     assert f"'{damaged}' is left out" in run.err
     assert "1 picture was left out" in run.err.splitlines()[-1]
     assert (cli("tokens", "--pair=demo", damaged).out, cli("tokens", "--pair=demo", damaged).code) == ("", 6)
+    run = cli("tokens", "--pair=demo", damaged, damaged)
+    assert (run.out, run.code, "none of the 2 pictures can be read" in run.err) == ("", 6, True)
+    assert "--fetch" in cli("tokens", "--pair=demo", "example", "https://example.org/a.png").err
 
 
 def test_so_does_one_that_cannot_be_fetched(cli, monkeypatch):
