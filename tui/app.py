@@ -221,13 +221,14 @@ class ChatApp(ChatActions):
                 self.status("ready")
             case events.Undone():
                 await self.taken_back(turn)
-                self._show_last()
+                self._show_last(turn)
             case events.NotSaved():
                 self.warn(event.error)
 
     def _asked(self, message: AnswerMessage | None, event: events.Asked) -> None:
         self._asked_at[event.turn] = self.now()
         if message is not None:
+            self.turn_told = event.turn
             message.asked(event.note)
             question = next((e.question for e in self.conversation.exchanges if e.turn == event.turn), "")
             self.panel(lambda panel: panel.begin(question))
@@ -263,14 +264,21 @@ class ChatApp(ChatActions):
     async def _ended(self, turn: int, how: str) -> None:
         """A turn that leaves nothing the model knows of: its pictures come with the next question."""
         exchange = next((e for e in self.conversation.exchanges if e.turn == turn), None)
-        if exchange is not None and not exchange.handed_on:
+        if exchange is None:  # it was taken back, and that is told next
+            return
+        if not exchange.handed_on:
             await self.query_one(Chips).add(exchange.attached)
         self.show_pictures()
         self.status(how)
 
-    def _show_last(self) -> None:
-        """The panel goes back to the last answer that there is; a question that waits will take it anyway."""
+    def _show_last(self, taken: int) -> None:
+        """The panel goes from the turn that was taken back to the last answer that there is; a question that waits will
+        take it anyway.
+        """
         exchanges = self.conversation.exchanges
+        if taken != self.turn_told:
+            return
+        self.turn_told = exchanges[-1].turn if exchanges else 0
         if exchanges and exchanges[-1].status == "waiting":
             return
         self.status("taken back")

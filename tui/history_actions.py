@@ -70,6 +70,7 @@ class HistoryActions(ChatParts):
         finally:
             self.resuming = False
         self.conversation.restore(exchanges, number)
+        self.turn_told = exchanges[-1].turn if exchanges else 0
         await self.log_view.clear()
         await self.show_earlier()
         self.log_view.anchor()

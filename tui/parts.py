@@ -40,6 +40,8 @@ class ChatParts(Workers, App[int]):
     """The same if nobody says otherwise here."""
     resuming = False
     """A conversation of the history is being read, which will take the place of this one."""
+    turn_told = 0
+    """The turn that the panel and the line at the bottom tell of, 0: none."""
 
     # what the other half has
 

@@ -13,6 +13,7 @@ from localvlm.tui import history_actions
 from localvlm.tui.conversation import Conversation
 from localvlm.tui.events import Failed
 from localvlm.tui.widgets.chips import Chip, Chips
+from localvlm.tui.widgets.stage_bars import StageBars
 from localvlm.tui.widgets.status_line import StatusLine
 from tests.tui.chat_app import (
     answered,
@@ -270,6 +271,67 @@ def test_the_picture_of_a_question_that_was_stopped_comes_with_the_next_one_on_a
     played_chat(chat_app(model=HOLDS, history=tmp_path / "history.db"), first)
     played_chat(chat_app(history=tmp_path / "history.db"), second)
     played_chat(chat_app(history=tmp_path / "history.db"), third)
+
+
+@pytest.mark.parametrize(("ends", "told"), [("stopped", "stopped"), ("answered", "model answered")])
+def test_a_question_that_is_taken_back_while_it_waits_leaves_what_is_told_of_the_one_before(ends, told):
+    async def act(pilot):
+        app = pilot.app
+        bars = app.query_one(StageBars)
+        first = await ask(pilot, "what?")
+        await until(pilot, lambda: bars._stage == "decode")
+        second = await ask(pilot, "and?")
+        await app.action_undo()
+        if ends == "stopped":
+            await pilot.press("escape")
+        else:
+            app.engine.let_go()
+        await ended(pilot, first)
+        await until(pilot, lambda: app.log_view.answer(second.turn) is None)
+        assert told in app.query_one(StatusLine).told
+        assert bars.ms["decode"] > 0
+
+    played_chat(chat_app(model=HOLDS), act)
+
+
+def test_a_question_that_is_taken_back_before_a_new_chat_is_not_told_in_it(monkeypatch):
+    free, gone = threading.Event(), []
+
+    async def act(pilot):
+        app = pilot.app
+        taken_back = app.taken_back
+
+        async def told(turn):
+            await taken_back(turn)
+            gone.append(turn)
+
+        monkeypatch.setattr(app, "taken_back", told)
+        await answered(pilot, "what?")
+        app.conversation.call(lambda: free.wait(DEADLINE))
+        await ask(pilot, "and?")
+        await app.action_undo()
+        await app.action_undo()
+        await app.action_new_chat()
+        free.set()
+        await until(pilot, lambda: len(gone) == 2)
+        assert app.query_one(StatusLine).told.endswith("new chat")
+
+    played_chat(chat_app(), act)
+
+
+def test_a_question_of_a_conversation_that_was_resumed_is_told_when_it_is_taken_back(tmp_path):
+    async def first(pilot):
+        await answered(pilot, "what?")
+
+    async def second(pilot):
+        app = pilot.app
+        await app._resume(1)
+        await until(pilot, lambda: len(app.conversation.exchanges) == 1 and not app.resuming)
+        await app.action_undo()
+        await until(pilot, lambda: app.query_one(StatusLine).told.endswith("taken back"))
+
+    played_chat(chat_app(history=tmp_path / "history.db"), first)
+    played_chat(chat_app(history=tmp_path / "history.db"), second)
 
 
 def test_a_pair_that_there_is_not_leaves_the_one_that_is_open():
