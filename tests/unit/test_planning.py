@@ -370,7 +370,9 @@ def test_a_family_that_is_not_known_is_not_planned(shapes, tmp_path):
 SECONDS = st.floats(1e-13, 1e-6)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     pair=st.sampled_from([("llava-7b", "guide-0.28b"), ("smolvlm2-2.2b", "smolvlm2-256m"),
                           ("qwen2.5-vl-7b", "qwen2.5-vl-3b"), ("guide-0.28b", "llava-7b")]),
