@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from textual.events import Click
 from textual.selection import SELECT_ALL
 from textual.widgets import TextArea
 
@@ -19,7 +20,7 @@ from localvlm.tui.screens.history import HistoryScreen
 from localvlm.tui.screens.images import ImageBrowser
 from localvlm.tui.screens.settings import SettingsScreen
 from localvlm.tui.widgets.chips import Chip, Chips
-from localvlm.tui.widgets.composer import Composer
+from localvlm.tui.widgets.composer import Composer, Prompt
 from localvlm.tui.widgets.message import AnswerMessage, Question
 from localvlm.tui.widgets.retention_slider import RetentionSlider
 from localvlm.tui.widgets.status_line import StatusLine
@@ -150,10 +151,12 @@ def test_escape_stops_an_answer_and_r_asks_again():
     played_chat(chat_app(model=SLOW), act)
 
 
-def test_a_click_on_an_answer_leaves_the_keys_to_the_text():
+@pytest.mark.parametrize("focused", [Prompt, RetentionSlider])
+def test_a_click_on_an_answer_leaves_the_keys_to_the_text(focused):
     async def act(pilot):
         app = pilot.app
         await answered(pilot, "what?")
+        app.query_one(focused).focus()
         await pilot.click(AnswerMessage)
         await press(pilot, "+are")
         assert app.composer.text == "are"
@@ -192,6 +195,22 @@ def test_ctrl_c_copies_what_is_selected_in_an_answer_and_stops_nothing(monkeypat
         assert copied == ["what?"]
 
     played_chat(chat_app(model=Script("dark red", token_s=HELD)), act)
+
+
+def test_a_selection_in_an_answer_leaves_the_keys_where_they_were():
+    async def act(pilot):
+        app = pilot.app
+        await answered(pilot, "what?")
+        app.query_one(RetentionSlider).focus()
+        await pilot.mouse_down(AnswerMessage, offset=(4, 0))
+        await pilot.hover(AnswerMessage, offset=(9, 0))
+        await pilot.mouse_up(AnswerMessage, offset=(9, 0))
+        await pilot._post_mouse_events([Click], AnswerMessage, (9, 0))  # of a terminal it would follow by itself
+        await idle(pilot)
+        assert app.screen.get_selected_text()
+        assert app.focused is app.query_one(RetentionSlider)
+
+    played_chat(chat_app(), act)
 
 
 def test_the_keys_told_below_a_cut_answer_copy_all_of_it(monkeypatch):

@@ -80,6 +80,11 @@ class ChatMessage(Vertical, can_focus=True):
     def action_take(self, do: str) -> None:
         self.post_message(self.Taken(self, do))
 
+    def on_click(self) -> None:
+        """What is typed goes to the text from here on, unless something was selected."""
+        if not self.screen.get_selected_text():
+            self.screen.query_one(Prompt).focus()
+
     def on_key(self, event: Key) -> None:
         """Somebody writes on: a letter that does nothing here goes to the text, as do keys that were behind it."""
         prompt = self.screen.query_one(Prompt)
