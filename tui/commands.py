@@ -49,7 +49,14 @@ COMMANDS = (
     Command("help", "help", "shows keys and commands"),
     Command("exit", "quit", "leaves"),
 )
-ALIASES = {"quit": "exit", "retry": "regen", "history": "resume", "pair": "model", "new": "clear"}
+ALIASES = {
+    "quit": "exit",
+    "retry": "regen",
+    "regenerate": "regen",
+    "history": "resume",
+    "pair": "model",
+    "new": "clear",
+}
 _NAMED = {command.name: command for command in COMMANDS}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from textual.app import App
+from textual.app import App, SystemCommand
 
 from localvlm.tui.commands import ALIASES, COMMANDS, Command
 from localvlm.tui.palette import CommandProvider
@@ -18,6 +18,13 @@ class Palette(App[None]):
     def __init__(self) -> None:
         super().__init__()
         self.chosen: list[Command] = []
+        self.themed = 0
+
+    def get_system_commands(self, screen):
+        yield SystemCommand("Theme", "changes the colours", self.theme_chosen)
+
+    def theme_chosen(self) -> None:
+        self.themed += 1
 
     def choose_command(self, command: Command) -> None:
         self.chosen.append(command)
@@ -30,6 +37,11 @@ class Palette(App[None]):
         ("another answer", "regen"),
         ("takes nothing", None),
         *ALIASES.items(),
+        ("conversations", "resume"),
+        ("rename", "resume"),
+        ("new chat", "clear"),
+        ("switch pair", "model"),
+        ("pair changes", "model"),
         ("tlq", None),  # "takes the last question back"
     ],
 )
@@ -47,3 +59,17 @@ def test_a_command_is_found_and_chosen(typed, name):
 
     asyncio.run(play())
     assert [command.name for command in app.chosen] == ([name] if name else [])
+
+
+@pytest.mark.parametrize("typed", ["colors", "colours", "change theme"])
+def test_what_the_app_itself_has_is_found_by_its_words(typed):
+    app = Palette()
+
+    async def play():
+        async with app.run_test(size=(80, 40)) as pilot:
+            await press(pilot, "ctrl+p", f"+{typed}")
+            assert "changes the colours" in shown(app)
+            await press(pilot, "enter")
+
+    asyncio.run(play())
+    assert app.themed == 1
