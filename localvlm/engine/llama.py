@@ -342,8 +342,13 @@ class Context:
             f"{self.n_ctx} in {options.kv_type}, flash attention {attention}, weights {', '.join(self.model.buffers)}"
         )
 
+    @property
+    def lost(self) -> bool:
+        """Whether it could not be made again; :meth:`clear` tries to."""
+        return not self.handle
+
     def _check_there(self) -> None:
-        if not self.handle:
+        if self.lost:
             raise NotEnoughMemory(
                 f"what '{self.model.path.name}' had read is lost: its context could not be made again",
                 "lower --ctx-size, or choose a smaller model",
@@ -369,7 +374,7 @@ class Context:
         Raises:
             NotEnoughMemory: the context was lost, and cannot be made again.
         """
-        if not self.handle:
+        if self.lost:
             self._open(self._enough(0) if self.model.resizable else self.n_ctx)
         self._lib.llama_memory_clear(self._memory, False)
 

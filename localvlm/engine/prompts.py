@@ -131,7 +131,7 @@ class Prompts:
         attention is recorded.
         """
         cache = self._cache
-        if reuse == "nothing" or cache.staged or tap != cache.tapping:
+        if reuse == "nothing" or cache.staged or tap != cache.tapping or cache.context.lost:
             return 0
         n = min(len(cache.keys), rows.n - 1)
         if tap and rows.classes.any():

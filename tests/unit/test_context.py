@@ -144,13 +144,13 @@ def test_a_context_that_cannot_be_made_again_is_told_and_made_when_there_is_room
             lambda: vlm.feed(np.array([9], np.int32)),
             lambda: vlm._cache.keep(5),
             lambda: vlm._cache.forget(1),
-            lambda: vlm.prefill(prompt(vlm), reuse="rows"),
             context.logits,
         ):
             with pytest.raises(NotEnoughMemory, match="is lost"):
                 call()
         with pytest.raises(NotEnoughMemory, match="no 256 cells"):
-            vlm.prefill(prompt(vlm))
+            vlm.prefill(prompt(vlm), reuse="rows")
+    assert vlm.prefill(prompt(vlm), reuse="rows").n_run == vlm.prefill(prompt(vlm)).n_run, "nothing is left to reuse"
     assert all(np.array_equal(a, b) for a, b in zip(asked(vlm, 0), want, strict=False))
     vlm.close()
 
