@@ -213,14 +213,18 @@ def _folder(name: str, folder: Path) -> Finding:
 
 
 def _terminal(environment: Mapping[str, str]) -> str:
-    """By what terminals say of themselves; nothing is sent to them."""
-    program, term = environment.get("TERM_PROGRAM", ""), environment.get("TERM", "")
-    if "kitty" in term or "KITTY_WINDOW_ID" in environment or program in ("ghostty", "WezTerm"):
-        return "kitty's protocol"
-    if program in ("iTerm.app", "WarpTerminal") or "foot" in term or "mlterm" in term:
-        return "sixel"
+    """How the chat shows pictures in it."""
+    from localvlm.terminal_pictures import Protocol, protocol_of
+
+    try:
+        way = protocol_of(environment)
+    except UsageError as error:
+        return str(error)
+    if way is not Protocol.BLOCKS:
+        return {Protocol.KITTY: "kitty's protocol", Protocol.SIXEL: "sixel", Protocol.NONE: "none"}[way]
     colours = environment.get("COLORTERM", "") in ("truecolor", "24bit")
-    return f"half blocks, {'true colour' if colours else '256 colours' if '256' in term else 'few colours'}"
+    few = "256 colours" if "256" in environment.get("TERM", "") else "few colours"
+    return f"half blocks, {'true colour' if colours else few}"
 
 
 # models

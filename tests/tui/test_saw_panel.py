@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.color import ColorSystem
 from textual.pilot import Pilot
 from textual.widgets import Select
 
@@ -523,7 +524,7 @@ def test_256_colours_are_used_where_there_are_no_more(monkeypatch) -> None:
 
 @pytest.mark.parametrize("pictures", [Protocol.KITTY, Protocol.SIXEL, Protocol.NONE])
 def test_graphics_are_written_between_those_of_the_app(pictures: Protocol, monkeypatch) -> None:
-    monkeypatch.setattr("localvlm.tui.widgets.graphics.cell_pixels", lambda: (10, 20))
+    monkeypatch.setattr("localvlm.tui.widgets.graphics.cell_pixels", lambda: (8, 15))
     monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k != "TMUX"})
     written: list[str] = []
 
@@ -548,6 +549,9 @@ def test_graphics_are_written_between_those_of_the_app(pictures: Protocol, monke
             column = app.query_one(PictureView).content_region.x + 1
             assert graphics[-1].startswith(f"\x1b7\x1b[1;{column}H\x1bP")
             assert graphics[-1].endswith("\x1b\\\x1b8")
+            strips = app.query_one(PictureView)._strips
+            size = f'"1;1;{8 * strips[0].cell_length};{15 * len(strips)}#'
+            assert size in graphics[-1], "no cell is left to half blocks"
             before = len(graphics)
             app.query_one(MethodChoice).focus()
             await press(pilot, "enter")
@@ -560,6 +564,23 @@ def test_graphics_are_written_between_those_of_the_app(pictures: Protocol, monke
     played(act, app=PanelApp(pictures=pictures))
     if pictures is Protocol.KITTY:
         assert written[-1].startswith("\x1b_Ga=d"), "it is forgotten at the end"
+
+
+def test_sixels_bring_their_own_colours(monkeypatch) -> None:
+    monkeypatch.setattr("localvlm.tui.widgets.graphics.cell_pixels", lambda: (8, 15))
+    written: list[str] = []
+
+    async def act(pilot, app) -> None:
+        app.console._color_system = ColorSystem.STANDARD
+        app._driver.write = written.append
+        await tell(app, [picture()])
+        await settled(pilot)
+        assert any(w.startswith("\x1b7") for w in written) != app.no_color
+
+    played(act, app=PanelApp(pictures=Protocol.SIXEL))
+    monkeypatch.setenv("NO_COLOR", "1")
+    del written[:]
+    played(act, app=PanelApp(pictures=Protocol.SIXEL))
 
 
 def test_the_panel_tells_its_price_of_tiles() -> None:

@@ -6,6 +6,7 @@ import base64
 import re
 import unicodedata
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +44,24 @@ rng = np.random.default_rng(3)
 )
 def test_the_environment_tells(environment, found) -> None:
     assert protocol_of(environment) == found
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("version: Version = Version(0, 26, 5)", "blocks"),
+        ("version: Version = Version(0, 28, 0)", "kitty"),
+        ("version = (1, 0, 0)", "kitty"),
+        ("nothing of that kind", "kitty"),
+        (None, "kitty"),
+    ],
+)
+def test_a_kitty_without_placeholders_gets_half_blocks(tmp_path: Path, line: str | None, found: str) -> None:
+    """Debian 12 has 0.26, which shows each placeholder as an empty box."""
+    if line is not None:
+        (tmp_path / "kitty").mkdir()
+        (tmp_path / "kitty" / "constants.py").write_text(f"class Version(NamedTuple):\n    major: int\n\n\n{line}\n")
+    assert protocol_of({"TERM": "xterm-kitty", "KITTY_INSTALLATION_DIR": str(tmp_path)}) == found
 
 
 def test_another_word_is_refused() -> None:

@@ -97,6 +97,9 @@ def test_files_of_pairs_are_looked_into(tmp_path):
 def test_terminals_are_known_by_what_they_say():
     assert doctor._terminal({"TERM": "xterm-kitty"}) == "kitty's protocol"
     assert doctor._terminal({"TERM": "foot"}) == "sixel"
+    assert doctor._terminal({"TERM": "tmux-256color", "KITTY_WINDOW_ID": "1"}) == "half blocks, 256 colours"
+    assert doctor._terminal({"TERM": "foot", "LOCALVLM_PICTURES": "none"}) == "none"
+    assert "LOCALVLM_PICTURES='jpeg'" in doctor._terminal({"LOCALVLM_PICTURES": "jpeg"})
     assert doctor._terminal({"TERM": "xterm-256color", "COLORTERM": "truecolor"}) == "half blocks, true colour"
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from localvlm.terminal_pictures import VARIABLE, Protocol, cell_pixels, protocol_of
+
 from .cells import RGB, bounded, braille, dithered_256, fit, half_blocks, shades, shrunk
 from .drawing import Colours, Drawing
 from .kitty import MOST_CELLS, forgotten, placeholders, sent
 from .overlay import Cover, Inks, View, cover, kept_share, painted
-from .protocol import VARIABLE, Protocol, cell_pixels, protocol_of
 from .sixel import sixels
 
 __all__ = [

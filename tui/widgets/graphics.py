@@ -92,10 +92,10 @@ class Graphics:
         self._ready()
 
     def _encoded(self, drawing: Drawing, view: View, inks: Inks, space: tuple[int, int], cells: tuple[int, int]) -> str:
+        if self._protocol is Protocol.SIXEL:  # all of the cells: beside it, half blocks would be seen
+            return sixels(drawing.frame(space, view, inks))
         height, width = drawing.pixels.shape[:2]
         frame: RGB = drawing.frame(fit((width, height), *space), view, inks)
-        if self._protocol is Protocol.SIXEL:
-            return sixels(frame)
         return sent(frame, self._number, *cells, tmux=self._in_tmux)
 
     @property

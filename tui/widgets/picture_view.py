@@ -139,7 +139,7 @@ class PictureView(Widget, can_focus=True):
         drawing, colours = self._drawings[self.index], self._colours
         background, foreground = self.colors[2:]
         inks = Inks(background.rgb, foreground.rgb)
-        if colours is Colours.ALL:
+        if colours is Colours.ALL or (self._protocol is Protocol.SIXEL and not self.app.no_color):
             cells = drawing.size(width, height)
             self._graphics.want((self._drawn, cells), drawing, self.view, inks, cells)
             if (placed := self._graphics.strips(cells)) is not None:

@@ -7,10 +7,12 @@ them, get half blocks, which all terminals show; ``LOCALVLM_PICTURES`` says othe
 from __future__ import annotations
 
 import fcntl
+import re
 import struct
 import termios
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 
 from localvlm.errors import UsageError
 
@@ -30,6 +32,8 @@ class Protocol(StrEnum):
 
 _KITTY_TERMS, _KITTY_PROGRAMS = ("xterm-kitty", "xterm-ghostty"), ("ghostty", "kitty")
 """Those that know placeholders: a program that knows kitty's graphics may lack these."""
+_PLACEHOLDERS = 0, 28
+"""Version of kitty from which on it knows them; before, it shows them as letters that no font has."""
 _SIXEL_TERMS, _SIXEL_PROGRAMS = ("foot", "mlterm", "contour", "yaft"), ("WezTerm", "iTerm.app", "mintty")
 _KONSOLE = 22_04_00
 """Version from which on Konsole shows sixels."""
@@ -51,7 +55,7 @@ def protocol_of(environment: Mapping[str, str]) -> Protocol:
     if environment.get("TMUX") or environment.get("STY") or term.startswith(("screen", "tmux")):
         return Protocol.BLOCKS
     if environment.get("KITTY_WINDOW_ID") or term in _KITTY_TERMS or program in _KITTY_PROGRAMS:
-        return Protocol.KITTY
+        return Protocol.KITTY if _knows_placeholders(environment) else Protocol.BLOCKS
     konsole = environment.get("KONSOLE_VERSION", "")
     if (
         term.startswith(_SIXEL_TERMS)
@@ -60,6 +64,20 @@ def protocol_of(environment: Mapping[str, str]) -> Protocol:
     ):
         return Protocol.SIXEL
     return Protocol.BLOCKS
+
+
+def _knows_placeholders(environment: Mapping[str, str]) -> bool:
+    """Whether kitty does, as far as its files tell: the environment has its place, and not its version. One whose files
+    are elsewhere, or packed, is taken for a new one.
+    """
+    if not (place := environment.get("KITTY_INSTALLATION_DIR", "")):
+        return True
+    try:
+        text = Path(place, "kitty", "constants.py").read_text("utf-8", "replace")
+    except OSError:
+        return True
+    found = re.search(r"^version\b.*=.*\((\d+), *(\d+)", text, re.MULTILINE)
+    return found is None or (int(found[1]), int(found[2])) >= _PLACEHOLDERS
 
 
 def cell_pixels() -> tuple[int, int] | None:
