@@ -540,6 +540,9 @@ def test_graphics_are_written_between_those_of_the_app(pictures: Protocol, monke
         elif pictures is Protocol.KITTY:
             assert graphics[-1].startswith("\x1b_Ga=T,U=1,q=2,f=24")
             assert "\U0010eeee" in text
+            view = app.query_one(PictureView)
+            behind = {segment.style.bgcolor for strip in view._strips for segment in strip}
+            assert behind == {view.rich_style.bgcolor}, "no bars where cells are not twice as high as wide"
             app.query_one(PictureView).focus()
             await press(pilot, "h")
             again = [w for w in written if w.startswith("\x1b_Ga=T")]

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Hashable
 from itertools import count
 
+import numpy as np
 from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Select
@@ -92,10 +93,10 @@ class Graphics:
         self._ready()
 
     def _encoded(self, drawing: Drawing, view: View, inks: Inks, space: tuple[int, int], cells: tuple[int, int]) -> str:
-        if self._protocol is Protocol.SIXEL:  # all of the cells: beside it, half blocks would be seen
-            return sixels(drawing.frame(space, view, inks))
         height, width = drawing.pixels.shape[:2]
         frame: RGB = drawing.frame(fit((width, height), *space), view, inks)
+        if self._protocol is Protocol.SIXEL:
+            return sixels(_amid(frame, space, inks.background))
         return sent(frame, self._number, *cells, tmux=self._in_tmux)
 
     @property
@@ -119,3 +120,15 @@ class Graphics:
         driver = self._widget.app._driver  # the only way for a sequence to come between those of the app
         if driver is not None:
             driver.write(control)
+
+
+def _amid(frame: RGB, space: tuple[int, int], around: tuple[int, int, int]) -> RGB:
+    """A frame in the middle of a (width, height): where cells are not twice as high as wide, half blocks that it does
+    not cover would be seen beside it.
+    """
+    height, width = frame.shape[:2]
+    left, top = (space[0] - width) // 2, (space[1] - height) // 2
+    whole = np.empty((space[1], space[0], 3), np.uint8)
+    whole[:] = around
+    whole[top : top + height, left : left + width] = frame
+    return whole

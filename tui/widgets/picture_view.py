@@ -143,7 +143,7 @@ class PictureView(Widget, can_focus=True):
             cells = drawing.size(width, height)
             self._graphics.want((self._drawn, cells), drawing, self.view, inks, cells)
             if (placed := self._graphics.strips(cells)) is not None:
-                return placed
+                return [strip.apply_style(self.rich_style) for strip in placed]  # behind what leaves cells free
         strips = drawing.strips(width, height, self.view, inks, colours)
         if colours is Colours.NONE:
             return [strip.apply_style(self.rich_style) for strip in strips]
