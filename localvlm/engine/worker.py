@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from localvlm.engine.isolation import close_to_python, close_to_system, holds, no_core_dump
 from localvlm.engine.shared_tower import Towers
 from localvlm.engine.wire import pack, unpack
-from localvlm.errors import Interrupted, LocalvlmError, NotEnoughMemory
+from localvlm.errors import Interrupted, LocalvlmError, NotEnoughMemory, UnsupportedModel
 
 _CONTROL = struct.Struct("<Q")
 _METHODS = frozenset(
@@ -129,6 +129,7 @@ class Worker:
         if name == "holds":
             return holds()
         if name == "backend":
+            _map_llama_cpp()
             from localvlm.engine.devices import gpu_memory
             from localvlm.engine.llama import describe_backend
 
@@ -148,12 +149,28 @@ class Worker:
         if not (self._closed or options.gpu_layers):  # a GPU's driver may start helpers, and talk to other GPUs
             self._closed = True
             close_to_system()
+        _map_llama_cpp()
         from localvlm.engine.vlm import LlamaVlm
 
         number = max(self._vlms, default=0) + 1
         vlm = LlamaVlm(Path(model), Path(mmproj), options, lambda: call <= self._cancel_upto, self._towers)
         self._vlms[number] = vlm
         return {"vlm": number, "info": vlm.info}
+
+
+def _map_llama_cpp() -> None:
+    """Loads the library.
+
+    Raises:
+        UnsupportedModel: it cannot be loaded.
+    """
+    try:
+        import llama_cpp  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:  # the last where another library is missing
+        raise UnsupportedModel(
+            f"llama.cpp cannot be loaded: {error}",
+            "install the library that is missing (libgomp.so.1 is of the package libgomp1), or llama-cpp-python anew",
+        ) from error
 
 
 def _limit_memory() -> None:

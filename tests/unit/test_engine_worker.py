@@ -314,6 +314,17 @@ def test_loads_that_fail_leave_no_context_behind(files) -> None:
         assert ask(load(engine, files["qwen25vl"]))
 
 
+def test_a_llama_cpp_that_cannot_be_loaded_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that has no libgomp, which no wheel brings along."""
+    (tmp_path / "llama_cpp.py").write_text("raise RuntimeError('libgomp.so.1: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with Engine() as engine:
+        for call in (engine.backend, lambda: engine.load(tmp_path / "m.gguf", tmp_path / "mmproj.gguf", ONE)):
+            with pytest.raises(UnsupportedModel, match=r"cannot be loaded: libgomp\.so\.1") as told:
+                call()
+            assert "libgomp1" in told.value.hint
+
+
 def test_loading_stops_when_it_is_cancelled(engine: Engine, files) -> None:
     """In the worker's own terms, since the zoo loads faster than anybody can cancel."""
     program = f"""
