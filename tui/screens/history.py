@@ -19,6 +19,7 @@ from textual.widgets.option_list import Option
 from localvlm.errors import LocalvlmError
 
 from ..background import in_thread
+from ..handing_on import hand_on
 from ..text import one_line, shown_path
 from ..widgets.in_order import Line
 from .confirm import ConfirmScreen, EditScreen
@@ -75,9 +76,7 @@ class _Listed(Rows):
     async def _on_key(self, event: events.Key) -> None:
         line = self.screen.query_one(Line)
         if self.screen.focused is line:  # it was on its way here when the search got the focus
-            event.stop()
-            event.prevent_default()
-            line._forward_event(events.Key(event.key, event.character))
+            hand_on(event, line)
         elif event.key == "slash":
             event.stop()
             event.prevent_default()

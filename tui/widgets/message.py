@@ -17,6 +17,7 @@ from localvlm.stage_names import STAGE_NAMES
 
 from ..display import displayed
 from ..drafts import Fate, fate_of
+from ..handing_on import hand_on
 from ..rewriting import rewrite
 from ..text import one_line, shown_name
 from ..told import caption
@@ -90,10 +91,7 @@ class ChatMessage(Vertical, can_focus=True):
         prompt = self.screen.query_one(Prompt)
         letter = event.is_printable and not self._bindings.key_to_bindings.get(event.key)
         if letter or self.screen.focused is prompt:
-            event.stop()
-            event.prevent_default()
-            self.screen.set_focus(prompt)  # at once: the next letter goes there
-            prompt._forward_event(Key(event.key, event.character))
+            hand_on(event, prompt)
 
 
 class Question(ChatMessage):
