@@ -17,6 +17,7 @@ from localvlm.cli.options import ConfiguredCommand, answer_options, engine_optio
 from localvlm.cli.output import Reporter
 from localvlm.cli.plan import options_asked
 from localvlm.errors import NotEnoughMemory, UsageError
+from localvlm.terminal_pictures import VARIABLE, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["chat"]
 
-PICTURES = ("blocks", "kitty", "sixel", "none")
-"""Ways of showing pictures (:class:`localvlm.tui.picture.Protocol`), known here without loading Textual."""
+PICTURES = tuple(way.value for way in Protocol)
+"""Ways of showing pictures."""
 OWN_THEMES = ("localvlm-dark", "localvlm-light")
 """Those of :mod:`localvlm.tui.themes`."""
 DEMO_NOTE = (
@@ -77,7 +78,7 @@ def chat(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> None:
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):  # Textual draws on the last one
         raise UsageError("the chat needs a terminal", "`localvlm ask` is for pipes and scripts")
     if params["pictures"]:
-        os.environ["LOCALVLM_PICTURES"] = params["pictures"]  # where the panel looks
+        os.environ[VARIABLE] = params["pictures"]  # where the panel looks
     gc.disable()  # nothing that is made before the first frame is garbage; the app collects from then on
     pair = choose_pair(ctx, Reporter(quiet=True))
     config = user_config(ctx)
