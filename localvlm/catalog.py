@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -316,6 +315,8 @@ def entry_named(name: str, user_pairs: Mapping[str, Mapping[str, Path | Referenc
     elif name in bundled:
         entry = _bundled_entry(name, bundled[name], pulled)
     else:
+        from difflib import get_close_matches
+
         known = pair_names(user_pairs)
         near = get_close_matches(name, known, 1)
         told = ", ".join(dict.fromkeys([*near, *known]))
