@@ -12,7 +12,7 @@ import click
 
 from localvlm.cli.app import App
 from localvlm.cli.fit import check_fit
-from localvlm.cli.inputs import EXAMPLE, readable
+from localvlm.cli.inputs import EXAMPLE, left_out, readable
 from localvlm.cli.output import Reporter, answer_json, data_of
 from localvlm.cli.plan import plan_answer, say
 from localvlm.errors import ContextOverflow, EngineCrashed, LocalvlmError, NotEnoughMemory
@@ -91,8 +91,7 @@ def ask_each(
             known = f", {before} of them from before" if before else ""
             reporter.note(f"{done} of {len(named)} pictures have answers in {str(target)!r}{known}")
     if batch.failed:
-        last = batch.failed[-1]
-        raise type(last)(f"{len(batch.failed)} pictures were left out", "the same command asks about them again")
+        raise left_out(batch.failed, "the same command asks about them again")
 
 
 def _lasts(source: Source) -> bool:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from localvlm.references import Reference
     from localvlm.sources import Source
 
-__all__ = ["EXAMPLE", "check_images", "choose_pair", "exit_threshold", "find_images", "full_question", "load_image",
+__all__ = ["EXAMPLE", "check_images", "choose_pair", "exit_threshold", "find_images", "full_question", "left_out",
            "load_images", "readable"]  # fmt: skip
 
 EXAMPLE = "example"
@@ -97,7 +97,7 @@ def load_images(names: Sequence[str], reporter: Reporter, params: Mapping[str, A
     """
     found = find_images(names, params)
     try:
-        return [load_image(source, reporter) for source in found]
+        return [_load_image(source, reporter) for source in found]
     except ImageError as error:
         wordlike = [name for name in names if not os.path.lexists(name) and not Path(name).suffix]
         if len(names) > 1 and any(repr(name) in error.message for name in wordlike):
@@ -105,7 +105,7 @@ def load_images(names: Sequence[str], reporter: Reporter, params: Mapping[str, A
         raise
 
 
-def load_image(source: Source, reporter: Reporter) -> Image:
+def _load_image(source: Source, reporter: Reporter) -> Image:
     """Decodes a picture, and says what was done to it.
 
     Raises:
@@ -125,9 +125,15 @@ def readable(
     """Names of pictures, and those that can be read, one by one; ``failed`` hears of the others."""
     for source in found:
         try:
-            yield source.name, load_image(source, reporter)
+            yield source.name, _load_image(source, reporter)
         except (ImageError, DownloadError) as error:
             failed(source.name, error)
+
+
+def left_out(failed: Sequence[LocalvlmError], hint: str) -> LocalvlmError:
+    """What ends a command that could not answer for some pictures; of the kind of the last failure."""
+    n = len(failed)
+    return type(failed[-1])(f"{n} picture{'s were' if n > 1 else ' was'} left out", hint)
 
 
 def check_images(names: Iterable[str], reporter: Reporter) -> None:
@@ -236,9 +242,10 @@ def exit_threshold(ctx: click.Context, pair: Pair, reporter: Reporter) -> float 
 
     found, why = stored(pair, method), "is not calibrated"
     if found is not None:
-        seen = guide_image_tokens(ctx.params, pair)
-        usual = guide_image_tokens({"guide_image_max_tokens": 0, "image_max_tokens": 0}, pair)
-        if seen == (usual if found.image_tokens is None else found.image_tokens):
+        then = found.image_tokens
+        if then is None:
+            then = guide_image_tokens({"guide_image_max_tokens": 0, "image_max_tokens": 0}, pair)
+        if guide_image_tokens(ctx.params, pair) == then:
             return found.threshold
         why = "was calibrated for another bound of the guide's image tokens"
     if reporter.verbose or reporter.terminal:

@@ -12,7 +12,7 @@ import click
 
 from localvlm.cli.app import guide_image_tokens
 from localvlm.cli.completers import files
-from localvlm.cli.inputs import choose_pair, find_images, readable
+from localvlm.cli.inputs import choose_pair, find_images, left_out, readable
 from localvlm.cli.options import (
     ConfiguredCommand,
     image_token_options,
@@ -75,8 +75,7 @@ def tokens(ctx: click.Context, /, images: tuple[str, ...], **params: Any) -> Non
     if left and not found:
         raise type(left[-1])(f"none of the {len(left)} pictures can be read", "what stands above says why")
     if left:
-        told = f"{len(left)} picture{'s were' if len(left) > 1 else ' was'} left out"
-        raise type(left[-1])(told, "the others are told")
+        raise left_out(left, "the others are told")
 
 
 def _show(found: Sequence[dict[str, Any]], others: Sequence[Entry]) -> None:
